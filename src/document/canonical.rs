@@ -1,0 +1,1 @@
+//! The canonical MessagePack form of a document's fields.

@@ -1,0 +1,1 @@
+//! Values as JSON that a person can read and that loses nothing.

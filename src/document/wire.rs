@@ -1,0 +1,1 @@
+//! The protobuf form of a document: `google.firestore.v1.Document`, to and from canonical MessagePack.
