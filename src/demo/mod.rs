@@ -1,0 +1,3 @@
+//! The demonstration: the whole story on the embedded sandbox.
+
+pub mod retail;
