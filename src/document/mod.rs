@@ -11,6 +11,8 @@ pub mod batch;
 pub mod canonical;
 pub mod field_path;
 pub mod path;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod typed_json;
 pub mod value;
 pub mod wire;
