@@ -8,6 +8,8 @@ mod doctor;
 mod export;
 mod import;
 mod init;
+mod json_backup;
+mod json_restore;
 mod list_backups;
 mod ls;
 mod options;
@@ -16,6 +18,7 @@ mod progress;
 mod restore;
 mod sandbox;
 mod show;
+mod snapshots;
 mod status;
 mod verify;
 
