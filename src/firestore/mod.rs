@@ -1,1 +1,98 @@
-//! Under construction.
+//! The database: reads it at one time, in the order of names, and writes to it in bulk.
+//!
+//! What a backup needs is a stream of documents that neither repeats nor skips one, whatever the network does, and
+//! what a restore needs is a writer that accounts for every document. Both go below the message types of the
+//! `firestore` crate, which gives the protocol and the credentials: answers stay bytes until one pass turns them into
+//! canonical documents ([`raw`](self::Method), [`scan`](ScanOptions)). The archive is unknown here; the operations
+//! bring the two together.
+
+mod aggregate;
+mod bulk_write;
+mod call;
+mod connect;
+mod credentials;
+mod cursor;
+mod error;
+mod fetch;
+mod list;
+mod raw;
+mod retry;
+mod scan;
+mod stats;
+mod throttle;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use bulk_write::{BulkWriter, FailureSink, WriteFailure, WriteMode, WriteOptions, WriteStats};
+pub use connect::{ConnectOptions, Target};
+pub use credentials::Credentials;
+pub use error::{Error, Result};
+pub use fetch::Fetched;
+pub use raw::Method;
+pub use retry::RetryPolicy;
+pub use scan::ScanOptions;
+pub use stats::{RequestCounts, RequestStats};
+pub use throttle::{Clock, SystemClock, Throttle};
+
+use crate::document::DatabaseName;
+
+/// A connection to one database. Clones share it.
+#[derive(Clone)]
+pub struct Firestore {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    database: DatabaseName,
+    /// `projects/…/databases/…/documents`, what document names start with.
+    root: String,
+    emulator: bool,
+    channels: connect::Channels,
+    retry: RetryPolicy,
+    stall_timeout: Duration,
+    stats: RequestStats,
+}
+
+impl std::fmt::Debug for Firestore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Firestore")
+            .field("database", &self.inner.database)
+            .field("emulator", &self.inner.emulator)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Firestore {
+    /// Connects to a database. Fails when nobody answers at the address or when there are no usable credentials;
+    /// whether the database exists and what is permitted shows with the first request.
+    pub async fn connect(options: ConnectOptions) -> Result<Self> {
+        let channels = connect::Channels::connect(&options).await?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                root: options.database.root(),
+                database: options.database,
+                emulator: matches!(options.target, Target::Emulator { .. }),
+                channels,
+                retry: options.retry,
+                stall_timeout: options.stall_timeout,
+                stats: RequestStats::default(),
+            }),
+        })
+    }
+
+    /// The database.
+    pub fn database(&self) -> &DatabaseName {
+        &self.inner.database
+    }
+
+    /// Whether the other side is an emulator or the sandbox.
+    pub fn is_emulator(&self) -> bool {
+        self.inner.emulator
+    }
+
+    /// What has been asked and received so far, by this connection and its clones.
+    pub fn stats(&self) -> &RequestStats {
+        &self.inner.stats
+    }
+}

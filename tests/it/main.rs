@@ -1,3 +1,5 @@
 //! The tests that look at Firebank from outside: through its public API and its binary.
 //!
 //! One test binary, so that the crate and its dependencies are linked once.
+
+mod firestore_client;

@@ -1,0 +1,69 @@
+//! Counting documents without reading them.
+
+use ::firestore::gcloud_sdk::google::firestore::v1::run_aggregation_query_request::{
+    ConsistencySelector, QueryType,
+};
+use ::firestore::gcloud_sdk::google::firestore::v1::structured_aggregation_query::aggregation::{
+    Count, Operator,
+};
+use ::firestore::gcloud_sdk::google::firestore::v1::structured_aggregation_query::{
+    Aggregation, QueryType as Over,
+};
+use ::firestore::gcloud_sdk::google::firestore::v1::value::ValueType;
+use ::firestore::gcloud_sdk::google::firestore::v1::{
+    RunAggregationQueryRequest, RunAggregationQueryResponse, StructuredAggregationQuery,
+};
+
+use super::cursor::name_range;
+use super::scan::{kindless_query, protobuf_time};
+use super::{Error, Firestore, Method, Result};
+use crate::document::{KeyRange, Timestamp};
+
+const ALIAS: &str = "n";
+
+/// Index entries that are counted for one billed read
+/// (<https://cloud.google.com/firestore/docs/query-data/aggregation-queries#pricing>).
+const ENTRIES_PER_READ: u64 = 1000;
+
+impl Firestore {
+    /// How many documents a range of keys has, at the read time or now. Bills a read for each thousand.
+    ///
+    /// A server that does not count over all collections answers [`Error::Unsupported`] or [`Error::Rejected`].
+    pub async fn count(&self, range: &KeyRange, read_time: Option<Timestamp>) -> Result<u64> {
+        if range.is_empty() {
+            return Ok(0);
+        }
+        let query = kindless_query(&self.inner.root, &name_range(range)?, None);
+        let request = RunAggregationQueryRequest {
+            parent: self.inner.root.clone(),
+            query_type: Some(QueryType::StructuredAggregationQuery(
+                StructuredAggregationQuery {
+                    aggregations: vec![Aggregation {
+                        alias: ALIAS.to_owned(),
+                        operator: Some(Operator::Count(Count { up_to: None })),
+                    }],
+                    query_type: Some(Over::StructuredQuery(query)),
+                },
+            )),
+            consistency_selector: read_time.map(|time| ConsistencySelector::ReadTime(protobuf_time(time))),
+            ..Default::default()
+        };
+        let answers: Vec<RunAggregationQueryResponse> = self
+            .ask_stream(Method::RunAggregationQuery, read_time, &request)
+            .await?;
+        let count = answers
+            .into_iter()
+            .filter_map(|answer| answer.result)
+            .find_map(|result| result.aggregate_fields.get(ALIAS).cloned())
+            .and_then(|value| match value.value_type {
+                Some(ValueType::IntegerValue(count)) => u64::try_from(count).ok(),
+                _ => None,
+            })
+            .ok_or_else(|| Error::Malformed {
+                method: Method::RunAggregationQuery,
+                reason: "there is no count in it".to_owned(),
+            })?;
+        self.inner.stats.billed(count.div_ceil(ENTRIES_PER_READ).max(1));
+        Ok(count)
+    }
+}

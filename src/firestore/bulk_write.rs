@@ -1,0 +1,352 @@
+//! Writing many documents, with an answer for every one of them.
+//!
+//! BatchWrite applies each write for itself and answers for each. A batch is encoded once, straight from canonical
+//! bodies into the buffer that is sent; what has to be sent again is copied out of it. A batch stays one task until each
+//! of its writes is done, so retries hold their place among the requests in flight, and a database that pushes back is
+//! sent less by itself.
+//!
+//! **Nothing is lost without a word**: a write ends as written or is handed to the [`FailureSink`], and
+//! [`BulkWriter::finish`] checks that the two add up. Refusals that concern the whole database (no permission, no such
+//! database) stop the writer instead of filling a file with every document there is.
+
+mod batch;
+mod send;
+
+use std::collections::HashSet;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+use tonic::Code;
+
+use super::{Error, Firestore, Result, Throttle};
+use crate::document::DocumentPath;
+use batch::Batch;
+use send::{Outcome, Sender};
+
+/// What a put does to a document that exists.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WriteMode {
+    /// Replaces it.
+    #[default]
+    Overwrite,
+    /// Leaves it alone: the put is a failure with ALREADY_EXISTS.
+    CreateOnly,
+}
+
+/// How to write.
+#[derive(Clone, Debug)]
+pub struct WriteOptions {
+    /// What a put does to a document that exists.
+    pub mode: WriteMode,
+    /// Requests under way at once.
+    pub max_in_flight: usize,
+    /// Bytes of requests under way at once.
+    pub max_bytes_in_flight: usize,
+    /// Writes in a request.
+    pub batch_writes: usize,
+    /// Bytes of a request; `None` takes what the server accepts: 9.5 MiB, or 3.5 MiB for an emulator.
+    pub batch_bytes: Option<usize>,
+    /// Writes a second, at most.
+    pub rate: Option<f64>,
+    /// Follow Firestore's advice for new traffic: 500 writes a second, half as much again every five minutes.
+    pub ramp: bool,
+}
+
+impl WriteOptions {
+    /// The defaults for a database: ramped up for production, as fast as it goes for an emulator.
+    pub fn new(firestore: &Firestore) -> Self {
+        Self {
+            mode: WriteMode::Overwrite,
+            max_in_flight: 16,
+            max_bytes_in_flight: 32 << 20,
+            batch_writes: LARGEST_BATCH,
+            batch_bytes: None,
+            rate: None,
+            ramp: !firestore.is_emulator(),
+        }
+    }
+}
+
+/// As Beam's and Google's own bulk writers: <https://cloud.google.com/firestore/quotas#writes_and_transactions>.
+const LARGEST_BATCH: usize = 500;
+/// A request may have 10 MiB.
+const BATCH_BYTES: usize = 9 * (1 << 20) + (1 << 19);
+/// Google's emulator takes messages of up to 4 MiB.
+const EMULATOR_BATCH_BYTES: usize = 7 << 19;
+
+/// A document that could not be written, for good.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WriteFailure {
+    /// Which one.
+    pub path: DocumentPath,
+    /// Why, in gRPC's terms.
+    pub code: Code,
+    /// Why, in the server's words.
+    pub reason: String,
+    /// What should have been written, in canonical form; `None` for a deletion.
+    pub body: Option<Vec<u8>>,
+}
+
+/// Takes the documents that could not be written. An error stops the writer: what cannot be recorded would be lost.
+pub trait FailureSink: Send {
+    /// Records a failure.
+    fn record(&mut self, failure: WriteFailure) -> std::io::Result<()>;
+
+    /// Makes sure that what was recorded stays. Called once, at the end.
+    fn finish(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Keeps them in memory.
+impl FailureSink for Vec<WriteFailure> {
+    fn record(&mut self, failure: WriteFailure) -> std::io::Result<()> {
+        self.push(failure);
+        Ok(())
+    }
+}
+
+/// Shared with whoever wants to look at them afterwards.
+impl<Sink: FailureSink> FailureSink for Arc<std::sync::Mutex<Sink>> {
+    fn record(&mut self, failure: WriteFailure) -> std::io::Result<()> {
+        self.lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .record(failure)
+    }
+
+    fn finish(&mut self) -> std::io::Result<()> {
+        self.lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .finish()
+    }
+}
+
+/// What a writer has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteStats {
+    /// Puts and deletions asked for.
+    pub submitted: u64,
+    /// Those that the server has acknowledged.
+    pub written: u64,
+    /// Those that went to the failure sink.
+    pub failed: u64,
+    /// Writes that were sent again.
+    pub retries: u64,
+    /// Requests sent.
+    pub requests: u64,
+    /// Bytes of requests sent, retries included.
+    pub sent_bytes: u64,
+}
+
+/// Writes documents in bulk. Dropping it cancels what is under way.
+///
+/// Writes to different paths are applied in any order; writes to one path in the order in which they are given.
+pub struct BulkWriter {
+    sender: Arc<Sender>,
+    options: WriteOptions,
+    batch_bytes: usize,
+    sink: Box<dyn FailureSink>,
+    batch: Batch,
+    in_flight: JoinSet<Result<Outcome>>,
+    bytes_in_flight: usize,
+    /// Hashes of the paths whose writes are not done. Two paths with one hash only wait for each other.
+    undone: HashSet<u64, BuildHasherDefault<IsHash>>,
+    stats: WriteStats,
+    stopped: bool,
+}
+
+impl std::fmt::Debug for BulkWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BulkWriter")
+            .field("stats", &self.stats)
+            .field("in_flight", &self.in_flight.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl BulkWriter {
+    /// A writer into a database. It needs a Tokio runtime.
+    pub fn new(firestore: &Firestore, options: WriteOptions, sink: impl FailureSink + 'static) -> Self {
+        let throttle = Arc::new(Throttle::new(options.rate, options.ramp));
+        Self::with_throttle(firestore, options, throttle, sink)
+    }
+
+    /// The same with a throttle that several writers may share; it takes the place of the options' rate and ramp.
+    pub fn with_throttle(
+        firestore: &Firestore,
+        options: WriteOptions,
+        throttle: Arc<Throttle>,
+        sink: impl FailureSink + 'static,
+    ) -> Self {
+        let accepted = match firestore.is_emulator() {
+            true => EMULATOR_BATCH_BYTES,
+            false => BATCH_BYTES,
+        };
+        Self {
+            sender: Arc::new(Sender::new(firestore.clone(), throttle, options.mode)),
+            batch_bytes: options.batch_bytes.unwrap_or(accepted).max(1),
+            options,
+            sink: Box::new(sink),
+            batch: Batch::default(),
+            in_flight: JoinSet::new(),
+            bytes_in_flight: 0,
+            undone: HashSet::default(),
+            stats: WriteStats::default(),
+            stopped: false,
+        }
+    }
+
+    /// Writes a document with the fields that `body` is the canonical form of. Relative references in it come to point
+    /// into this database. Waits while too much is under way.
+    ///
+    /// A body that is not canonical is an error, and nothing is written for it; the writer goes on.
+    pub async fn put(&mut self, path: &DocumentPath, body: &[u8]) -> Result<()> {
+        let hash = self.make_room(path).await?;
+        let mode = self.options.mode;
+        self.batch.push_put(path, body, &self.sender.root(), mode)?;
+        self.added(hash).await
+    }
+
+    /// Deletes a document; one that does not exist counts as deleted. Waits while too much is under way.
+    pub async fn delete(&mut self, path: &DocumentPath) -> Result<()> {
+        let hash = self.make_room(path).await?;
+        self.batch.push_delete(path, &self.sender.root());
+        self.added(hash).await
+    }
+
+    /// What has been done so far.
+    pub fn stats(&self) -> WriteStats {
+        let mut stats = self.stats;
+        self.sender.add_counts(&mut stats);
+        stats
+    }
+
+    /// Sends what is left and waits until every write is done.
+    pub async fn finish(mut self) -> Result<WriteStats> {
+        self.check_running()?;
+        self.send_batch().await?;
+        while self.settle_one().await? {}
+        self.sink.finish().map_err(Error::FailureSink)?;
+        let stats = self.stats();
+        if stats.written + stats.failed != stats.submitted {
+            return Err(Error::Malformed {
+                method: super::Method::BatchWrite,
+                reason: format!(
+                    "{} writes were submitted, but {} are written and {} failed",
+                    stats.submitted, stats.written, stats.failed
+                ),
+            });
+        }
+        Ok(stats)
+    }
+
+    fn check_running(&self) -> Result<()> {
+        match self.stopped {
+            true => Err(Error::WriterStopped),
+            false => Ok(()),
+        }
+    }
+
+    /// Waits until no earlier write to the path is undone, and says the path's hash.
+    async fn make_room(&mut self, path: &DocumentPath) -> Result<u64> {
+        self.check_running()?;
+        let hash = batch::path_hash(path.as_str());
+        if self.undone.contains(&hash) {
+            self.send_batch().await?;
+            while self.undone.contains(&hash) && self.settle_one().await? {}
+        }
+        // Finished ones are taken in as they come, so that their failures are recorded soon.
+        while let Some(done) = self.in_flight.try_join_next() {
+            self.settle(done)?;
+        }
+        Ok(hash)
+    }
+
+    /// Counts the write that was just pushed, and sends the batch when it is full.
+    async fn added(&mut self, hash: u64) -> Result<()> {
+        self.undone.insert(hash);
+        self.stats.submitted += 1;
+        if self.batch.len() >= self.options.batch_writes.clamp(1, LARGEST_BATCH) {
+            self.send_batch().await?;
+        } else if self.batch.byte_len() > self.batch_bytes && self.batch.len() > 1 {
+            // The last one was too much: it begins the next batch.
+            let last = self.batch.split_off(self.batch.len() - 1);
+            self.send_batch().await?;
+            self.batch = last;
+        }
+        Ok(())
+    }
+
+    /// Sends the batch, if it has anything, as soon as there is room in flight.
+    async fn send_batch(&mut self) -> Result<()> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        let bytes = self.batch.byte_len();
+        while self.in_flight.len() >= self.options.max_in_flight.max(1)
+            || (self.bytes_in_flight > 0 && self.bytes_in_flight + bytes > self.options.max_bytes_in_flight)
+        {
+            self.settle_one().await?;
+        }
+        let batch = std::mem::take(&mut self.batch);
+        self.bytes_in_flight += bytes;
+        let sender = self.sender.clone();
+        self.in_flight.spawn(async move { sender.deliver(batch).await });
+        Ok(())
+    }
+
+    /// Waits for a batch to be done; false when none is under way.
+    async fn settle_one(&mut self) -> Result<bool> {
+        match self.in_flight.join_next().await {
+            Some(done) => self.settle(done).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    fn settle(&mut self, done: Result<Result<Outcome>, tokio::task::JoinError>) -> Result<()> {
+        let settled = match done {
+            Ok(outcome) => outcome.and_then(|outcome| self.account(outcome)),
+            // Tasks are aborted only when the writer is dropped, so this one has panicked.
+            Err(_) => Err(Error::WriterStopped),
+        };
+        if settled.is_err() {
+            self.stopped = true;
+            self.in_flight.abort_all();
+        }
+        settled
+    }
+
+    fn account(&mut self, outcome: Outcome) -> Result<()> {
+        self.bytes_in_flight -= outcome.bytes;
+        for hash in &outcome.hashes {
+            self.undone.remove(hash);
+        }
+        self.stats.written += outcome.written;
+        for failure in outcome.failures {
+            self.sink.record(failure).map_err(Error::FailureSink)?;
+            self.stats.failed += 1;
+        }
+        Ok(())
+    }
+}
+
+/// Hashes what is a hash already.
+#[derive(Default)]
+struct IsHash(u64);
+
+impl Hasher for IsHash {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}

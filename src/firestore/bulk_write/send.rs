@@ -1,0 +1,263 @@
+//! Delivers a batch: sends it, and parts of it again, until every write in it is done.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use ::firestore::gcloud_sdk::google::firestore::v1::BatchWriteResponse;
+use prost::Message;
+use tonic::{Code, Status};
+
+use super::batch::{Batch, Sealed, request_head};
+use super::{WriteFailure, WriteMode, WriteStats};
+use crate::document::DocumentPath;
+use crate::firestore::connect::Lane;
+use crate::firestore::retry::{Backoff, is_retryable, is_retryable_code};
+use crate::firestore::{Error, Firestore, Method, Result, Throttle};
+
+/// What became of a batch.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    /// The batch's bytes, which are no longer under way.
+    pub(super) bytes: usize,
+    /// Of the paths that are done.
+    pub(super) hashes: Vec<u64>,
+    pub(super) written: u64,
+    pub(super) failures: Vec<WriteFailure>,
+}
+
+/// Sends batches to a database.
+pub(super) struct Sender {
+    firestore: Firestore,
+    throttle: Arc<Throttle>,
+    mode: WriteMode,
+    head: bytes::Bytes,
+    root: Arc<str>,
+    retries: AtomicU64,
+    requests: AtomicU64,
+    sent_bytes: AtomicU64,
+}
+
+/// What a refused request asks for.
+enum Refusal {
+    /// The same again, later.
+    Retry,
+    /// Smaller requests, at once.
+    Halve,
+    /// A search for the write that is to blame: it is refused alone, the others are not.
+    Search,
+    /// Giving up.
+    Stop,
+}
+
+impl Sender {
+    pub(super) fn new(firestore: Firestore, throttle: Arc<Throttle>, mode: WriteMode) -> Self {
+        Self {
+            head: request_head(&firestore.database().resource()),
+            root: firestore.inner.root.as_str().into(),
+            firestore,
+            throttle,
+            mode,
+            retries: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            sent_bytes: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn root(&self) -> Arc<str> {
+        self.root.clone()
+    }
+
+    pub(super) fn add_counts(&self, stats: &mut WriteStats) {
+        stats.retries += self.retries.load(Relaxed);
+        stats.requests += self.requests.load(Relaxed);
+        stats.sent_bytes += self.sent_bytes.load(Relaxed);
+    }
+
+    /// Sends a batch until each of its writes is written or has failed for good. An error means that there is no
+    /// point in going on with any.
+    pub(super) async fn deliver(&self, batch: Batch) -> Result<Outcome> {
+        let mut outcome = Outcome {
+            bytes: batch.byte_len(),
+            ..Outcome::default()
+        };
+        let mut waiting = vec![batch];
+        while let Some(batch) = waiting.pop() {
+            let sealed = batch.seal();
+            let hashes: Vec<u64> = sealed.entries.iter().map(|entry| entry.hash).collect();
+            match self.deliver_part(sealed, &mut outcome).await? {
+                Some((first, second)) => waiting.extend([second, first]),
+                None => outcome.hashes.extend(hashes),
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Sends writes until they are done, or gives back two halves to send on their own.
+    async fn deliver_part(&self, mut part: Sealed, outcome: &mut Outcome) -> Result<Option<(Batch, Batch)>> {
+        let policy = self.firestore.inner.retry.clone();
+        let mut backoff = Backoff::new(policy.clone());
+        loop {
+            for entry in &mut part.entries {
+                entry.attempts += 1;
+            }
+            let status = match self.send_once(&part).await {
+                Ok(statuses) => {
+                    let again = self
+                        .take_statuses(&part, statuses, policy.attempts, outcome)
+                        .await?;
+                    if again.len() < part.entries.len() {
+                        backoff.progressed();
+                    }
+                    if again.is_empty() {
+                        return Ok(None);
+                    }
+                    part = again.seal();
+                    Status::unavailable("some writes are to be tried again")
+                }
+                Err(status) => match refusal(&status) {
+                    Refusal::Retry => {
+                        for entry in &mut part.entries {
+                            entry.in_doubt = true;
+                        }
+                        status
+                    }
+                    Refusal::Halve | Refusal::Search if part.entries.len() > 1 => {
+                        tracing::debug!(
+                            writes = part.entries.len(),
+                            message = status.message(),
+                            "halving a request"
+                        );
+                        return Ok(Some(part.unseal().halve()));
+                    }
+                    Refusal::Halve | Refusal::Search => {
+                        outcome
+                            .failures
+                            .push(self.failure(&part, 0, status.code(), status.message()));
+                        return Ok(None);
+                    }
+                    Refusal::Stop => {
+                        return Err(Error::from_status(
+                            self.firestore.database(),
+                            Method::BatchWrite,
+                            None,
+                            1,
+                            status,
+                        ));
+                    }
+                },
+            };
+            self.retries.fetch_add(part.entries.len() as u64, Relaxed);
+            self.throttle.push_back();
+            self.firestore
+                .wait_or_fail(Method::BatchWrite, None, &mut backoff, status)
+                .await?;
+        }
+    }
+
+    async fn send_once(&self, part: &Sealed) -> Result<Vec<(Code, String)>, Status> {
+        self.throttle.acquire(part.entries.len()).await;
+        self.requests.fetch_add(1, Relaxed);
+        self.sent_bytes
+            .fetch_add((self.head.len() + part.bytes.len()) as u64, Relaxed);
+        let request = [self.head.clone(), part.bytes.clone()];
+        let answer = self
+            .firestore
+            .send(Lane::Write, Method::BatchWrite, request)
+            .await?;
+        let answer = BatchWriteResponse::decode(answer)
+            .map_err(|error| Status::data_loss(format!("the answer cannot be decoded: {error}")))?;
+        if answer.status.len() != part.entries.len() {
+            // Which write is meant by which answer cannot be told, and all may be applied.
+            return Err(Status::internal(format!(
+                "{} answers came for {} writes",
+                answer.status.len(),
+                part.entries.len()
+            )));
+        }
+        Ok(answer
+            .status
+            .into_iter()
+            .map(|status| (Code::from_i32(status.code), status.message))
+            .collect())
+    }
+
+    /// Books the answers, and collects the writes that are to be sent again.
+    async fn take_statuses(
+        &self,
+        part: &Sealed,
+        statuses: Vec<(Code, String)>,
+        attempts: u32,
+        outcome: &mut Outcome,
+    ) -> Result<Batch> {
+        let mut again = Batch::default();
+        for (index, (code, message)) in statuses.into_iter().enumerate() {
+            let entry = &part.entries[index];
+            match code {
+                Code::Ok => outcome.written += 1,
+                code if is_retryable_code(code) && entry.attempts < attempts => {
+                    part.copy_to(index, &mut again);
+                }
+                Code::AlreadyExists if entry.in_doubt && self.mode == WriteMode::CreateOnly => {
+                    let failure = self.failure(part, index, code, &message);
+                    match self.is_stored(&failure).await? {
+                        true => outcome.written += 1,
+                        false => outcome.failures.push(failure),
+                    }
+                }
+                code => outcome.failures.push(self.failure(part, index, code, &message)),
+            }
+        }
+        Ok(again)
+    }
+
+    /// Whether the database holds what the write was to put there: then it was this write that an answer was lost for.
+    async fn is_stored(&self, failure: &WriteFailure) -> Result<bool> {
+        let stored = self
+            .firestore
+            .get_documents(std::slice::from_ref(&failure.path), None)
+            .await?;
+        Ok(stored.found.last().map(|document| document.body) == failure.body.as_deref())
+    }
+
+    fn failure(&self, part: &Sealed, index: usize, code: Code, reason: &str) -> WriteFailure {
+        match part.document(index, &self.root) {
+            Ok((path, body)) => WriteFailure {
+                path,
+                code,
+                reason: reason.to_owned(),
+                body,
+            },
+            // What this writer has encoded itself reads back. If it ever does not, the failure still counts.
+            Err(unreadable) => WriteFailure {
+                path: unreadable_path(),
+                code,
+                reason: format!("{reason} (and the document cannot be shown: {unreadable})"),
+                body: None,
+            },
+        }
+    }
+}
+
+#[expect(clippy::expect_used, reason = "a constant")]
+fn unreadable_path() -> DocumentPath {
+    DocumentPath::parse("unknown/unknown").expect("two segments")
+}
+
+fn refusal(status: &Status) -> Refusal {
+    let message = status.message().to_ascii_lowercase();
+    let too_large = [
+        "too large",
+        "too big",
+        "exceeds maximum size",
+        "larger than max",
+        "maximum allowed size",
+    ]
+    .iter()
+    .any(|words| message.contains(words));
+    match status.code() {
+        Code::ResourceExhausted | Code::InvalidArgument | Code::OutOfRange if too_large => Refusal::Halve,
+        Code::InvalidArgument | Code::OutOfRange | Code::AlreadyExists | Code::DataLoss => Refusal::Search,
+        _ if is_retryable(status) => Refusal::Retry,
+        _ => Refusal::Stop,
+    }
+}

@@ -1,0 +1,437 @@
+//! Reading a key range at one time, in the order of names, with nothing repeated and nothing skipped.
+//!
+//! One query without a collection, over all descendants of the root, returns every document at every depth, the
+//! children of missing documents included. It is asked for in pages, each resumed after the last document that
+//! arrived: a page bounds what a server has to hold open, and a cut stream is just a short page. Servers have been seen
+//! to end streams early and call it OK, so **a range is finished only when a query from its cursor returns nothing**.
+//!
+//! A page begins with an idle moment, the time to its first document. So pages are long (their size follows the
+//! documents' mean size), and the next one is asked for when the last document of the one before has arrived, without
+//! waiting for the stream to end.
+
+use ::firestore::gcloud_sdk::google::firestore::v1::run_query_request::{ConsistencySelector, QueryType};
+use ::firestore::gcloud_sdk::google::firestore::v1::structured_query::{
+    CollectionSelector, Direction, FieldReference, Order, Projection,
+};
+use ::firestore::gcloud_sdk::google::firestore::v1::{RunQueryRequest, StructuredQuery};
+use ::firestore::gcloud_sdk::prost_types;
+use futures::{FutureExt, Stream, stream};
+use tonic::{Code, Status};
+
+use super::call::{AnswerStream, encoded};
+use super::connect::Lane;
+use super::cursor::{NameRange, cursor, name_range};
+use super::retry::Backoff;
+use super::{Error, Firestore, Method, Result};
+use crate::document::{DocumentBatch, DocumentKey, DocumentPath, KeyRange, Timestamp, wire};
+
+/// What to scan, and how.
+#[derive(Clone, Debug)]
+pub struct ScanOptions {
+    /// The keys to read.
+    pub range: KeyRange,
+    /// The time to read at.
+    pub read_time: Timestamp,
+    /// Leave the bodies away: every document comes without fields, with its times. Billed like a whole read.
+    pub names_only: bool,
+    /// Documents a query asks for; `None` adapts to their size.
+    pub page_documents: Option<u32>,
+    /// Documents in a batch, at most.
+    pub batch_documents: usize,
+    /// Bytes of keys and bodies that complete a batch.
+    pub batch_bytes: usize,
+}
+
+impl ScanOptions {
+    /// Whole documents of a range at a time.
+    pub fn new(range: KeyRange, read_time: Timestamp) -> Self {
+        Self {
+            range,
+            read_time,
+            names_only: false,
+            page_documents: None,
+            batch_documents: 1024,
+            batch_bytes: 512 << 10,
+        }
+    }
+
+    /// Names and times only.
+    pub fn names(range: KeyRange, read_time: Timestamp) -> Self {
+        Self {
+            names_only: true,
+            ..Self::new(range, read_time)
+        }
+    }
+}
+
+impl Firestore {
+    /// Streams the documents of a range as they were at the read time, strictly ascending by key, in batches.
+    ///
+    /// Failures that pass are retried and the stream resumes where it was; the stream ends after the first error.
+    /// Nothing runs while it is not polled, beyond what fits the connection's windows; dropping it cancels.
+    pub fn scan(
+        &self,
+        options: ScanOptions,
+    ) -> impl Stream<Item = Result<DocumentBatch>> + Send + 'static + use<> {
+        let scanner = Scanner::new(self.clone(), options);
+        stream::try_unfold(scanner, |scanner| async move {
+            let mut scanner = scanner?;
+            let batch = scanner.next_batch().await?;
+            Ok(batch.map(|batch| (batch, Ok(scanner))))
+        })
+    }
+
+    /// A time that the database can be read at, by the server's clock: later than every write that was
+    /// acknowledged before the call.
+    pub async fn current_read_time(&self) -> Result<Timestamp> {
+        let request = query_request(&self.inner.root, &NameRange::default(), None, true, 1, None);
+        let answers: Vec<::firestore::gcloud_sdk::google::firestore::v1::RunQueryResponse> =
+            self.ask_stream(Method::RunQuery, None, &request).await?;
+        self.inner.stats.billed(1);
+        answers
+            .iter()
+            .find_map(|answer| answer.read_time.as_ref())
+            .map(|time| Timestamp::new(time.seconds, u32::try_from(time.nanos).unwrap_or(0)))
+            .ok_or_else(|| Error::Malformed {
+                method: Method::RunQuery,
+                reason: "no read time came with it".to_owned(),
+            })
+    }
+
+    /// The first key of a range that has a document at the read time.
+    pub(super) async fn first_key(
+        &self,
+        names: &NameRange,
+        read_time: Timestamp,
+    ) -> Result<Option<DocumentKey>> {
+        let request = query_request(&self.inner.root, names, None, true, 1, Some(read_time));
+        let answers: Vec<::firestore::gcloud_sdk::google::firestore::v1::RunQueryResponse> = self
+            .ask_stream(Method::RunQuery, Some(read_time), &request)
+            .await?;
+        self.inner.stats.billed(1);
+        let Some(document) = answers.into_iter().find_map(|answer| answer.document) else {
+            return Ok(None);
+        };
+        let path = document
+            .name
+            .strip_prefix(&self.inner.root)
+            .and_then(|path| path.strip_prefix('/'))
+            .and_then(|path| DocumentPath::parse(path).ok())
+            .ok_or_else(|| Error::Malformed {
+                method: Method::RunQuery,
+                reason: format!("a document named `{}`", document.name),
+            })?;
+        Ok(Some(path.key()))
+    }
+}
+
+/// The query over all collections, bounded by names.
+pub(super) fn kindless_query(root: &str, names: &NameRange, after: Option<&DocumentPath>) -> StructuredQuery {
+    StructuredQuery {
+        from: vec![CollectionSelector {
+            collection_id: String::new(),
+            all_descendants: true,
+        }],
+        order_by: vec![Order {
+            field: Some(name_field()),
+            direction: Direction::Ascending.into(),
+        }],
+        start_at: match after {
+            Some(last) => Some(cursor(root, last, false)),
+            None => names.start.as_ref().map(|first| cursor(root, first, true)),
+        },
+        end_at: names.end.as_ref().map(|end| cursor(root, end, true)),
+        ..Default::default()
+    }
+}
+
+fn name_field() -> FieldReference {
+    FieldReference {
+        field_path: "__name__".to_owned(),
+    }
+}
+
+pub(super) fn protobuf_time(time: Timestamp) -> prost_types::Timestamp {
+    prost_types::Timestamp {
+        seconds: time.seconds,
+        nanos: i32::try_from(time.nanos).unwrap_or(0),
+    }
+}
+
+fn query_request(
+    root: &str,
+    names: &NameRange,
+    after: Option<&DocumentPath>,
+    names_only: bool,
+    limit: u32,
+    read_time: Option<Timestamp>,
+) -> RunQueryRequest {
+    let mut query = kindless_query(root, names, after);
+    query.limit = Some(i32::try_from(limit).unwrap_or(i32::MAX));
+    if names_only {
+        query.select = Some(Projection {
+            fields: vec![name_field()],
+        });
+    }
+    RunQueryRequest {
+        parent: root.to_owned(),
+        query_type: Some(QueryType::StructuredQuery(query)),
+        consistency_selector: read_time.map(|time| ConsistencySelector::ReadTime(protobuf_time(time))),
+        ..Default::default()
+    }
+}
+
+/// Bytes that a page should hold, so that its start does not count: at 40 MB/s and 5 ms it is about 1 %.
+const PAGE_BYTES: u64 = 16 << 20;
+const FIRST_PAGE: u32 = 10_000;
+const SMALLEST_PAGE: u32 = 300;
+const LARGEST_PAGE: u32 = 100_000;
+
+/// How many documents to ask for next.
+#[derive(Debug)]
+struct PageSize {
+    fixed: Option<u32>,
+    documents: u64,
+    bytes: u64,
+}
+
+impl PageSize {
+    fn next(&self) -> u32 {
+        match (self.fixed, self.bytes / self.documents.max(1)) {
+            (Some(fixed), _) => fixed.max(1),
+            (None, 0) => FIRST_PAGE,
+            (None, mean) => u32::try_from(PAGE_BYTES / mean)
+                .unwrap_or(LARGEST_PAGE)
+                .clamp(SMALLEST_PAGE, LARGEST_PAGE),
+        }
+    }
+
+    fn arrived(&mut self, documents: u64, bytes: u64) {
+        self.documents += documents;
+        self.bytes += bytes;
+    }
+}
+
+/// A query under way.
+#[derive(Debug)]
+struct Page {
+    answers: AnswerStream,
+    limit: u32,
+    documents: u32,
+    bytes: u64,
+}
+
+struct Scanner {
+    firestore: Firestore,
+    options: ScanOptions,
+    names: NameRange,
+    size: PageSize,
+    backoff: Backoff,
+    page: Option<Page>,
+    batch: DocumentBatch,
+    /// The key of the last document of the last batch that was given out; empty before that.
+    given: Vec<u8>,
+    finished: bool,
+}
+
+impl Scanner {
+    fn new(firestore: Firestore, options: ScanOptions) -> Result<Self> {
+        let fixed = match (options.page_documents, firestore.is_emulator()) {
+            // What a query costs the emulator grows with the square of its results, and with each query.
+            (None, true) => Some(FIRST_PAGE),
+            (fixed, _) => fixed,
+        };
+        Ok(Self {
+            names: name_range(&options.range)?,
+            finished: options.range.is_empty(),
+            size: PageSize {
+                fixed,
+                documents: 0,
+                bytes: 0,
+            },
+            backoff: Backoff::new(firestore.inner.retry.clone()),
+            page: None,
+            batch: DocumentBatch::new(),
+            given: Vec::new(),
+            firestore,
+            options,
+        })
+    }
+
+    /// The next documents, `None` when the range is finished.
+    async fn next_batch(&mut self) -> Result<Option<DocumentBatch>> {
+        while !self.finished {
+            if self.batch.len() >= self.options.batch_documents.max(1)
+                || self.batch.byte_len() >= self.options.batch_bytes
+            {
+                return Ok(Some(self.give_batch()));
+            }
+            if let Err(status) = self.read_on().await? {
+                self.finish_page();
+                let read_time = Some(self.options.read_time);
+                self.firestore
+                    .wait_or_fail(Method::RunQuery, read_time, &mut self.backoff, status)
+                    .await
+                    .map_err(kindless_refused)?;
+            }
+        }
+        Ok((!self.batch.is_empty()).then(|| self.give_batch()))
+    }
+
+    fn give_batch(&mut self) -> DocumentBatch {
+        if let Some(last) = self.batch.last() {
+            self.given.clear();
+            self.given.extend_from_slice(last.key);
+        }
+        std::mem::take(&mut self.batch)
+    }
+
+    /// Takes in messages until a batch is full, a page ends or a call fails. The inner error is the call's.
+    async fn read_on(&mut self) -> Result<Result<(), Status>> {
+        if self.page.is_none() {
+            match self.open_page().await? {
+                Ok(page) => self.page = Some(page),
+                Err(status) => return Ok(Err(status)),
+            }
+        }
+        if self.batch.is_empty() {
+            let room = self.options.batch_bytes + self.options.batch_bytes / 8;
+            let (keys, bodies) = self.batch.buffers();
+            match self.options.names_only {
+                true => keys.reserve(32 * self.options.batch_documents.min(room)),
+                false => bodies.reserve(room),
+            }
+        }
+        let Some(page) = &mut self.page else {
+            return Ok(Ok(()));
+        };
+        while page.documents < page.limit {
+            match page.answers.next().await {
+                Ok(Some(message)) => {
+                    let answer = wire::query_answer(&message)?;
+                    if let Some(answered) = answer.read_time
+                        && answered != self.options.read_time
+                    {
+                        return Err(Error::OtherReadTime {
+                            method: Method::RunQuery,
+                            asked: self.options.read_time,
+                            answered,
+                        });
+                    }
+                    page.bytes += message.len() as u64;
+                    if let Some(document) = answer.document {
+                        wire::append_document(document, &self.firestore.inner.root, &mut self.batch)?;
+                        check_order(&self.given, &self.batch)?;
+                        page.documents += 1;
+                        if self.batch.len() >= self.options.batch_documents
+                            || self.batch.byte_len() >= self.options.batch_bytes
+                        {
+                            return Ok(Ok(()));
+                        }
+                    }
+                }
+                Ok(None) => {
+                    self.finished = page.documents == 0;
+                    break;
+                }
+                Err(status) => return Ok(Err(status)),
+            }
+        }
+        if page.documents == page.limit {
+            // The end of the stream usually came along: taking it in spares the server a cancelled call.
+            let _ = page.answers.next().now_or_never();
+        }
+        self.finish_page();
+        Ok(Ok(()))
+    }
+
+    /// Does the books of the page, if one is open, and lets go of it.
+    fn finish_page(&mut self) {
+        let Some(page) = self.page.take() else { return };
+        if page.documents > 0 {
+            self.backoff.progressed();
+            self.size.arrived(page.documents.into(), page.bytes);
+        }
+        // A query that finds nothing is billed as one read.
+        self.firestore
+            .inner
+            .stats
+            .billed(u64::from(page.documents).max(1));
+        self.firestore.inner.stats.received(page.bytes);
+    }
+
+    async fn open_page(&mut self) -> Result<Result<Page, Status>> {
+        let last = match self.batch.last() {
+            Some(last) => Some(last.path()),
+            None if self.given.is_empty() => None,
+            None => Some(DocumentPath::from_key(&self.given)),
+        };
+        let last = last.transpose().map_err(|source| Error::Malformed {
+            method: Method::RunQuery,
+            reason: source.to_string(),
+        })?;
+        let limit = self.size.next();
+        let request = query_request(
+            &self.firestore.inner.root,
+            &self.names,
+            last.as_ref(),
+            self.options.names_only,
+            limit,
+            Some(self.options.read_time),
+        );
+        let opened = self
+            .firestore
+            .open_stream(Lane::Bulk, Method::RunQuery, encoded(&request))
+            .await;
+        Ok(opened.map(|answers| Page {
+            answers,
+            limit,
+            documents: 0,
+            bytes: 0,
+        }))
+    }
+}
+
+/// Checks that the batch's last document comes after the one before it, which may be in the batch given out before.
+fn check_order(given: &[u8], batch: &DocumentBatch) -> Result<()> {
+    let Some(index) = batch.len().checked_sub(1) else {
+        return Ok(());
+    };
+    let before = match index.checked_sub(1).and_then(|before| batch.get(before)) {
+        Some(before) => before.key,
+        None => given,
+    };
+    match batch.get(index) {
+        Some(last) if last.key <= before => {
+            let path = |key: &[u8]| {
+                DocumentPath::from_key(key).map_err(|source| Error::Malformed {
+                    method: Method::RunQuery,
+                    reason: source.to_string(),
+                })
+            };
+            Err(Error::OutOfOrder {
+                first: path(before)?,
+                second: path(last.key)?,
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Tells a server that knows no such query from one that refuses this one.
+fn kindless_refused(error: Error) -> Error {
+    match error {
+        Error::Unsupported { source, .. } => Error::KindlessRefused { source },
+        Error::Rejected { source, .. }
+            if source.code() == Code::InvalidArgument && speaks_of_kind(source.message()) =>
+        {
+            Error::KindlessRefused { source }
+        }
+        other => other,
+    }
+}
+
+fn speaks_of_kind(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    message.contains("kind") || message.contains("collection")
+}
