@@ -63,9 +63,8 @@ pub struct BackupStats {
     pub snapshot: Snapshot,
     /// How long it took.
     pub duration: Duration,
-    /// Documents that were read from the database, which is what Firestore bills for. More than the snapshot has where
-    /// ranges overlap.
-    pub documents_read: u64,
+    /// Reads as Firestore bills them: more than the snapshot has documents where ranges overlap.
+    pub billed_reads: u64,
     /// Requests that were sent to the database.
     pub requests: u64,
     /// Requests that were sent again after a failure.
@@ -122,15 +121,15 @@ pub async fn backup(
             tags: options.tags,
             host: options.host,
             description: options.description,
-            billed_reads: counts.documents_read,
+            billed_reads: counts.billed_reads,
             ..SnapshotDraft::default()
         })
         .await?;
     Ok(BackupStats {
         snapshot,
         duration: start.elapsed(),
-        documents_read: counts.documents_read,
-        requests: counts.requests,
+        billed_reads: counts.billed_reads,
+        requests: counts.total_requests(),
         retries: counts.retries,
     })
 }
@@ -145,7 +144,7 @@ async fn plan_ranges(
     let intervals = options.selection.key_ranges();
     let mut counts = Vec::with_capacity(intervals.len());
     for interval in &intervals {
-        counts.push(database.count(interval, Some(read_time)).await?);
+        counts.push(count(database, interval, read_time).await?);
     }
     let total: Option<u64> = counts.iter().copied().sum();
     if let Some(total) = total {
@@ -170,6 +169,22 @@ async fn plan_ranges(
         ranges.push(KeyRange { start: from, end: interval.end });
     }
     Ok(ranges)
+}
+
+/// How many documents there are; `None` where the server cannot tell, which costs a backup no more than a good guess.
+async fn count(database: &Firestore, range: &KeyRange, read_time: Timestamp) -> Result<Option<u64>, BackupError> {
+    match database.count(range, Some(read_time)).await {
+        Ok(count) => Ok(Some(count)),
+        Err(
+            error @ (firestore::Error::Unsupported { .. }
+            | firestore::Error::Rejected { .. }
+            | firestore::Error::Unavailable { .. }),
+        ) => {
+            info!("the server does not count its documents: {error}");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// What the backup may reuse chunks from: the newest snapshot of every database in the repository, so that copies of a

@@ -155,11 +155,11 @@ fn report(global: &GlobalOptions, stats: &BackupStats) -> anyhow::Result<()> {
         output::bytes(snapshot.raw_bytes),
     ))?;
     output.line(format!(
-        "Stored {} ({} new before compression) in {}; {} read.",
+        "Stored {} ({} new before compression) in {}, for {}.",
         output::bytes(snapshot.stored_bytes),
         output::bytes(snapshot.new_bytes),
         output::duration(stats.duration),
-        output::count(stats.documents_read, "document"),
+        output::count(stats.billed_reads, "billed read"),
     ))?;
     output.json(&Summary {
         snapshot: snapshot.id.to_string(),
@@ -169,7 +169,7 @@ fn report(global: &GlobalOptions, stats: &BackupStats) -> anyhow::Result<()> {
         raw_bytes: snapshot.raw_bytes,
         new_bytes: snapshot.new_bytes,
         stored_bytes: snapshot.stored_bytes,
-        billed_reads: stats.documents_read,
+        billed_reads: stats.billed_reads,
         requests: stats.requests,
         retries: stats.retries,
         seconds: stats.duration.as_secs_f64(),

@@ -51,7 +51,7 @@ async fn show_document(
         bail!("snapshot {} has no document `{path}`; `firebank ls {}` lists what it has", snapshot.id, snapshot.id)
     };
     let fields: serde_json::Value =
-        serde_json::from_str(&serde_json::to_string(&typed_json::BodyAsJson::new(document.body))?)?;
+        serde_json::from_str(&serde_json::to_string(&typed_json::FieldsJson::new(document.body))?)?;
     let output = global.output();
     output.data(serde_json::to_string_pretty(&fields)?)?;
     output.json(&DocumentView {
