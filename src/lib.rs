@@ -2,7 +2,6 @@
 
 pub mod archive;
 pub mod clock;
-pub mod demo;
 pub mod document;
 pub mod firestore;
 pub mod json;

@@ -1,3 +1,0 @@
-//! The demonstration: the whole story on the embedded sandbox.
-
-pub mod retail;
