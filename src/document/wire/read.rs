@@ -139,7 +139,7 @@ impl Fault {
     }
 
     #[cold]
-    fn in_document(self: Box<Self>, path: &str) -> WireError {
+    fn in_document(self, path: &str) -> WireError {
         let document = path.to_owned();
         let field = self.field;
         match self.kind {
