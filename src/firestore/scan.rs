@@ -13,7 +13,7 @@ use ::firestore::gcloud_sdk::google::firestore::v1::run_query_request::{Consiste
 use ::firestore::gcloud_sdk::google::firestore::v1::structured_query::{
     CollectionSelector, Direction, FieldReference, Order, Projection,
 };
-use ::firestore::gcloud_sdk::google::firestore::v1::{RunQueryRequest, StructuredQuery};
+use ::firestore::gcloud_sdk::google::firestore::v1::{RunQueryRequest, RunQueryResponse, StructuredQuery};
 use ::firestore::gcloud_sdk::prost_types;
 use futures::{FutureExt, Stream, stream};
 use tonic::{Code, Status};
@@ -23,7 +23,7 @@ use super::connect::Lane;
 use super::cursor::{NameRange, cursor, name_range};
 use super::retry::Backoff;
 use super::{Error, Firestore, Method, Result};
-use crate::document::{DocumentBatch, DocumentKey, DocumentPath, KeyRange, Timestamp, wire};
+use crate::document::{DocumentBatch, DocumentPath, KeyRange, Timestamp, wire};
 
 /// What to scan, and how.
 #[derive(Clone, Debug)]
@@ -85,8 +85,7 @@ impl Firestore {
     /// acknowledged before the call.
     pub async fn current_read_time(&self) -> Result<Timestamp> {
         let request = query_request(&self.inner.root, &NameRange::default(), None, true, 1, None);
-        let answers: Vec<::firestore::gcloud_sdk::google::firestore::v1::RunQueryResponse> =
-            self.ask_stream(Method::RunQuery, None, &request).await?;
+        let answers: Vec<RunQueryResponse> = self.ask_stream(Method::RunQuery, None, &request).await?;
         self.inner.stats.billed(1);
         answers
             .iter()
@@ -98,31 +97,46 @@ impl Firestore {
             })
     }
 
-    /// The first key of a range that has a document at the read time.
-    pub(super) async fn first_key(
+    /// The first document in a range of names at the read time, or the last: not every server answers in
+    /// descending order.
+    pub(super) async fn end_name(
         &self,
         names: &NameRange,
         read_time: Timestamp,
-    ) -> Result<Option<DocumentKey>> {
-        let request = query_request(&self.inner.root, names, None, true, 1, Some(read_time));
-        let answers: Vec<::firestore::gcloud_sdk::google::firestore::v1::RunQueryResponse> = self
+        last: bool,
+    ) -> Result<Option<DocumentPath>> {
+        let mut request = query_request(&self.inner.root, names, None, true, 1, Some(read_time));
+        if last && let Some(QueryType::StructuredQuery(query)) = &mut request.query_type {
+            descending(query, &self.inner.root, names);
+        }
+        let answers: Vec<RunQueryResponse> = self
             .ask_stream(Method::RunQuery, Some(read_time), &request)
             .await?;
         self.inner.stats.billed(1);
         let Some(document) = answers.into_iter().find_map(|answer| answer.document) else {
             return Ok(None);
         };
-        let path = document
-            .name
-            .strip_prefix(&self.inner.root)
-            .and_then(|path| path.strip_prefix('/'))
-            .and_then(|path| DocumentPath::parse(path).ok())
-            .ok_or_else(|| Error::Malformed {
-                method: Method::RunQuery,
-                reason: format!("a document named `{}`", document.name),
-            })?;
-        Ok(Some(path.key()))
+        let path = self.path_of(&document.name).ok_or_else(|| Error::Malformed {
+            method: Method::RunQuery,
+            reason: format!("it has a document named `{}`", document.name),
+        })?;
+        Ok(Some(path))
     }
+
+    /// The path that a full name stands for, if it is a document of this database.
+    pub(super) fn path_of(&self, name: &str) -> Option<DocumentPath> {
+        let path = name.strip_prefix(&self.inner.root)?.strip_prefix('/')?;
+        DocumentPath::parse(path).ok()
+    }
+}
+
+/// Turns a query around. Its bounds change places: `end` is left out by starting after it.
+fn descending(query: &mut StructuredQuery, root: &str, names: &NameRange) {
+    for order in &mut query.order_by {
+        order.direction = Direction::Descending.into();
+    }
+    query.start_at = names.end.as_ref().map(|end| cursor(root, end, false));
+    query.end_at = names.start.as_ref().map(|start| cursor(root, start, false));
 }
 
 /// The query over all collections, bounded by names.

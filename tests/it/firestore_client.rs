@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use firebank::document::{
-    CollectionPath, DatabaseName, DocumentBatch, DocumentPath, Fields, GeoPoint, KeyRange, Reference,
-    Timestamp, Value, canonical,
+    CollectionPath, DatabaseName, DocumentBatch, DocumentKey, DocumentPath, Fields, GeoPoint, KeyRange,
+    Reference, Timestamp, Value, canonical,
 };
 use firebank::firestore::{
     BulkWriter, ConnectOptions, Error, Firestore, RetryPolicy, ScanOptions, Target, WriteFailure, WriteMode,
@@ -98,7 +98,7 @@ fn sample() -> Vec<Plain> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn emulator_round_trip() {
     let Some(host_port) = emulator().await else { return };
-    let firestore = connect(&host_port, "client-round-trip").await;
+    let firestore = connect(&host_port, &fresh_project()).await;
     let empty_time = firestore.current_read_time().await.unwrap();
     let all = |time| ScanOptions::new(KeyRange::all(), time);
     assert_eq!(scan(&firestore, all(empty_time)).await, []);
@@ -153,6 +153,16 @@ async fn emulator_round_trip() {
         eprintln!("count {range:?}: {:?}", firestore.count(&range, Some(time)).await);
     }
 
+    for parts in [1, 2, 4, 8] {
+        let before = firestore.stats().counts().total_requests();
+        let boundaries = firestore.split(&KeyRange::all(), time, parts).await.unwrap();
+        check_split(&documents, &KeyRange::all(), &boundaries, parts);
+        eprintln!(
+            "{parts}: {boundaries:?} {}",
+            firestore.stats().counts().total_requests() - before
+        );
+    }
+
     let ids: Vec<String> = firestore
         .collection_ids(None, Some(time))
         .try_collect()
@@ -175,6 +185,30 @@ async fn emulator_round_trip() {
         .map(|index| path(format!("products/gone{index:03}")))
         .collect();
     assert_eq!(fetched.missing, gone);
+}
+
+/// Boundaries must cut the range into parts of a fair size.
+fn check_split(documents: &[Plain], range: &KeyRange, boundaries: &[DocumentKey], parts: usize) {
+    assert!(
+        boundaries.windows(2).all(|pair| pair[0] < pair[1]),
+        "{boundaries:?}"
+    );
+    assert!(
+        boundaries.iter().all(|key| range.contains(key.as_bytes())),
+        "{boundaries:?}"
+    );
+    assert_eq!(boundaries.len() + 1, parts, "{boundaries:?}");
+    let mut sizes = vec![0; parts];
+    for (path, _) in documents {
+        let key = path.key();
+        sizes[boundaries.partition_point(|boundary| *boundary <= key)] += 1;
+    }
+    let fair = documents.len() / parts;
+    assert!(
+        sizes.iter().all(|&size| size <= fair * 2 + 20),
+        "{sizes:?} of {}",
+        documents.len()
+    );
 }
 
 fn every_type() -> Fields {
@@ -224,7 +258,7 @@ fn every_type() -> Fields {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn emulator_writes_are_accounted_for() {
     let Some(host_port) = emulator().await else { return };
-    let firestore = connect(&host_port, "client-writes").await;
+    let firestore = connect(&host_port, &fresh_project()).await;
     let body = |number| canonical::encode(&fields(number, "x"));
     write(&firestore, &[(path("a/existing"), fields(0, "old"))]).await;
 
@@ -318,6 +352,11 @@ async fn nobody_at_the_address() {
         matches!(&error, Error::Connect { address, .. } if address == "127.0.0.1:1"),
         "{error:?}"
     );
+}
+
+/// Projects live side by side in an emulator: a test of its own has one of its own.
+fn fresh_project() -> String {
+    format!("demo-client-{:016x}", rand::random::<u64>())
 }
 
 async fn emulator() -> Option<String> {

@@ -1,0 +1,163 @@
+//! The file that takes the documents that could not be written.
+//!
+//! One JSON object a line, so that what is there is whole after a crash: each line is written at once, and the file is
+//! synced at the end. It holds documents, so nobody but its owner may read it. It appears with the first failure: a
+//! restore without any leaves no file.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
+use tonic::Code;
+
+use super::{FailureSink, WriteFailure};
+
+/// Writes failures to a file: `{"path", "code", "reason", "document"}` a line, `document` null for a deletion.
+#[derive(Debug)]
+pub struct DeadLetterFile {
+    path: PathBuf,
+    file: Option<File>,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    path: &'a str,
+    code: &'static str,
+    reason: &'a str,
+    document: Option<Document>,
+}
+
+/// The body in canonical MessagePack.
+#[derive(Serialize)]
+struct Document {
+    #[serde(rename = "$canonical")]
+    canonical: String,
+}
+
+impl DeadLetterFile {
+    /// Lines are added to the file if it exists; it is created when there is something to write.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            file: None,
+        }
+    }
+
+    fn file(&mut self) -> io::Result<&mut File> {
+        match &mut self.file {
+            Some(file) => Ok(file),
+            none => Ok(none.insert(open(&self.path)?)),
+        }
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.create(true).append(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let file = options.open(path)?;
+    // A file that was there before keeps its mode otherwise.
+    #[cfg(unix)]
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    Ok(file)
+}
+
+impl FailureSink for DeadLetterFile {
+    fn record(&mut self, failure: WriteFailure) -> io::Result<()> {
+        let line = Line {
+            path: failure.path.as_str(),
+            code: code_name(failure.code),
+            reason: &failure.reason,
+            document: failure.body.map(|body| Document {
+                canonical: STANDARD.encode(body),
+            }),
+        };
+        let mut line = serde_json::to_vec(&line)?;
+        line.push(b'\n');
+        self.file()?.write_all(&line)
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        match &self.file {
+            Some(file) => file.sync_all(),
+            None => Ok(()),
+        }
+    }
+}
+
+/// gRPC's own name of a status.
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::{DocumentPath, Value, canonical};
+
+    fn failure(path: &str, body: Option<Vec<u8>>) -> WriteFailure {
+        WriteFailure {
+            path: DocumentPath::parse(path).unwrap(),
+            code: Code::AlreadyExists,
+            reason: "it \"exists\"\nalready".to_owned(),
+            body,
+        }
+    }
+
+    #[test]
+    fn a_line_for_each_failure_and_no_file_without_any() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("failed.ndjson");
+        DeadLetterFile::new(&path).finish().unwrap();
+        assert!(!path.exists());
+
+        let body = canonical::encode(&[("n".to_owned(), Value::Integer(5))].into());
+        let mut file = DeadLetterFile::new(&path);
+        file.record(failure("a/1", Some(body.clone()))).unwrap();
+        file.record(failure("a/2", None)).unwrap();
+        file.finish().unwrap();
+        DeadLetterFile::new(&path).record(failure("a/3", None)).unwrap();
+
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            assert_eq!(
+                std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+                0o600
+            );
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<serde_json::Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(lines.len(), 3);
+        assert_eq!(lines[0]["path"], "a/1");
+        assert_eq!(lines[0]["code"], "ALREADY_EXISTS");
+        assert_eq!(lines[0]["reason"], "it \"exists\"\nalready");
+        assert_eq!(lines[0]["document"]["$canonical"], STANDARD.encode(body));
+        assert!(lines[1]["document"].is_null());
+    }
+}
