@@ -41,3 +41,7 @@ pub mod ids;
 
 pub use error::{ArchiveError, Damage, DamageKind, Result};
 pub use ids::{ChunkId, ChunkRef, LeaseId, RepositoryId, RunId, SessionId, SnapshotId};
+pub mod chunk;
+pub mod cut;
+pub mod filter;
+pub mod index_page;
