@@ -99,7 +99,7 @@ impl Options {
         let repository = global.open_repository().await?;
         let database = global.connect().await?;
         let options = BackupOptions {
-            selection: Selection { collections, ..Selection::default() },
+            selection: Selection::new(collections, Vec::new()),
             parallel: usize::from(self.parallel),
             ranges: self.ranges.map(usize::from),
             tags: self.tags,
@@ -152,12 +152,12 @@ fn report(global: &GlobalOptions, stats: &BackupStats) -> anyhow::Result<()> {
         snapshot.database,
         snapshot.read_time,
         output::count(snapshot.documents, "document"),
-        output::bytes(snapshot.raw_bytes),
+        output::bytes(snapshot.body_bytes),
     ))?;
     output.line(format!(
         "Stored {} ({} new before compression) in {}, for {}.",
-        output::bytes(snapshot.stored_bytes),
-        output::bytes(snapshot.new_bytes),
+        output::bytes(snapshot.stats.stored_bytes),
+        output::bytes(snapshot.stats.new_bytes),
         output::duration(stats.duration),
         output::count(stats.billed_reads, "billed read"),
     ))?;
@@ -166,9 +166,9 @@ fn report(global: &GlobalOptions, stats: &BackupStats) -> anyhow::Result<()> {
         database: snapshot.database.to_string(),
         read_time: snapshot.read_time.to_string(),
         documents: snapshot.documents,
-        raw_bytes: snapshot.raw_bytes,
-        new_bytes: snapshot.new_bytes,
-        stored_bytes: snapshot.stored_bytes,
+        raw_bytes: snapshot.body_bytes,
+        new_bytes: snapshot.stats.new_bytes,
+        stored_bytes: snapshot.stats.stored_bytes,
         billed_reads: stats.billed_reads,
         requests: stats.requests,
         retries: stats.retries,

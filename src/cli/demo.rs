@@ -78,8 +78,8 @@ impl DemoCommand {
         story.output.json(&Report {
             documents: expected,
             came_back: comparison.equal,
-            first_snapshot_bytes: first.stored_bytes,
-            second_snapshot_bytes: second.stored_bytes,
+            first_snapshot_bytes: first.stats.stored_bytes,
+            second_snapshot_bytes: second.stats.stored_bytes,
             seconds: start.elapsed().as_secs_f64(),
         })?;
         sandbox.shutdown().await;
@@ -123,19 +123,19 @@ impl Story {
 
     async fn back_up(&self, title: &str, shop: &Firestore, repository: &Repository) -> anyhow::Result<Snapshot> {
         self.chapter(title, "backup")?;
-        let options = BackupOptions { selection: Selection::default(), ..BackupOptions::default() };
+        let options = BackupOptions { selection: Selection::all(), ..BackupOptions::default() };
         let BackupStats { snapshot, duration, .. } =
             backup(shop, repository, options, &Progress::new()).await?;
         self.tell(format!(
             "snapshot {}: {}, {} of fields, as of {}",
             snapshot.id,
             output::count(snapshot.documents, "document"),
-            output::bytes(snapshot.raw_bytes),
+            output::bytes(snapshot.body_bytes),
             snapshot.read_time
         ))?;
         self.tell(format!(
             "stored {} in {}",
-            output::bytes(snapshot.stored_bytes),
+            output::bytes(snapshot.stats.stored_bytes),
             output::duration(duration)
         ))?;
         Ok(snapshot)
@@ -150,7 +150,7 @@ impl Story {
             .collect();
         self.tell(collections.join(", "))?;
         let path = DocumentPath::parse("users/u000001")?;
-        let found = repository.reader(snapshot).get(&path).await?.context("a user is missing")?;
+        let found = repository.reader(snapshot).await?.get(&path).await?.context("a user is missing")?;
         let document = found.get(0).context("a user is missing")?;
         let fields = crate::document::typed_json::FieldsJson::new(document.body);
         self.tell(format!("{path}: {}", serde_json::to_string(&fields)?))
@@ -213,7 +213,7 @@ impl Story {
             parallel: 8,
             dead_letter_file: folder.path().join("failed.ndjson"),
         };
-        let stats = restore(&repository.reader(snapshot), &copy, options, &Progress::new()).await?;
+        let stats = restore(&repository.reader(snapshot).await?, &copy, options, &Progress::new()).await?;
         self.tell(format!(
             "{} written in {}, {} refused",
             output::count(stats.written, "document"),

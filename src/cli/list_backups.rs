@@ -95,7 +95,7 @@ fn show(output: output::Output, snapshots: &[Snapshot], json_backups: &[JsonBack
                 snapshot.database.to_string(),
                 output::printable(&snapshot.selection.to_string()),
                 output::number(snapshot.documents),
-                output::bytes(snapshot.stored_bytes),
+                output::bytes(snapshot.stats.stored_bytes),
                 output::printable(&snapshot.tags.join(",")),
             ]);
         }

@@ -37,7 +37,7 @@ impl LsCommand {
         let snapshot = find_snapshot(global, &repository, &self.snapshot).await?;
         let output = global.output();
         let mut listing = JsonListing::start(output.is_json(), &snapshot.id.to_string())?;
-        let reader = repository.reader(&snapshot);
+        let reader = repository.reader(&snapshot).await?;
         let mut records = pin!(reader.records(range));
         while let Some(batch) = records.try_next().await? {
             for record in batch.iter() {

@@ -182,7 +182,7 @@ impl RestoreCommand {
             progress.set_total_documents(snapshot.documents);
         }
         let display = ProgressDisplay::start("restoring", &progress, global.quiet);
-        let restored = restore(&repository.reader(snapshot), &database, options, &progress).await;
+        let restored = restore(&repository.reader(snapshot).await?, &database, options, &progress).await;
         drop(display);
         let stats = restored.with_context(|| {
             format!(
@@ -227,7 +227,7 @@ async fn dry_run(
     target: &DatabaseName,
     filter: &PathFilter,
 ) -> anyhow::Result<Outcome> {
-    let plan = plan_restore(&repository.reader(snapshot), filter).await?;
+    let plan = plan_restore(&repository.reader(snapshot).await?, filter).await?;
     let output = global.output();
     let mut table = output::table(&["collection", "documents"], &[1]);
     for (collection, documents) in &plan.collections {

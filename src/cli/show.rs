@@ -46,7 +46,7 @@ async fn show_document(
     snapshot: &Snapshot,
     path: DocumentPath,
 ) -> anyhow::Result<()> {
-    let found = repository.reader(snapshot).get(&path).await?;
+    let found = repository.reader(snapshot).await?.get(&path).await?;
     let Some(document) = found.as_ref().and_then(|batch| batch.get(0)) else {
         bail!("snapshot {} has no document `{path}`; `firebank ls {}` lists what it has", snapshot.id, snapshot.id)
     };
@@ -71,10 +71,10 @@ fn show_snapshot(global: &GlobalOptions, snapshot: &Snapshot) -> anyhow::Result<
         ("taken", output::time(snapshot.started_at)),
         ("selection", snapshot.selection.to_string()),
         ("documents", output::number(snapshot.documents)),
-        ("bytes", output::bytes(snapshot.raw_bytes)),
-        ("stored", output::bytes(snapshot.stored_bytes)),
+        ("bytes", output::bytes(snapshot.body_bytes)),
+        ("stored", output::bytes(snapshot.stats.stored_bytes)),
         ("layers", snapshot.runs.len().to_string()),
-        ("made by", snapshot.tool.clone()),
+        ("made by", snapshot.tool_version.clone()),
     ];
     facts.extend(snapshot.host.clone().map(|host| ("host", host)));
     facts.extend(snapshot.description.clone().map(|text| ("description", text)));

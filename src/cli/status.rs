@@ -89,7 +89,7 @@ async fn last_backups(global: &GlobalOptions, database: &DatabaseName) -> anyhow
     };
     let filter = SnapshotFilter { database: Some(database.clone()), ..SnapshotFilter::default() };
     let listing = repository.snapshots().await?;
-    let ours: Vec<_> = listing.snapshots.into_iter().filter(|snapshot| filter.matches(snapshot)).collect();
+    let ours: Vec<_> = listing.snapshots.into_iter().filter(|snapshot| filter.accepts(snapshot)).collect();
     let now = clock::now().timestamp();
     let last = ours
         .iter()
