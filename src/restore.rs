@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt, TryStreamExt, stream};
@@ -70,6 +71,25 @@ pub struct RestorePlan {
     pub collections: BTreeMap<String, u64>,
 }
 
+impl RestorePlan {
+    pub(crate) fn add(&mut self, path: &DocumentPath, bytes: u64) {
+        self.documents += 1;
+        self.bytes += bytes;
+        match self.collections.get_mut(path.root_collection()) {
+            Some(documents) => *documents += 1,
+            None => drop(self.collections.insert(path.root_collection().to_owned(), 1)),
+        }
+    }
+
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.documents += other.documents;
+        self.bytes += other.bytes;
+        for (collection, documents) in other.collections {
+            *self.collections.entry(collection).or_default() += documents;
+        }
+    }
+}
+
 /// A restore that stopped. What it wrote before stays written; to run it again does no harm.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
@@ -103,12 +123,7 @@ pub async fn plan_restore(reader: &SnapshotReader, filter: &PathFilter) -> Resul
                 if !filter.matches(&path) {
                     continue;
                 }
-                plan.documents += 1;
-                plan.bytes += u64::from(record.body_length());
-                match plan.collections.get_mut(path.root_collection()) {
-                    Some(documents) => *documents += 1,
-                    None => drop(plan.collections.insert(path.root_collection().to_owned(), 1)),
-                }
+                plan.add(&path, u64::from(record.body_length()));
             }
         }
     }
@@ -128,12 +143,7 @@ pub async fn restore(
 ) -> Result<RestoreStats, RestoreError> {
     let start = Instant::now();
     let ranges = split_ranges(reader, options.filter.ranges(), options.parallel).await?;
-    let existing = Arc::new(Mutex::new(0u64));
-    let sink = RestoreSink {
-        create_only: options.write.mode == WriteMode::CreateOnly,
-        existing: Arc::clone(&existing),
-        dead_letters: DeadLetterFile::new(options.dead_letter_file),
-    };
+    let (sink, existing) = options.sink();
     let mut writer = BulkWriter::new(database, options.write, sink);
 
     let (sender, mut batches) = mpsc::channel::<DocumentBatch>(WAITING_BATCHES);
@@ -146,40 +156,23 @@ pub async fn restore(
     };
     let filter = &options.filter;
     let write = async {
-        let (mut documents, mut bytes, mut foreign_references) = (0, 0, 0);
+        let mut totals = RestoreTotals::default();
         while let Some(batch) = batches.recv().await {
-            let mut batch_bytes = 0;
-            let mut batch_documents = 0;
+            let before = (totals.documents, totals.bytes);
             for document in batch.iter() {
                 let path = document.path()?;
-                if !filter.matches(&path) {
-                    continue;
+                if filter.matches(&path) {
+                    totals.add(&path, document.body)?;
+                    writer.put(&path, document.body).await?;
                 }
-                foreign_references += count_foreign_references(&path, document.body)?;
-                writer.put(&path, document.body).await?;
-                batch_documents += 1;
-                batch_bytes += document.body.len() as u64;
             }
-            progress.add(batch_documents, batch_bytes);
-            documents += batch_documents;
-            bytes += batch_bytes;
+            progress.add(totals.documents - before.0, totals.bytes - before.1);
         }
-        Ok::<_, RestoreError>((documents, bytes, foreign_references))
+        Ok::<_, RestoreError>(totals)
     };
-    let ((), (documents, bytes, foreign_references)) = tokio::try_join!(read, write)?;
+    let ((), totals) = tokio::try_join!(read, write)?;
     let writes = writer.finish().await?;
-
-    let existing = *existing.lock().unwrap_or_else(PoisonError::into_inner);
-    Ok(RestoreStats {
-        documents,
-        bytes,
-        written: writes.written,
-        existing,
-        failed: writes.failed - existing,
-        foreign_references,
-        writes,
-        duration: start.elapsed(),
-    })
+    Ok(totals.stats(writes, &existing, start.elapsed()))
 }
 
 /// Cuts the ranges where the snapshot's index can be cut, into some four a reader.
@@ -218,28 +211,65 @@ async fn read_range(
     Ok(())
 }
 
-fn count_foreign_references(path: &DocumentPath, body: &[u8]) -> Result<u64, RestoreError> {
-    let mut foreign = 0;
-    canonical::for_each_reference(body, |reference| {
-        if matches!(reference, ReferenceRef::Absolute(_)) {
-            foreign += 1;
+/// What was handed to the writer.
+#[derive(Debug, Default)]
+pub(crate) struct RestoreTotals {
+    documents: u64,
+    bytes: u64,
+    foreign_references: u64,
+}
+
+impl RestoreTotals {
+    pub(crate) fn add(&mut self, path: &DocumentPath, body: &[u8]) -> Result<(), RestoreError> {
+        canonical::for_each_reference(body, |reference| {
+            self.foreign_references += u64::from(matches!(reference, ReferenceRef::Absolute(_)));
+        })
+        .map_err(|source| RestoreError::Body { path: path.clone(), source })?;
+        self.documents += 1;
+        self.bytes += body.len() as u64;
+        Ok(())
+    }
+
+    /// With what came of it.
+    pub(crate) fn stats(self, writes: WriteStats, existing: &AtomicU64, duration: Duration) -> RestoreStats {
+        let existing = existing.load(Ordering::Relaxed);
+        RestoreStats {
+            documents: self.documents,
+            bytes: self.bytes,
+            written: writes.written,
+            existing,
+            failed: writes.failed - existing,
+            foreign_references: self.foreign_references,
+            writes,
+            duration,
         }
-    })
-    .map_err(|source| RestoreError::Body { path: path.clone(), source })?;
-    Ok(foreign)
+    }
+}
+
+impl RestoreOptions {
+    /// Where failures go, and the count of those that create-only asks for.
+    pub(crate) fn sink(&self) -> (impl FailureSink + use<>, Arc<AtomicU64>) {
+        let existing = Arc::new(AtomicU64::new(0));
+        let sink = RestoreSink {
+            create_only: self.write.mode == WriteMode::CreateOnly,
+            existing: Arc::clone(&existing),
+            dead_letters: DeadLetterFile::new(&self.dead_letter_file),
+        };
+        (sink, existing)
+    }
 }
 
 /// Tells documents that are there already, which create-only asks to leave alone, from those that were refused.
 struct RestoreSink {
     create_only: bool,
-    existing: Arc<Mutex<u64>>,
+    existing: Arc<AtomicU64>,
     dead_letters: DeadLetterFile,
 }
 
 impl FailureSink for RestoreSink {
     fn record(&mut self, failure: WriteFailure) -> std::io::Result<()> {
         if self.create_only && failure.code == Code::AlreadyExists {
-            *self.existing.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+            self.existing.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         }
         self.dead_letters.record(failure)

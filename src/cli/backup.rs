@@ -115,7 +115,7 @@ impl Options {
     }
 }
 
-fn root_collections(names: &[String]) -> anyhow::Result<Vec<CollectionPath>> {
+pub(crate) fn root_collections(names: &[String]) -> anyhow::Result<Vec<CollectionPath>> {
     let mut collections = Vec::with_capacity(names.len());
     for name in names {
         let path = CollectionPath::parse(name.trim_end_matches('/'))

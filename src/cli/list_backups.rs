@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::options::GlobalOptions;
 use super::{Outcome, output};
 use crate::archive::{ArchiveError, Repository, Snapshot};
-use crate::json::{JsonBackup, list_folder};
+use crate::json::{Header, JsonBackup, list_folder};
 
 #[derive(Args, Debug)]
 pub(crate) struct ListBackupsCommand {}
@@ -18,7 +18,37 @@ pub(crate) struct ListBackupsCommand {}
 struct Listing<'a> {
     snapshots: Vec<SnapshotEntry<'a>>,
     unreadable: Vec<Unreadable>,
-    json_backups: &'a [JsonBackup],
+    json_backups: Vec<JsonEntry>,
+}
+
+#[derive(Serialize)]
+struct JsonEntry {
+    file: String,
+    bytes: u64,
+    collection: Option<String>,
+    time: Option<String>,
+    document_count: Option<u64>,
+    project: Option<String>,
+    /// Why the file cannot be read.
+    error: Option<String>,
+}
+
+impl JsonEntry {
+    fn new(backup: JsonBackup) -> Self {
+        let (header, error) = match backup.header {
+            Ok(header) => (header, None),
+            Err(error) => (Header::default(), Some(error.to_string())),
+        };
+        Self {
+            file: backup.file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            bytes: backup.bytes,
+            collection: error.is_none().then_some(header.collection),
+            time: header.timestamp,
+            document_count: header.document_count,
+            project: header.metadata.and_then(|metadata| metadata.firebase_project),
+            error,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -38,19 +68,25 @@ struct Unreadable {
 impl ListBackupsCommand {
     pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
         let path = global.repository_path()?;
-        let json_backups = if path.is_dir() { list_folder(&path)? } else { Vec::new() };
+        let json_backups: Vec<JsonEntry> = list_folder(&path)?.into_iter().map(JsonEntry::new).collect();
         let (snapshots, unreadable) = snapshots(global, &path, !json_backups.is_empty()).await?;
         let output = global.output();
         show(output, &snapshots, &json_backups)?;
         for object in &unreadable {
             tracing::error!("{} cannot be read: {}", object.object, object.reason);
         }
-        let outcome = if unreadable.is_empty() { Outcome::Done } else { Outcome::NeedsLook };
+        for backup in &json_backups {
+            if let Some(reason) = &backup.error {
+                tracing::error!("{reason}");
+            }
+        }
+        let readable = unreadable.is_empty() && json_backups.iter().all(|backup| backup.error.is_none());
+        let outcome = if readable { Outcome::Done } else { Outcome::NeedsLook };
         let entries = snapshots
             .iter()
             .map(|snapshot| SnapshotEntry { id: snapshot.id.to_string(), time: snapshot.started_at, snapshot })
             .collect();
-        output.json(&Listing { snapshots: entries, unreadable, json_backups: &json_backups })?;
+        output.json(&Listing { snapshots: entries, unreadable, json_backups })?;
         Ok(outcome)
     }
 }
@@ -81,7 +117,7 @@ fn is_not_a_repository(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(ArchiveError::NotARepository { .. }))
 }
 
-fn show(output: output::Output, snapshots: &[Snapshot], json_backups: &[JsonBackup]) -> anyhow::Result<()> {
+fn show(output: output::Output, snapshots: &[Snapshot], json_backups: &[JsonEntry]) -> anyhow::Result<()> {
     if snapshots.is_empty() && json_backups.is_empty() {
         output.data("No backups yet: `firebank backup` takes one.")?;
     }
@@ -109,7 +145,7 @@ fn show(output: output::Output, snapshots: &[Snapshot], json_backups: &[JsonBack
         for backup in json_backups {
             table.add_row([
                 output::printable(&backup.file),
-                backup.timestamp.clone().unwrap_or_default(),
+                backup.time.clone().unwrap_or_default(),
                 output::printable(backup.collection.as_deref().unwrap_or("?")),
                 backup.document_count.map_or_else(|| "?".to_owned(), output::number),
                 output::bytes(backup.bytes),

@@ -11,6 +11,7 @@ use super::confirm::confirm;
 use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
 use super::snapshots::find_snapshot;
+use super::output::Output;
 use super::{Outcome, UsageError, json_restore, output};
 use crate::archive::{Repository, Snapshot};
 use crate::clock;
@@ -18,7 +19,10 @@ use crate::document::DatabaseName;
 use crate::firestore::{Firestore, WriteMode, WriteOptions};
 use crate::path_filter::PathFilter;
 use crate::progress::Progress;
-use crate::restore::{RestoreOptions, RestoreStats, plan_restore, restore};
+use crate::restore::{RestoreOptions, RestorePlan, RestoreStats, plan_restore, restore};
+
+/// Key ranges of a snapshot that are read at the same time: the more, the further apart neighbouring writes lie.
+const READERS: usize = 8;
 
 #[derive(Args, Debug)]
 pub(crate) struct RestoreCommand {
@@ -80,9 +84,9 @@ fn positive(text: &str) -> Result<f64, String> {
 }
 
 impl WriteArgs {
-    pub(crate) fn options(&self, database: &Firestore) -> WriteOptions {
+    pub(crate) fn restore_options(&self, database: &Firestore, filter: PathFilter) -> RestoreOptions {
         let defaults = WriteOptions::new(database);
-        WriteOptions {
+        let write = WriteOptions {
             mode: match self.mode {
                 Mode::Overwrite => WriteMode::Overwrite,
                 Mode::CreateOnly => WriteMode::CreateOnly,
@@ -91,10 +95,11 @@ impl WriteArgs {
             rate: self.rate,
             ramp: defaults.ramp && !self.no_ramp,
             ..defaults
-        }
+        };
+        RestoreOptions { filter, write, parallel: READERS, dead_letter_file: self.dead_letter_file() }
     }
 
-    pub(crate) fn dead_letter_file(&self) -> PathBuf {
+    fn dead_letter_file(&self) -> PathBuf {
         self.dead_letter_file.clone().unwrap_or_else(|| {
             PathBuf::from(format!("firebank-failed-{}.ndjson", clock::now().format("%Y%m%d_%H%M%S%3f")))
         })
@@ -170,19 +175,15 @@ impl RestoreCommand {
         filter: PathFilter,
     ) -> anyhow::Result<Outcome> {
         let database = global.connect_to(target.clone()).await?;
-        let dead_letter_file = self.write.dead_letter_file();
-        let options = RestoreOptions {
-            write: self.write.options(&database),
-            parallel: usize::from(self.write.parallel).min(8),
-            dead_letter_file: dead_letter_file.clone(),
-            filter,
-        };
+        let options = self.write.restore_options(&database, filter);
+        let dead_letter_file = options.dead_letter_file.clone();
         let progress = Arc::new(Progress::new());
         if options.filter.is_all() {
             progress.set_total_documents(snapshot.documents);
         }
+        let reader = repository.reader(snapshot).await?;
         let display = ProgressDisplay::start("restoring", &progress, global.quiet);
-        let restored = restore(&repository.reader(snapshot).await?, &database, options, &progress).await;
+        let restored = restore(&reader, &database, options, &progress).await;
         drop(display);
         let stats = restored.with_context(|| {
             format!(
@@ -191,7 +192,7 @@ impl RestoreCommand {
                 output::count(progress.documents(), "document")
             )
         })?;
-        report(global, &snapshot.id.to_string(), &target, &stats, &dead_letter_file)
+        report(global, &format!("snapshot {}", snapshot.id), &target, &stats, &dead_letter_file)
     }
 }
 
@@ -217,7 +218,7 @@ struct Plan {
     snapshot: String,
     target: String,
     #[serde(flatten)]
-    plan: crate::restore::RestorePlan,
+    plan: RestorePlan,
 }
 
 async fn dry_run(
@@ -229,19 +230,29 @@ async fn dry_run(
 ) -> anyhow::Result<Outcome> {
     let plan = plan_restore(&repository.reader(snapshot).await?, filter).await?;
     let output = global.output();
+    show_plan(output, &plan, &format!("snapshot {}", snapshot.id), target)?;
+    output.json(&Plan { dry_run: true, snapshot: snapshot.id.to_string(), target: target.to_string(), plan })?;
+    Ok(Outcome::Done)
+}
+
+/// The plan for people.
+pub(crate) fn show_plan(
+    output: Output,
+    plan: &RestorePlan,
+    source: &str,
+    target: &DatabaseName,
+) -> anyhow::Result<()> {
     let mut table = output::table(&["collection", "documents"], &[1]);
     for (collection, documents) in &plan.collections {
         table.add_row([output::printable(collection), output::number(*documents)]);
     }
     output.table(&table)?;
     output.data(format!(
-        "Dry run: {} ({}) of snapshot {} would be written into {target}. Nothing was written.",
+        "Dry run: {} ({}) of {source} would be written into {target}. Nothing was written.",
         output::count(plan.documents, "document"),
         output::bytes(plan.bytes),
-        snapshot.id
     ))?;
-    output.json(&Plan { dry_run: true, snapshot: snapshot.id.to_string(), target: target.to_string(), plan })?;
-    Ok(Outcome::Done)
+    Ok(())
 }
 
 /// What `--json` prints of a restore.
