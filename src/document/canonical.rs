@@ -200,6 +200,19 @@ pub fn for_each_reference<'a>(
     })
 }
 
+/// Calls `each` with the name of every field of `body`, in order. Fails as [`validate`] does.
+pub fn for_each_field_name<'a>(body: &'a [u8], mut each: impl FnMut(&'a str)) -> Result<(), CanonicalError> {
+    let (mut reader, count) = Reader::open(body)?;
+    let mut previous = None;
+    for _ in 0..count {
+        let name = reader.key(previous)?;
+        each(name);
+        walk_value(&mut reader, 1, &mut |_| ()).map_err(|fault| *fault.under_key(name))?;
+        previous = Some(name);
+    }
+    Ok(reader.finish()?)
+}
+
 fn walk<'a>(body: &'a [u8], each: &mut impl FnMut(Token<'a>)) -> Result<(), CanonicalError> {
     let (mut reader, count) = Reader::open(body)?;
     walk_entries(&mut reader, count, 1, each).map_err(|fault| *fault)?;

@@ -35,9 +35,10 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::ser::{Error as _, Serialize, SerializeMap, SerializeSeq, Serializer};
 
 use super::canonical::{self, CanonicalError, Reader, ReferenceRef, Token, check_depth};
-use super::{FieldPath, Fields, Timestamp, Value};
+use super::{FieldPath, Fields, Value};
 
 pub use read::{FieldsSeed, ValueSeed, fields_from_json, fields_from_str, value_from_json, value_from_str};
+pub(crate) use read::{field_from_raw, fields_from_raw};
 
 const DOUBLE: &str = "$double";
 const TIMESTAMP: &str = "$timestamp";
