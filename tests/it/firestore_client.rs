@@ -7,8 +7,8 @@ use firebank::document::{
     Reference, Timestamp, Value, canonical,
 };
 use firebank::firestore::{
-    BulkWriter, ConnectOptions, Error, Firestore, RetryPolicy, ScanOptions, Target, WriteFailure, WriteMode,
-    WriteOptions,
+    BulkWriter, ConnectOptions, Error, Firestore, Permission, RetryPolicy, ScanOptions, Target, WriteFailure,
+    WriteMode, WriteOptions,
 };
 use futures::TryStreamExt;
 use tonic::Code;
@@ -339,6 +339,19 @@ async fn emulator_writes_are_accounted_for() {
         .collect();
     expected.sort_by(|a, b| a.0.cmp(&b.0));
     assert_eq!(found, expected);
+}
+
+#[tokio::test]
+async fn emulator_permissions_and_metadata() {
+    let Some(host_port) = emulator().await else { return };
+    let firestore = connect(&host_port, &fresh_project()).await;
+    for check in firestore.check_permissions().await {
+        match check.permission {
+            "datastore.entities.create" => assert!(matches!(check.result, Permission::Unknown(_))),
+            _ => assert_eq!(check.result, Permission::Granted, "{check:?}"),
+        }
+    }
+    assert_eq!(firestore.metadata().await.unwrap(), None);
 }
 
 #[tokio::test]
