@@ -2,4 +2,8 @@
 //!
 //! One test binary, so that the crate and its dependencies are linked once.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod conformance;
 mod firestore_client;
+mod support;

@@ -1,0 +1,671 @@
+//! The methods of google.firestore.v1.Firestore: requests taken apart, answers put together.
+
+use std::collections::{BTreeMap, HashSet};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+
+use ::firestore::gcloud_sdk::google::firestore::v1 as proto;
+use ::firestore::gcloud_sdk::google::rpc;
+use ::firestore::gcloud_sdk::prost_types::Timestamp;
+use futures::Stream;
+use rand::RngExt;
+use tonic::{Request, Response, Status};
+
+use super::codec::{Answer, Received};
+use super::connections::ConnectionId;
+use super::database::{Clock, Database, Micros, Position, micros, timestamp};
+use super::faults::{Faults, Rpc, StreamFate};
+use super::list::Listing;
+use super::messages;
+use super::query::{Plan, Projection, Walk};
+use super::stream::{Pump, Source};
+use super::synthetic::Synthetic;
+use super::transaction::{self, Transactions};
+use super::usage::{Counters, add};
+use super::write::Staging;
+use super::{SandboxConfig, aggregate, keys, list, names, partition};
+use crate::document::DatabaseName;
+
+#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
+mod generated {
+    tonic::include_proto!("google.firestore.v1.Firestore");
+}
+pub(crate) use generated::firestore_server::{Firestore, FirestoreServer};
+
+/// The most documents or ids in a page of a list.
+const MAX_PAGE: usize = 300;
+
+/// What all calls share. Clones are the same server.
+#[derive(Clone, Debug)]
+pub(crate) struct Service(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    config: SandboxConfig,
+    clock: Arc<Clock>,
+    databases: Mutex<BTreeMap<(String, String), Arc<Database>>>,
+    transactions: Transactions,
+    counters: Counters,
+    faults: Faults,
+}
+
+/// When a read happens.
+enum At {
+    Now,
+    Time(Timestamp),
+    In(Vec<u8>),
+    New(proto::TransactionOptions),
+}
+
+impl Service {
+    pub(crate) fn new(config: SandboxConfig, faults: Faults) -> Self {
+        Self(Arc::new(Shared {
+            config,
+            clock: Arc::default(),
+            databases: Mutex::default(),
+            transactions: Transactions::default(),
+            counters: Counters::default(),
+            faults,
+        }))
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.0.counters
+    }
+
+    pub(crate) fn faults(&self) -> &Faults {
+        &self.0.faults
+    }
+
+    fn database(&self, name: &DatabaseName) -> Arc<Database> {
+        let mut databases = self
+            .0
+            .databases
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let key = (name.project.clone(), name.database.clone());
+        databases
+            .entry(key)
+            .or_insert_with(|| {
+                let specs = self.0.config.synthetic.iter();
+                let specs =
+                    specs.filter(|spec| spec.database.as_ref().is_none_or(|database| database == name));
+                let synthetic = specs
+                    .map(|spec| Arc::new(Synthetic::new(spec.clone(), &name.root())))
+                    .collect();
+                Arc::new(Database::new(name.clone(), self.0.clock.clone(), synthetic))
+            })
+            .clone()
+    }
+
+    fn history(&self) -> Micros {
+        self.faults().history(self.0.config.history)
+    }
+
+    /// Counts a request and lets it suffer what the faults say.
+    async fn enter<T>(
+        &self,
+        rpc: Rpc,
+        request: Request<Received<T>>,
+    ) -> Result<(T, StreamFate, ConnectionId), Status> {
+        let connection = request
+            .extensions()
+            .get::<ConnectionId>()
+            .copied()
+            .unwrap_or_default();
+        let received = request.into_inner();
+        self.counters().request(rpc, received.bytes);
+        let fate = self.faults().admit(rpc).await?;
+        if received.bytes > self.0.config.max_request_bytes {
+            return Err(Status::invalid_argument(format!(
+                "Request payload size exceeds the limit: {} bytes.",
+                self.0.config.max_request_bytes
+            )));
+        }
+        Ok((received.message, fate, connection))
+    }
+
+    fn answer(&self, message: &impl prost::Message) -> Result<Response<Answer>, Status> {
+        self.reply(Answer::of(message))
+    }
+
+    fn reply(&self, answer: Answer) -> Result<Response<Answer>, Status> {
+        add(&self.counters().sent_bytes, answer.len() as u64);
+        Ok(Response::new(answer))
+    }
+
+    /// The time of a read of `range`, and the transaction that began with it.
+    fn resolve(&self, at: At, database: &Database, range: Position) -> Result<(Micros, Vec<u8>), Status> {
+        match at {
+            At::Now => Ok((database.read_time(), Vec::new())),
+            At::Time(time) => {
+                let time = micros(&time);
+                database.check_read_time(time, self.history())?;
+                Ok((time, Vec::new()))
+            }
+            At::In(id) => Ok((self.0.transactions.read(&id, database, range)?, Vec::new())),
+            At::New(options) => {
+                let (id, time) = self
+                    .0
+                    .transactions
+                    .begin(database, Some(&options), self.history())?;
+                self.0.transactions.read(&id, database, range)?;
+                Ok((time, id))
+            }
+        }
+    }
+
+    fn pump(
+        &self,
+        source: Source,
+        fate: StreamFate,
+        connection: ConnectionId,
+        transaction: Vec<u8>,
+    ) -> Answers {
+        let pump = Pump {
+            service: self.clone(),
+            source,
+            fate,
+            connection,
+            transaction,
+            sent: 0,
+            answered: false,
+            done: false,
+            reset: false,
+        };
+        Box::pin(pump.stream())
+    }
+
+    /// Does one write and returns what became of the document.
+    fn write_one(
+        &self,
+        write: &messages::Write,
+        database: &Database,
+    ) -> Result<Option<super::database::Stored>, Status> {
+        let name = write.name().unwrap_or_default().to_owned();
+        let key = names::document(&name, &database.name)?;
+        self.bill_writes(std::slice::from_ref(write));
+        let mut commit = database.write();
+        let mut staging = Staging::new(&mut commit, &database.name);
+        staging.write(write)?;
+        staging.apply(self.history());
+        Ok(commit.get(&key))
+    }
+
+    fn bill_writes(&self, writes: &[messages::Write]) {
+        let deletes = writes.iter().filter(|write| write.delete.is_some()).count() as u64;
+        add(&self.counters().deletes, deletes);
+        add(&self.counters().writes, writes.len() as u64 - deletes);
+    }
+
+    fn document_answer(
+        &self,
+        document: Option<super::database::Stored>,
+        mask: Option<proto::DocumentMask>,
+    ) -> Result<Response<Answer>, Status> {
+        let document = document.ok_or_else(|| Status::internal("The document is gone."))?;
+        self.reply(Answer::Message(projection(mask)?.apply(&document)))
+    }
+}
+
+type Answers = Pin<Box<dyn Stream<Item = Result<Answer, Status>> + Send>>;
+
+fn projection(mask: Option<proto::DocumentMask>) -> Result<Projection, Status> {
+    mask.map_or(Ok(Projection::Whole), |mask| {
+        Projection::of_paths(&mask.field_paths)
+    })
+}
+
+fn rpc_status(result: Result<(), Status>) -> rpc::Status {
+    match result {
+        Ok(()) => rpc::Status::default(),
+        Err(status) => rpc::Status {
+            code: status.code() as i32,
+            message: status.message().to_owned(),
+            details: Vec::new(),
+        },
+    }
+}
+
+fn page_size(asked: i32, config: usize) -> Result<usize, Status> {
+    match asked {
+        0 => Ok(config),
+        asked => {
+            let asked =
+                usize::try_from(asked).map_err(|_| Status::invalid_argument("The page size is negative."))?;
+            Ok(asked.min(config))
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Firestore for Service {
+    type RunQueryStream = Answers;
+    type RunAggregationQueryStream = Answers;
+    type BatchGetDocumentsStream = Answers;
+
+    async fn run_query(
+        &self,
+        request: Request<Received<proto::RunQueryRequest>>,
+    ) -> Result<Response<Answers>, Status> {
+        use proto::run_query_request::{ConsistencySelector, QueryType};
+        let (request, fate, connection) = self.enter(Rpc::RunQuery, request).await?;
+        let (name, parent) = names::parent(&request.parent)?;
+        let database = self.database(&name);
+        let Some(QueryType::StructuredQuery(query)) = request.query_type else {
+            return Err(Status::invalid_argument("A query is missing."));
+        };
+        let plan = Plan::new(query, &parent, &database.root)?;
+        if plan.kindless && self.faults().refuses_kindless() {
+            return Err(Status::invalid_argument(
+                "kind is required for all orders except __key__ ascending",
+            ));
+        }
+        let at = match request.consistency_selector {
+            None => At::Now,
+            Some(ConsistencySelector::Transaction(id)) => At::In(id),
+            Some(ConsistencySelector::NewTransaction(options)) => At::New(options),
+            Some(ConsistencySelector::ReadTime(time)) => At::Time(time),
+        };
+        let (time, transaction) = self.resolve(at, &database, plan.position.clone())?;
+        let source = Source::Query(Box::new(Walk::new(plan, database, time)));
+        Ok(Response::new(self.pump(source, fate, connection, transaction)))
+    }
+
+    async fn run_aggregation_query(
+        &self,
+        request: Request<Received<proto::RunAggregationQueryRequest>>,
+    ) -> Result<Response<Answers>, Status> {
+        use proto::run_aggregation_query_request::{ConsistencySelector, QueryType};
+        use proto::structured_aggregation_query::QueryType as Inner;
+        let (request, _, _) = self.enter(Rpc::RunAggregationQuery, request).await?;
+        let (name, parent) = names::parent(&request.parent)?;
+        let database = self.database(&name);
+        let Some(QueryType::StructuredAggregationQuery(query)) = request.query_type else {
+            return Err(Status::invalid_argument("A query is missing."));
+        };
+        let Some(Inner::StructuredQuery(inner)) = query.query_type else {
+            return Err(Status::invalid_argument("A query is missing."));
+        };
+        let plan = Plan::new(inner, &parent, &database.root)?;
+        if plan.kindless && self.faults().refuses_kindless() {
+            return Err(Status::invalid_argument(
+                "kind is required for all orders except __key__ ascending",
+            ));
+        }
+        let at = match request.consistency_selector {
+            None => At::Now,
+            Some(ConsistencySelector::Transaction(id)) => At::In(id),
+            Some(ConsistencySelector::NewTransaction(options)) => At::New(options),
+            Some(ConsistencySelector::ReadTime(time)) => At::Time(time),
+        };
+        let (time, transaction) = self.resolve(at, &database, plan.position.clone())?;
+        let mut walk = Walk::new(plan, database, time);
+        let (aggregate_fields, entries) = aggregate::run(&mut walk, &query.aggregations)?;
+        add(&self.counters().reads, entries.div_ceil(1000).max(1));
+        let answer = Answer::of(&proto::RunAggregationQueryResponse {
+            result: Some(proto::AggregationResult { aggregate_fields }),
+            transaction,
+            read_time: Some(timestamp(time)),
+            explain_metrics: None,
+        });
+        add(&self.counters().sent_bytes, answer.len() as u64);
+        Ok(Response::new(Box::pin(futures::stream::iter([Ok(answer)]))))
+    }
+
+    async fn partition_query(
+        &self,
+        request: Request<Received<proto::PartitionQueryRequest>>,
+    ) -> Result<Response<Answer>, Status> {
+        use proto::partition_query_request::{ConsistencySelector, QueryType};
+        let (request, _, _) = self.enter(Rpc::PartitionQuery, request).await?;
+        let (name, parent) = names::parent(&request.parent)?;
+        let database = self.database(&name);
+        let Some(QueryType::StructuredQuery(query)) = request.query_type else {
+            return Err(Status::invalid_argument("A query is missing."));
+        };
+        let group =
+            matches!(&query.from[..], [from] if from.all_descendants && !from.collection_id.is_empty());
+        let plain = query.r#where.is_none()
+            && query.limit.is_none()
+            && query.offset == 0
+            && query.start_at.is_none()
+            && query.end_at.is_none();
+        let plan = Plan::new(query, &parent, &database.root)?;
+        if !group || !plain || !plan.counts_by_range() || plan.position.reverse || !parent.is_empty() {
+            return Err(Status::invalid_argument(
+                "A partition query needs the database's root as its parent, one named collection with all descendants, ordered by __name__ ascending, and no filter, limit, offset or cursor.",
+            ));
+        }
+        let count = u64::try_from(request.partition_count)
+            .ok()
+            .filter(|count| *count > 0);
+        let count = count.ok_or_else(|| Status::invalid_argument("partition_count must be positive."))?;
+        let at = match request.consistency_selector {
+            None => At::Now,
+            Some(ConsistencySelector::ReadTime(time)) => At::Time(time),
+        };
+        let (time, _) = self.resolve(at, &database, plan.position.clone())?;
+        let cursors = partition::cursors(&database, &plan, time, count);
+        add(&self.counters().reads, 1);
+        let start = request.page_token.parse().unwrap_or(0).min(cursors.len());
+        let end = (start + page_size(request.page_size, MAX_PAGE)?).min(cursors.len());
+        self.answer(&proto::PartitionQueryResponse {
+            partitions: cursors[start..end].to_vec(),
+            next_page_token: if end < cursors.len() {
+                end.to_string()
+            } else {
+                String::new()
+            },
+        })
+    }
+
+    async fn list_collection_ids(
+        &self,
+        request: Request<Received<proto::ListCollectionIdsRequest>>,
+    ) -> Result<Response<Answer>, Status> {
+        use proto::list_collection_ids_request::ConsistencySelector;
+        let (request, _, _) = self.enter(Rpc::ListCollectionIds, request).await?;
+        let (name, parent) = names::parent(&request.parent)?;
+        let database = self.database(&name);
+        let at = match request.consistency_selector {
+            None => At::Now,
+            Some(ConsistencySelector::ReadTime(time)) => At::Time(time),
+        };
+        let (time, _) = self.resolve(at, &database, list::range(&parent))?;
+        let limit = page_size(request.page_size, MAX_PAGE)?;
+        let (collection_ids, next_page_token) =
+            list::collection_ids(&database, &parent, time, limit, &request.page_token)?;
+        add(&self.counters().reads, 1);
+        self.answer(&proto::ListCollectionIdsResponse {
+            collection_ids,
+            next_page_token,
+        })
+    }
+
+    async fn list_documents(
+        &self,
+        request: Request<Received<proto::ListDocumentsRequest>>,
+    ) -> Result<Response<Answer>, Status> {
+        use proto::list_documents_request::ConsistencySelector;
+        let (request, _, _) = self.enter(Rpc::ListDocuments, request).await?;
+        let (name, parent) = names::parent(&request.parent)?;
+        let database = self.database(&name);
+        names::check_id(&request.collection_id)?;
+        if !matches!(request.order_by.as_str(), "" | "__name__" | "__name__ asc") {
+            return Err(Status::unimplemented(
+                "The sandbox lists documents in the order of their names only.",
+            ));
+        }
+        let mut collection = parent;
+        collection.extend(keys::key_of(&request.collection_id));
+        let at = match request.consistency_selector {
+            None => At::Now,
+            Some(ConsistencySelector::Transaction(id)) => At::In(id),
+            Some(ConsistencySelector::ReadTime(time)) => At::Time(time),
+        };
+        let (time, _) = self.resolve(at, &database, list::range(&collection))?;
+        let listing = Listing {
+            collection: &collection,
+            name_prefix: &format!("{}/{}/", request.parent, request.collection_id),
+            show_missing: request.show_missing,
+            projection: &projection(request.mask)?,
+        };
+        let limit = page_size(request.page_size, MAX_PAGE)?;
+        let (documents, next_page_token) =
+            list::documents(&database, &listing, time, limit, &request.page_token)?;
+        add(&self.counters().reads, documents.len().max(1) as u64);
+        add(&self.counters().documents_sent, documents.len() as u64);
+        self.answer(&messages::ListDocumentsResponse {
+            documents,
+            next_page_token,
+        })
+    }
+
+    async fn get_document(
+        &self,
+        request: Request<Received<proto::GetDocumentRequest>>,
+    ) -> Result<Response<Answer>, Status> {
+        use proto::get_document_request::ConsistencySelector;
+        let (request, _, _) = self.enter(Rpc::GetDocument, request).await?;
+        let database = self.database(&names::database(&request.name)?);
+        let key = names::document(&request.name, &database.name)?;
+        let at = match request.consistency_selector {
+            None => At::Now,
+            Some(ConsistencySelector::Transaction(id)) => At::In(id),
+            Some(ConsistencySelector::ReadTime(time)) => At::Time(time),
+        };
+        let (time, _) = self.resolve(at, &database, transaction::one(key.clone()))?;
+        add(&self.counters().reads, 1);
+        let found = database.get(&key, time);
+        let found =
+            found.ok_or_else(|| Status::not_found(format!("Document \"{}\" not found.", request.name)))?;
+        add(&self.counters().documents_sent, 1);
+        self.document_answer(Some(found.stored()), request.mask)
+    }
+
+    async fn create_document(
+        &self,
+        request: Request<Received<messages::CreateDocumentRequest>>,
+    ) -> Result<Response<Answer>, Status> {
+        let (request, _, _) = self.enter(Rpc::CreateDocument, request).await?;
+        let (name, _) = names::parent(&request.parent)?;
+        let database = self.database(&name);
+        names::check_id(&request.collection_id)?;
+        let id = match request.document_id.as_str() {
+            "" => {
+                let digit = |_| rand::rng().sample(rand::distr::Alphanumeric) as char;
+                (0..20).map(digit).collect()
+            }
+            id => {
+                names::check_id(id)?;
+                id.to_owned()
+            }
+        };
+        let mut document = request.document.unwrap_or_default();
+        document.name = format!("{}/{}/{id}", request.parent, request.collection_id);
+        let exists = proto::precondition::ConditionType::Exists(false);
+        let write = messages::Write {
+            update: Some(document),
+            current_document: Some(proto::Precondition {
+                condition_type: Some(exists),
+            }),
+            ..Default::default()
+        };
+        self.document_answer(self.write_one(&write, &database)?, request.mask)
+    }
+
+    async fn update_document(
+        &self,
+        request: Request<Received<messages::UpdateDocumentRequest>>,
+    ) -> Result<Response<Answer>, Status> {
+        let (request, _, _) = self.enter(Rpc::UpdateDocument, request).await?;
+        let document = request.document.unwrap_or_default();
+        let database = self.database(&names::database(&document.name)?);
+        let write = messages::Write {
+            update: Some(document),
+            update_mask: request.update_mask,
+            current_document: request.current_document,
+            ..Default::default()
+        };
+        self.document_answer(self.write_one(&write, &database)?, request.mask)
+    }
+
+    async fn delete_document(
+        &self,
+        request: Request<Received<proto::DeleteDocumentRequest>>,
+    ) -> Result<Response<Answer>, Status> {
+        let (request, _, _) = self.enter(Rpc::DeleteDocument, request).await?;
+        let database = self.database(&names::database(&request.name)?);
+        let write = messages::Write {
+            delete: Some(request.name),
+            current_document: request.current_document,
+            ..Default::default()
+        };
+        self.write_one(&write, &database)?;
+        self.answer(&())
+    }
+
+    async fn batch_get_documents(
+        &self,
+        request: Request<Received<proto::BatchGetDocumentsRequest>>,
+    ) -> Result<Response<Answers>, Status> {
+        use proto::batch_get_documents_request::ConsistencySelector;
+        let (request, fate, connection) = self.enter(Rpc::BatchGetDocuments, request).await?;
+        let database = self.database(&names::database(&request.database)?);
+        let mut seen = HashSet::new();
+        let mut keys = Vec::with_capacity(request.documents.len());
+        for name in request.documents {
+            let key = names::document(&name, &database.name)?;
+            if seen.insert(key.clone()) {
+                keys.push((name, key));
+            }
+        }
+        let at = match request.consistency_selector {
+            None => At::Now,
+            Some(ConsistencySelector::Transaction(id)) => At::In(id),
+            Some(ConsistencySelector::NewTransaction(options)) => At::New(options),
+            Some(ConsistencySelector::ReadTime(time)) => At::Time(time),
+        };
+        let mut ranges = keys.iter().map(|(_, key)| transaction::one(key.clone()));
+        let first = ranges.next().unwrap_or_else(|| transaction::one(Vec::new()));
+        let in_transaction = match &at {
+            At::In(id) => Some(id.clone()),
+            _ => None,
+        };
+        let (time, began) = self.resolve(at, &database, first)?;
+        if let Some(id) = in_transaction
+            .as_ref()
+            .or(Some(&began).filter(|id| !id.is_empty()))
+        {
+            for range in ranges {
+                self.0.transactions.read(id, &database, range)?;
+            }
+        }
+        let projection = projection(request.mask)?;
+        let source = Source::Names {
+            database,
+            time,
+            keys: keys.into_iter(),
+            projection,
+        };
+        Ok(Response::new(self.pump(source, fate, connection, began)))
+    }
+
+    async fn batch_write(
+        &self,
+        request: Request<Received<messages::BatchWriteRequest>>,
+    ) -> Result<Response<Answer>, Status> {
+        let bytes = request.get_ref().bytes;
+        let (request, _, _) = self.enter(Rpc::BatchWrite, request).await?;
+        self.faults().check_size(request.writes.len(), bytes)?;
+        let database = self.database(&names::database(&request.database)?);
+        let mut seen = HashSet::with_capacity(request.writes.len());
+        for write in &request.writes {
+            let name = write
+                .name()
+                .ok_or_else(|| Status::invalid_argument("A write needs an operation."))?;
+            if !seen.insert(name) {
+                return Err(Status::invalid_argument(format!(
+                    "Cannot write the document \"{name}\" twice in one request."
+                )));
+            }
+        }
+        self.bill_writes(&request.writes);
+        let mut answer = proto::BatchWriteResponse::default();
+        if self.0.config.accept_and_discard {
+            let now = Some(timestamp(database.read_time()));
+            for write in &request.writes {
+                let status = self
+                    .faults()
+                    .write_status(write.name().unwrap_or_default())
+                    .map_or(Ok(()), Err);
+                let update_time = status.is_ok().then_some(now).flatten();
+                answer.write_results.push(proto::WriteResult {
+                    update_time,
+                    transform_results: Vec::new(),
+                });
+                answer.status.push(rpc_status(status));
+            }
+            return self.answer(&answer);
+        }
+        let mut commit = database.write();
+        let history = self.history();
+        for write in &request.writes {
+            let mut one = || {
+                if let Some(status) = self.faults().write_status(write.name().unwrap_or_default()) {
+                    return Err(status);
+                }
+                let mut staging = Staging::new(&mut commit, &database.name);
+                let result = staging.write(write)?;
+                staging.apply(history);
+                Ok(result)
+            };
+            let (result, status) = match one() {
+                Ok(result) => (result, Ok(())),
+                Err(status) => (proto::WriteResult::default(), Err(status)),
+            };
+            answer.write_results.push(result);
+            answer.status.push(rpc_status(status));
+        }
+        drop(commit);
+        self.answer(&answer)
+    }
+
+    async fn commit(
+        &self,
+        request: Request<Received<messages::CommitRequest>>,
+    ) -> Result<Response<Answer>, Status> {
+        let bytes = request.get_ref().bytes;
+        let (request, _, _) = self.enter(Rpc::Commit, request).await?;
+        self.faults().check_size(request.writes.len(), bytes)?;
+        let database = self.database(&names::database(&request.database)?);
+        let transaction = match request.transaction.is_empty() {
+            true => None,
+            false => Some(self.0.transactions.take(&request.transaction, &database.name)?),
+        };
+        self.bill_writes(&request.writes);
+        let discard = self.0.config.accept_and_discard;
+        let mut commit = database.write();
+        if let Some(transaction) = &transaction {
+            transaction.check(&database, commit.state(), request.writes.len())?;
+        }
+        let mut staging = Staging::new(&mut commit, &database.name);
+        let mut write_results = Vec::with_capacity(request.writes.len());
+        for write in &request.writes {
+            write_results.push(staging.write(write)?);
+        }
+        let time = staging.time();
+        if !discard {
+            staging.apply(self.history());
+        }
+        drop(commit);
+        self.answer(&proto::CommitResponse {
+            write_results,
+            commit_time: Some(timestamp(time)),
+        })
+    }
+
+    async fn begin_transaction(
+        &self,
+        request: Request<Received<proto::BeginTransactionRequest>>,
+    ) -> Result<Response<Answer>, Status> {
+        let (request, _, _) = self.enter(Rpc::BeginTransaction, request).await?;
+        let database = self.database(&names::database(&request.database)?);
+        let (transaction, _) =
+            self.0
+                .transactions
+                .begin(&database, request.options.as_ref(), self.history())?;
+        self.answer(&proto::BeginTransactionResponse { transaction })
+    }
+
+    async fn rollback(
+        &self,
+        request: Request<Received<proto::RollbackRequest>>,
+    ) -> Result<Response<Answer>, Status> {
+        let (request, _, _) = self.enter(Rpc::Rollback, request).await?;
+        let database = self.database(&names::database(&request.database)?);
+        self.0.transactions.take(&request.transaction, &database.name)?;
+        self.answer(&())
+    }
+}
