@@ -756,3 +756,55 @@ async fn splits_are_even_with_and_without_the_servers_help() {
         Err(Error::PermissionDenied { .. })
     ));
 }
+
+#[tokio::test]
+async fn a_creation_whose_answer_was_lost_is_no_failure() {
+    let (sandbox, firestore, documents, _) = sampled().await;
+    let mut options = WriteOptions::new(&firestore);
+    options.mode = WriteMode::CreateOnly;
+    // All of it is there, as after a request whose answer was lost, but for one document of somebody else's.
+    let mut again = documents.clone();
+    again[5].1.insert("other".to_owned(), Value::Null);
+    sandbox
+        .faults()
+        .set(fault(Rpc::BatchWrite, When::First(1), status(Code::Unavailable)));
+    let (stats, failures) = write_through(&firestore, options.clone(), &again).await.unwrap();
+    assert_eq!((stats.written, stats.failed), (documents.len() as u64 - 1, 1));
+    assert_eq!(
+        (&failures[0].path, failures[0].code),
+        (&documents[5].0, Code::AlreadyExists)
+    );
+    // Without a lost answer what exists is in the way.
+    let (stats, _) = write_through(&firestore, options, &documents).await.unwrap();
+    assert_eq!(stats.failed, documents.len() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_goes_on_after_a_drop() {
+    let sandbox = sandbox_with(SandboxConfig {
+        synthetic: vec![SyntheticSpec::new("things", 500_000, 900)],
+        ..SandboxConfig::default()
+    })
+    .await;
+    let firestore = sandbox_client(&sandbox).await;
+    let time = firestore.current_read_time().await.unwrap();
+    let mut scan = firestore.scan(ScanOptions::new(KeyRange::all(), time)).boxed();
+    scan.try_next().await.unwrap().unwrap();
+    drop(scan);
+    sandbox.faults().set(fault(
+        Rpc::BatchWrite,
+        When::Always,
+        Effect::Delay(std::time::Duration::from_millis(200)),
+    ));
+    let mut writer = BulkWriter::new(&firestore, WriteOptions::new(&firestore), failures());
+    for (path, fields) in &sample() {
+        writer.put(path, &canonical::encode(fields)).await.unwrap();
+    }
+    drop(writer);
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let before = sandbox.usage();
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let since = sandbox.usage().since(&before);
+    assert_eq!(since.documents_sent, 0, "{since:?}");
+    assert_eq!(since.requests.values().sum::<u64>(), 0, "{since:?}");
+}
