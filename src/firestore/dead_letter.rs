@@ -8,14 +8,14 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use tonic::Code;
 
 use super::{FailureSink, WriteFailure};
+use crate::document::typed_json::FieldsJson;
 
-/// Writes failures to a file: `{"path", "code", "reason", "document"}` a line, `document` null for a deletion.
+/// Writes failures to a file: `{"path", "code", "reason", "document"}` a line; `document` has the
+/// fields as typed JSON (see [`typed_json`](crate::document::typed_json)) and is null for a deletion.
 #[derive(Debug)]
 pub struct DeadLetterFile {
     path: PathBuf,
@@ -27,14 +27,7 @@ struct Line<'a> {
     path: &'a str,
     code: &'static str,
     reason: &'a str,
-    document: Option<Document>,
-}
-
-/// The body in canonical MessagePack.
-#[derive(Serialize)]
-struct Document {
-    #[serde(rename = "$canonical")]
-    canonical: String,
+    document: Option<FieldsJson<'a>>,
 }
 
 impl DeadLetterFile {
@@ -72,9 +65,7 @@ impl FailureSink for DeadLetterFile {
             path: failure.path.as_str(),
             code: code_name(failure.code),
             reason: &failure.reason,
-            document: failure.body.map(|body| Document {
-                canonical: STANDARD.encode(body),
-            }),
+            document: failure.body.as_deref().map(FieldsJson::new),
         };
         let mut line = serde_json::to_vec(&line)?;
         line.push(b'\n');
@@ -135,7 +126,7 @@ mod tests {
 
         let body = canonical::encode(&[("n".to_owned(), Value::Integer(5))].into());
         let mut file = DeadLetterFile::new(&path);
-        file.record(failure("a/1", Some(body.clone()))).unwrap();
+        file.record(failure("a/1", Some(body))).unwrap();
         file.record(failure("a/2", None)).unwrap();
         file.finish().unwrap();
         DeadLetterFile::new(&path).record(failure("a/3", None)).unwrap();
@@ -157,7 +148,7 @@ mod tests {
         assert_eq!(lines[0]["path"], "a/1");
         assert_eq!(lines[0]["code"], "ALREADY_EXISTS");
         assert_eq!(lines[0]["reason"], "it \"exists\"\nalready");
-        assert_eq!(lines[0]["document"]["$canonical"], STANDARD.encode(body));
+        assert_eq!(lines[0]["document"], serde_json::json!({"n": 5}));
         assert!(lines[1]["document"].is_null());
     }
 }

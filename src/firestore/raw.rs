@@ -9,7 +9,7 @@ use tonic::Status;
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 
-/// A method of `google.firestore.v1.Firestore` that Firebank calls.
+/// A method of Firestore's API that Firebank calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Method {
     /// Streams the documents that a query selects.
@@ -24,17 +24,20 @@ pub enum Method {
     ListCollectionIds,
     /// Offers names that split a query's results.
     PartitionQuery,
+    /// Describes the database: a method of the administration API.
+    GetDatabase,
 }
 
 impl Method {
     /// Every method, in the order of [`Method::index`].
-    pub const ALL: [Method; 6] = [
+    pub const ALL: [Method; 7] = [
         Method::RunQuery,
         Method::RunAggregationQuery,
         Method::BatchGetDocuments,
         Method::BatchWrite,
         Method::ListCollectionIds,
         Method::PartitionQuery,
+        Method::GetDatabase,
     ];
 
     pub(super) fn index(self) -> usize {
@@ -49,6 +52,7 @@ impl Method {
             Method::BatchWrite => "/google.firestore.v1.Firestore/BatchWrite",
             Method::ListCollectionIds => "/google.firestore.v1.Firestore/ListCollectionIds",
             Method::PartitionQuery => "/google.firestore.v1.Firestore/PartitionQuery",
+            Method::GetDatabase => "/google.firestore.admin.v1.FirestoreAdmin/GetDatabase",
         })
     }
 }
@@ -62,6 +66,7 @@ impl std::fmt::Display for Method {
             Method::BatchWrite => "BatchWrite",
             Method::ListCollectionIds => "ListCollectionIds",
             Method::PartitionQuery => "PartitionQuery",
+            Method::GetDatabase => "GetDatabase",
         })
     }
 }

@@ -7,11 +7,14 @@ use firebank::document::{
     Reference, Timestamp, Value, canonical,
 };
 use firebank::firestore::{
-    BulkWriter, ConnectOptions, Error, Firestore, RetryPolicy, ScanOptions, Target, WriteFailure, WriteMode,
-    WriteOptions,
+    BulkWriter, ConnectOptions, Error, Firestore, Permission, RetryPolicy, ScanOptions, Target, WriteFailure,
+    WriteMode, WriteOptions, WriteStats,
 };
-use futures::TryStreamExt;
+use firebank::sandbox::{Effect, Fault, FaultPlan, Rpc, Sandbox, SandboxConfig, SyntheticSpec, When};
+use futures::{StreamExt, TryStreamExt};
 use tonic::Code;
+
+use crate::support::{emulator, project, sandbox, sandbox_with};
 
 fn path(text: impl Into<String>) -> DocumentPath {
     DocumentPath::parse(text).unwrap()
@@ -97,8 +100,8 @@ fn sample() -> Vec<Plain> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn emulator_round_trip() {
-    let Some(host_port) = emulator().await else { return };
-    let firestore = connect(&host_port, &fresh_project()).await;
+    let Some(host_port) = emulator() else { return };
+    let firestore = connect(host_port, &project("client")).await;
     let empty_time = firestore.current_read_time().await.unwrap();
     let all = |time| ScanOptions::new(KeyRange::all(), time);
     assert_eq!(scan(&firestore, all(empty_time)).await, []);
@@ -150,17 +153,15 @@ async fn emulator_round_trip() {
             expected,
             "{range:?}"
         );
-        eprintln!("count {range:?}: {:?}", firestore.count(&range, Some(time)).await);
+        assert_eq!(
+            firestore.count(&range, Some(time)).await.unwrap(),
+            expected.len() as u64
+        );
     }
 
     for parts in [1, 2, 4, 8] {
-        let before = firestore.stats().counts().total_requests();
         let boundaries = firestore.split(&KeyRange::all(), time, parts).await.unwrap();
         check_split(&documents, &KeyRange::all(), &boundaries, parts);
-        eprintln!(
-            "{parts}: {boundaries:?} {}",
-            firestore.stats().counts().total_requests() - before
-        );
     }
 
     let ids: Vec<String> = firestore
@@ -257,8 +258,8 @@ fn every_type() -> Fields {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn emulator_writes_are_accounted_for() {
-    let Some(host_port) = emulator().await else { return };
-    let firestore = connect(&host_port, &fresh_project()).await;
+    let Some(host_port) = emulator() else { return };
+    let firestore = connect(host_port, &project("client")).await;
     let body = |number| canonical::encode(&fields(number, "x"));
     write(&firestore, &[(path("a/existing"), fields(0, "old"))]).await;
 
@@ -321,7 +322,6 @@ async fn emulator_writes_are_accounted_for() {
         .iter()
         .map(|failure| (failure.path.to_string(), failure.code, failure.reason.clone()))
         .collect();
-    eprintln!("{stats:?} {failed:?}");
     assert_eq!(stats.failed, 2, "{failed:?}");
     assert!(
         failed
@@ -342,6 +342,19 @@ async fn emulator_writes_are_accounted_for() {
 }
 
 #[tokio::test]
+async fn emulator_permissions_and_metadata() {
+    let Some(host_port) = emulator() else { return };
+    let firestore = connect(host_port, &project("client")).await;
+    for check in firestore.check_permissions().await {
+        match check.permission {
+            "datastore.entities.create" => assert!(matches!(check.result, Permission::Unknown(_))),
+            _ => assert_eq!(check.result, Permission::Granted, "{check:?}"),
+        }
+    }
+    assert_eq!(firestore.metadata().await.unwrap(), None);
+}
+
+#[tokio::test]
 async fn nobody_at_the_address() {
     let target = Target::Emulator {
         host_port: "127.0.0.1:1".to_owned(),
@@ -354,11 +367,444 @@ async fn nobody_at_the_address() {
     );
 }
 
-/// Projects live side by side in an emulator: a test of its own has one of its own.
-fn fresh_project() -> String {
-    format!("demo-client-{:016x}", rand::random::<u64>())
+fn fault(method: Rpc, when: When, effect: Effect) -> FaultPlan {
+    FaultPlan {
+        seed: 7,
+        faults: vec![Fault::new(method, when, effect)],
+        ..FaultPlan::default()
+    }
 }
 
-async fn emulator() -> Option<String> {
-    std::env::var("FIREBANK_TMP_EMULATOR").ok()
+fn status(code: Code) -> Effect {
+    Effect::Status(code, "made up".to_owned())
+}
+
+async fn sandbox_client(sandbox: &Sandbox) -> Firestore {
+    connect(&sandbox.address().to_string(), &project("client")).await
+}
+
+/// A sandbox with the sample in it.
+async fn sampled() -> (Sandbox, Firestore, Vec<Plain>, Timestamp) {
+    let sandbox = sandbox().await;
+    let firestore = sandbox_client(&sandbox).await;
+    let documents = sample();
+    write(&firestore, &documents).await;
+    let time = firestore.current_read_time().await.unwrap();
+    (sandbox, firestore, documents, time)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scan_is_complete_whatever_happens_to_its_streams() {
+    let (sandbox, firestore, documents, time) = sampled().await;
+    let run = Rpc::RunQuery;
+    let cut = |documents, code| Effect::CutAfter { documents, code };
+    let plans = [
+        fault(run, When::Always, cut(7, Code::Unavailable)),
+        fault(run, When::Always, cut(1, Code::Internal)),
+        fault(run, When::EveryNth(2), cut(0, Code::DeadlineExceeded)),
+        fault(run, When::EveryNth(3), Effect::ResetAfter { documents: 5 }),
+        fault(run, When::First(3), Effect::ResetAfter { documents: 0 }),
+        fault(run, When::Always, Effect::EndAfter { documents: 10 }),
+        fault(run, When::Always, Effect::EndAfter { documents: 1 }),
+        fault(run, When::First(4), status(Code::ResourceExhausted)),
+        fault(run, When::EveryNth(2), status(Code::Aborted)),
+        fault(
+            run,
+            When::Always,
+            Effect::Delay(std::time::Duration::from_millis(3)),
+        ),
+        FaultPlan {
+            stream_lifetime: Some(std::time::Duration::from_millis(20)),
+            bytes_per_second: Some(400_000),
+            ..FaultPlan::default()
+        },
+    ];
+    for plan in plans {
+        sandbox.faults().set(plan.clone());
+        for page in [None, Some(9), Some(1000)] {
+            let mut options = ScanOptions::new(KeyRange::all(), time);
+            options.page_documents = page;
+            options.batch_documents = 8;
+            assert_eq!(scan(&firestore, options).await, documents, "{plan:?} {page:?}");
+        }
+    }
+    assert!(firestore.stats().counts().retries > 20);
+}
+
+#[tokio::test]
+async fn what_is_refused_for_good_is_said_at_once() {
+    let (sandbox, firestore, _, time) = sampled().await;
+    let first = async |options: ScanOptions| firestore.scan(options).boxed().try_next().await.unwrap_err();
+    let all = || ScanOptions::new(KeyRange::all(), time);
+
+    let requests = sandbox.usage().requests_of(Rpc::RunQuery);
+    sandbox
+        .faults()
+        .set(fault(Rpc::RunQuery, When::Always, status(Code::PermissionDenied)));
+    let error = first(all()).await;
+    assert!(matches!(error, Error::PermissionDenied { .. }), "{error:?}");
+    assert!(error.to_string().contains("roles/datastore.viewer"), "{error}");
+    assert_eq!(sandbox.usage().requests_of(Rpc::RunQuery), requests + 1);
+
+    sandbox
+        .faults()
+        .set(fault(Rpc::RunQuery, When::Always, status(Code::Unauthenticated)));
+    assert!(matches!(first(all()).await, Error::Unauthenticated { .. }));
+
+    sandbox
+        .faults()
+        .set(fault(Rpc::RunQuery, When::Always, status(Code::Unavailable)));
+    let error = first(all()).await;
+    assert!(
+        matches!(error, Error::Unavailable { attempts: 12, .. }),
+        "{error:?}"
+    );
+
+    sandbox.faults().set(FaultPlan {
+        refuse_kindless: true,
+        ..FaultPlan::default()
+    });
+    assert!(matches!(first(all()).await, Error::KindlessRefused { .. }));
+
+    sandbox.faults().set(FaultPlan {
+        history: Some(std::time::Duration::from_millis(50)),
+        ..FaultPlan::default()
+    });
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    let error = first(all()).await;
+    assert!(
+        matches!(error, Error::ReadTimeTooOld { read_time, .. } if read_time == time),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_stream_ends_after_its_first_error() {
+    let (sandbox, firestore, _, time) = sampled().await;
+    sandbox
+        .faults()
+        .set(fault(Rpc::RunQuery, When::Always, status(Code::PermissionDenied)));
+    let results: Vec<_> = firestore
+        .scan(ScanOptions::new(KeyRange::all(), time))
+        .collect()
+        .await;
+    assert_eq!(results.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn look_ups_answer_for_every_name_whatever_happens() {
+    let (sandbox, firestore, documents, time) = sampled().await;
+    let mut wanted: Vec<DocumentPath> = documents.iter().map(|(path, _)| path.clone()).collect();
+    let gone: Vec<DocumentPath> = (0..700)
+        .map(|index| path(format!("products/gone{index:03}")))
+        .collect();
+    wanted.extend(gone.iter().cloned());
+    wanted.extend(gone.iter().take(10).cloned());
+    let get = Rpc::BatchGetDocuments;
+    let plans = [
+        FaultPlan::default(),
+        fault(
+            get,
+            When::Always,
+            Effect::CutAfter {
+                documents: 50,
+                code: Code::Unavailable,
+            },
+        ),
+        fault(get, When::EveryNth(2), Effect::EndAfter { documents: 5 }),
+        fault(get, When::EveryNth(2), Effect::ResetAfter { documents: 20 }),
+        fault(get, When::EveryNth(2), status(Code::Internal)),
+    ];
+    for plan in plans {
+        sandbox.faults().set(plan.clone());
+        let fetched = firestore.get_documents(&wanted, Some(time)).await.unwrap();
+        assert_eq!(plain(&fetched.found), documents, "{plan:?}");
+        assert_eq!(fetched.missing, gone, "{plan:?}");
+    }
+}
+
+async fn write_through(
+    firestore: &Firestore,
+    options: WriteOptions,
+    documents: &[Plain],
+) -> Result<(WriteStats, Vec<WriteFailure>), Error> {
+    let failures = failures();
+    let mut writer = BulkWriter::new(firestore, options, failures.clone());
+    for (path, fields) in documents {
+        writer.put(path, &canonical::encode(fields)).await?;
+    }
+    let stats = writer.finish().await?;
+    let failures = failures.lock().unwrap().clone();
+    assert_eq!(stats.failed, failures.len() as u64);
+    assert_eq!(stats.written + stats.failed, documents.len() as u64);
+    Ok((stats, failures))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_write_arrives_whatever_happens_to_the_requests() {
+    let documents = sample();
+    let write = Rpc::BatchWrite;
+    let plans = [
+        fault(write, When::EveryNth(2), status(Code::Unavailable)),
+        fault(write, When::First(3), status(Code::ResourceExhausted)),
+        fault(write, When::EveryNth(3), Effect::ResetAfter { documents: 0 }),
+        FaultPlan {
+            faults: vec![Fault::write(Code::Aborted, "", When::Probability(0.3))],
+            seed: 11,
+            ..FaultPlan::default()
+        },
+        FaultPlan {
+            max_request_writes: Some(3),
+            ..FaultPlan::default()
+        },
+        FaultPlan {
+            max_request_bytes: Some(700),
+            ..FaultPlan::default()
+        },
+        FaultPlan {
+            faults: vec![
+                Fault::write(Code::Unavailable, "", When::Probability(0.5)),
+                Fault::new(write, When::EveryNth(2), status(Code::Internal)),
+            ],
+            max_request_writes: Some(20),
+            ..FaultPlan::default()
+        },
+    ];
+    for (mode, plan) in plans
+        .iter()
+        .flat_map(|plan| [WriteMode::Overwrite, WriteMode::CreateOnly].map(|mode| (mode, plan)))
+    {
+        let sandbox = sandbox().await;
+        let firestore = sandbox_client(&sandbox).await;
+        sandbox.faults().set(plan.clone());
+        let mut options = WriteOptions::new(&firestore);
+        options.mode = mode;
+        options.batch_writes = 50;
+        options.max_in_flight = 4;
+        let (stats, failures) = write_through(&firestore, options, &documents).await.unwrap();
+        assert_eq!(failures, [], "{plan:?}");
+        assert!(stats.requests > documents.len() as u64 / 50, "{plan:?} {stats:?}");
+        sandbox.faults().set(FaultPlan::default());
+        let time = firestore.current_read_time().await.unwrap();
+        assert_eq!(
+            scan(&firestore, ScanOptions::new(KeyRange::all(), time)).await,
+            documents,
+            "{plan:?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_written_is_handed_over_alone() {
+    let documents = sample();
+    let bad: Vec<Plain> = documents
+        .iter()
+        .filter(|(path, _)| path.as_str().contains("/p000"))
+        .cloned()
+        .collect();
+    let good: Vec<Plain> = documents
+        .iter()
+        .filter(|document| !bad.contains(document))
+        .cloned()
+        .collect();
+    for code in [Code::InvalidArgument, Code::PermissionDenied, Code::Unavailable] {
+        let sandbox = sandbox().await;
+        let firestore = sandbox_client(&sandbox).await;
+        sandbox.faults().set(FaultPlan {
+            faults: vec![Fault::write(code, "/p000", When::Always)],
+            ..FaultPlan::default()
+        });
+        let (stats, mut failures) = write_through(&firestore, WriteOptions::new(&firestore), &documents)
+            .await
+            .unwrap();
+        assert_eq!(stats.failed, bad.len() as u64);
+        failures.sort_by(|a, b| a.path.cmp(&b.path));
+        for (failure, (path, fields)) in failures.iter().zip(&bad) {
+            assert_eq!((&failure.path, failure.code), (path, code));
+            assert_eq!(failure.body.as_deref(), Some(&canonical::encode(fields)[..]));
+        }
+        let time = firestore.current_read_time().await.unwrap();
+        assert_eq!(
+            scan(&firestore, ScanOptions::new(KeyRange::all(), time)).await,
+            good
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_of_everything_stops_the_writer() {
+    let sandbox = sandbox().await;
+    let firestore = sandbox_client(&sandbox).await;
+    for (code, attempts) in [
+        (Code::PermissionDenied, 1),
+        (Code::Unauthenticated, 1),
+        (Code::Unavailable, 12),
+    ] {
+        sandbox
+            .faults()
+            .set(fault(Rpc::BatchWrite, When::Always, status(code)));
+        let before = sandbox.usage().requests_of(Rpc::BatchWrite);
+        let failures = failures();
+        let mut options = WriteOptions::new(&firestore);
+        options.max_in_flight = 1;
+        let mut writer = BulkWriter::new(&firestore, options, failures.clone());
+        let mut outcome = Ok(());
+        for (path, fields) in &sample() {
+            outcome = writer.put(path, &canonical::encode(fields)).await;
+            if outcome.is_err() {
+                break;
+            }
+        }
+        let error = match outcome {
+            Err(error) => error,
+            Ok(()) => writer.finish().await.unwrap_err(),
+        };
+        assert_eq!(error.status().map(tonic::Status::code), Some(code), "{error:?}");
+        assert_eq!(sandbox.usage().requests_of(Rpc::BatchWrite) - before, attempts);
+        assert_eq!(*failures.lock().unwrap(), []);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unread_scans_hold_nobody_up() {
+    let sandbox = sandbox_with(SandboxConfig {
+        synthetic: vec![SyntheticSpec::new("things", 200_000, 900)],
+        ..SandboxConfig::default()
+    })
+    .await;
+    let firestore = sandbox_client(&sandbox).await;
+    let time = firestore.current_read_time().await.unwrap();
+    let mut scans: Vec<_> = (0..30)
+        .map(|_| firestore.scan(ScanOptions::new(KeyRange::all(), time)).boxed())
+        .collect();
+    let mut names = Vec::new();
+    for scan in &mut scans {
+        let batch = scan.try_next().await.unwrap().unwrap();
+        names.extend(batch.iter().map(|document| document.path().unwrap()));
+    }
+    names.sort();
+    names.dedup();
+    let calls = async {
+        let fetched = firestore.get_documents(&names, Some(time)).await.unwrap();
+        assert_eq!(fetched.found.len(), names.len());
+        let mut writer = BulkWriter::new(&firestore, WriteOptions::new(&firestore), failures());
+        writer
+            .put(&path("other/1"), &canonical::encode(&Fields::new()))
+            .await
+            .unwrap();
+        writer.finish().await.unwrap();
+        // One more scan reads to its end beside them.
+        let mut read = 0;
+        let mut scan = firestore.scan(ScanOptions::names(KeyRange::all(), time)).boxed();
+        while let Some(batch) = scan.try_next().await.unwrap() {
+            read += batch.len();
+        }
+        assert_eq!(read, 200_000);
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), calls)
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn splits_are_even_with_and_without_the_servers_help() {
+    let (sandbox, firestore, documents, time) = sampled().await;
+    for refuse_partition_query in [false, true] {
+        sandbox.faults().set(FaultPlan {
+            refuse_partition_query,
+            ..FaultPlan::default()
+        });
+        let products = CollectionPath::parse("products").unwrap().key_range();
+        for range in [KeyRange::all(), products] {
+            let inside: Vec<Plain> = documents
+                .iter()
+                .filter(|(path, _)| range.contains(path.key().as_bytes()))
+                .cloned()
+                .collect();
+            assert_eq!(
+                firestore.count(&range, Some(time)).await.unwrap(),
+                inside.len() as u64
+            );
+            for parts in [1, 2, 4] {
+                let boundaries = firestore.split(&range, time, parts).await.unwrap();
+                check_split(&inside, &range, &boundaries, parts);
+            }
+        }
+    }
+    // Whatever fails, there is an answer; only a lack of permission is an error.
+    sandbox.faults().set(FaultPlan {
+        faults: vec![Fault {
+            methods: vec![
+                Rpc::PartitionQuery,
+                Rpc::RunAggregationQuery,
+                Rpc::ListCollectionIds,
+            ],
+            when: When::Always,
+            effect: status(Code::InvalidArgument),
+        }],
+        ..FaultPlan::default()
+    });
+    let boundaries = firestore.split(&KeyRange::all(), time, 4).await.unwrap();
+    assert!(boundaries.len() < 4);
+    sandbox.faults().set(fault(
+        Rpc::ListCollectionIds,
+        When::Always,
+        status(Code::PermissionDenied),
+    ));
+    assert!(matches!(
+        firestore.split(&KeyRange::all(), time, 4).await,
+        Err(Error::PermissionDenied { .. })
+    ));
+}
+
+#[tokio::test]
+async fn a_creation_whose_answer_was_lost_is_no_failure() {
+    let (sandbox, firestore, documents, _) = sampled().await;
+    let mut options = WriteOptions::new(&firestore);
+    options.mode = WriteMode::CreateOnly;
+    // All of it is there, as after a request whose answer was lost, but for one document of somebody else's.
+    let mut again = documents.clone();
+    again[5].1.insert("other".to_owned(), Value::Null);
+    sandbox
+        .faults()
+        .set(fault(Rpc::BatchWrite, When::First(1), status(Code::Unavailable)));
+    let (stats, failures) = write_through(&firestore, options.clone(), &again).await.unwrap();
+    assert_eq!((stats.written, stats.failed), (documents.len() as u64 - 1, 1));
+    assert_eq!(
+        (&failures[0].path, failures[0].code),
+        (&documents[5].0, Code::AlreadyExists)
+    );
+    // Without a lost answer what exists is in the way.
+    let (stats, _) = write_through(&firestore, options, &documents).await.unwrap();
+    assert_eq!(stats.failed, documents.len() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_goes_on_after_a_drop() {
+    let sandbox = sandbox_with(SandboxConfig {
+        synthetic: vec![SyntheticSpec::new("things", 500_000, 900)],
+        ..SandboxConfig::default()
+    })
+    .await;
+    let firestore = sandbox_client(&sandbox).await;
+    let time = firestore.current_read_time().await.unwrap();
+    let mut scan = firestore.scan(ScanOptions::new(KeyRange::all(), time)).boxed();
+    scan.try_next().await.unwrap().unwrap();
+    drop(scan);
+    sandbox.faults().set(fault(
+        Rpc::BatchWrite,
+        When::Always,
+        Effect::Delay(std::time::Duration::from_millis(200)),
+    ));
+    let mut writer = BulkWriter::new(&firestore, WriteOptions::new(&firestore), failures());
+    for (path, fields) in &sample() {
+        writer.put(path, &canonical::encode(fields)).await.unwrap();
+    }
+    drop(writer);
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let before = sandbox.usage();
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let since = sandbox.usage().since(&before);
+    assert_eq!(since.documents_sent, 0, "{since:?}");
+    assert_eq!(since.requests.values().sum::<u64>(), 0, "{since:?}");
 }

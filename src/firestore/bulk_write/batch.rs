@@ -43,7 +43,7 @@ pub(super) struct Entry {
     content: (usize, usize),
     is_put: bool,
     pub(super) hash: u64,
-    /// How often it has been sent.
+    /// How often it has been answered for.
     pub(super) attempts: u32,
     /// Whether it may have been applied although its answer says otherwise: its request was lost on the way.
     pub(super) in_doubt: bool,

@@ -95,44 +95,40 @@ impl Sender {
     /// Sends writes until they are done, or gives back two halves to send on their own.
     async fn deliver_part(&self, mut part: Sealed, outcome: &mut Outcome) -> Result<Option<(Batch, Batch)>> {
         let policy = self.firestore.inner.retry.clone();
-        let mut backoff = Backoff::new(policy.clone());
+        // Requests that fail as a whole, and writes that fail within answered requests, are counted apart: a bad
+        // connection must not use up what a contended document may need.
+        let mut unanswered = Backoff::new(policy.clone());
+        let mut undone = Backoff::new(policy.clone());
         loop {
-            for entry in &mut part.entries {
-                entry.attempts += 1;
-            }
             let status = match self.send_once(&part).await {
                 Ok(statuses) => {
-                    let again = self
-                        .take_statuses(&part, statuses, policy.attempts, outcome)
-                        .await?;
-                    if again.len() < part.entries.len() {
-                        backoff.progressed();
+                    unanswered.progressed();
+                    for entry in &mut part.entries {
+                        entry.attempts += 1;
                     }
+                    let again = self.take_statuses(&part, statuses, policy.attempts, outcome).await?;
                     if again.is_empty() {
                         return Ok(None);
                     }
+                    if again.len() < part.entries.len() {
+                        undone.progressed();
+                    }
                     part = again.seal();
-                    Status::unavailable("some writes are to be tried again")
+                    None
                 }
                 Err(status) => match refusal(&status) {
                     Refusal::Retry => {
                         for entry in &mut part.entries {
                             entry.in_doubt = true;
                         }
-                        status
+                        Some(status)
                     }
                     Refusal::Halve | Refusal::Search if part.entries.len() > 1 => {
-                        tracing::debug!(
-                            writes = part.entries.len(),
-                            message = status.message(),
-                            "halving a request"
-                        );
+                        tracing::debug!(writes = part.entries.len(), message = status.message(), "halving a request");
                         return Ok(Some(part.unseal().halve()));
                     }
                     Refusal::Halve | Refusal::Search => {
-                        outcome
-                            .failures
-                            .push(self.failure(&part, 0, status.code(), status.message()));
+                        outcome.failures.push(self.failure(&part, 0, status.code(), status.message()));
                         return Ok(None);
                     }
                     Refusal::Stop => {
@@ -148,8 +144,13 @@ impl Sender {
             };
             self.retries.fetch_add(part.entries.len() as u64, Relaxed);
             self.throttle.push_back();
+            let (backoff, status) = match status {
+                Some(status) => (&mut unanswered, status),
+                // Never the last attempt: writes that have had theirs are failures by now.
+                None => (&mut undone, Status::aborted("some writes are to be tried again")),
+            };
             self.firestore
-                .wait_or_fail(Method::BatchWrite, None, &mut backoff, status)
+                .wait_or_fail(Method::BatchWrite, None, backoff, status)
                 .await?;
         }
     }
