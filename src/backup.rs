@@ -14,6 +14,7 @@ use crate::archive::{
     ArchiveError, Flow, Plan, Repository, Selection, Session, SessionOptions, Snapshot, SnapshotDraft, SnapshotId,
     SnapshotKind,
 };
+use crate::clock;
 use crate::document::{DatabaseName, KeyRange, Timestamp};
 use crate::firestore::{self, Firestore, ScanOptions};
 use crate::progress::Progress;
@@ -102,12 +103,13 @@ pub async fn backup(
         database: database.database().clone(),
         database_uid: None,
         read_time,
+        started_at: clock::now(),
         selection: options.selection.clone(),
         ranges: ranges.clone(),
         extra: BTreeMap::new(),
     };
     let pins = newest_of_every_database(repository).await?;
-    let session = Session::begin(repository, SessionOptions { id: None, pins, plan }).await?;
+    let session = Session::begin(repository, SessionOptions { pins, ..SessionOptions::new(plan) }).await?;
 
     stream::iter(ranges)
         .map(|range| backup_range(database, &session, range, read_time, progress))
@@ -205,7 +207,7 @@ async fn backup_range(
     read_time: Timestamp,
     progress: &Progress,
 ) -> Result<(), BackupError> {
-    let mut writer = session.range_writer(range).await?;
+    let mut writer = session.range_writer(range);
     let scan = database.scan(ScanOptions::new(writer.reads().clone(), read_time));
     let mut batches = pin!(scan);
     'reading: while let Some(batch) = batches.try_next().await? {

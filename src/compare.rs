@@ -75,7 +75,8 @@ where
     E: From<PathError>,
 {
     let mut comparison = Comparison::default();
-    let (mut expected, mut found) = (Cursor::new(pin!(expected)), Cursor::new(pin!(found)));
+    let (mut expected, mut found) = (pin!(expected), pin!(found));
+    let (mut expected, mut found) = (Cursor::new(expected.as_mut()), Cursor::new(found.as_mut()));
     loop {
         expected.fill().await?;
         found.fill().await?;

@@ -123,7 +123,7 @@ pub async fn plan_restore(reader: &SnapshotReader, filter: &PathFilter) -> Resul
                 if !filter.matches(&path) {
                     continue;
                 }
-                plan.add(&path, u64::from(record.body_length()));
+                plan.add(&path, u64::from(record.length()));
             }
         }
     }

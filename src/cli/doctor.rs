@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::options::GlobalOptions;
 use super::{Outcome, output};
 use crate::archive::{ArchiveError, Repository};
-use crate::firestore::{Firestore, PermissionResult};
+use crate::firestore::{Firestore, Permission};
 
 #[derive(Args, Debug)]
 pub(crate) struct DoctorCommand {}
@@ -122,11 +122,11 @@ async fn check_database(global: &GlobalOptions, checks: &mut Vec<Check>) {
 async fn check_permissions(connection: &Firestore, checks: &mut Vec<Check>) {
     for permission in connection.check_permissions().await {
         let (state, detail) = match permission.result {
-            PermissionResult::Granted => (State::Ok, permission.needed_for.to_owned()),
-            PermissionResult::Missing => {
+            Permission::Granted => (State::Ok, permission.needed_for.to_owned()),
+            Permission::Missing => {
                 (State::Problem, format!("missing; needed for {}", permission.needed_for))
             }
-            PermissionResult::Unknown(reason) => (State::Unknown, reason),
+            Permission::Unknown(reason) => (State::Unknown, reason),
         };
         push(checks, permission.permission, state, detail);
     }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::options::GlobalOptions;
 use super::{Outcome, output};
-use crate::archive::{ArchiveError, Repository, Snapshot};
+use crate::archive::{ArchiveError, Snapshot};
 use crate::json::{Header, JsonBackup, list_folder};
 
 #[derive(Args, Debug)]

@@ -46,13 +46,13 @@ impl LsCommand {
                     listing.entry(&Entry {
                         path: path.into(),
                         update_time: record.update_time.to_string(),
-                        bytes: record.body_length(),
+                        bytes: record.length(),
                     })?;
                 } else if self.long {
                     output.data(format!(
                         "{:30} {:>10}  {}",
                         record.update_time.to_string(),
-                        record.body_length(),
+                        record.length(),
                         output::printable(path.as_str())
                     ))?;
                 } else {

@@ -61,7 +61,7 @@ impl Output {
 /// A table without lines, its columns at the given positions aligned right.
 pub(crate) fn table(header: &[&str], right_aligned: &[usize]) -> Table {
     let mut table = Table::new();
-    table.load_preset(NOTHING).set_header(header.iter().copied());
+    table.load_style(NOTHING).set_header(header.iter().copied());
     for (index, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, 2));
         if right_aligned.contains(&index) {

@@ -9,7 +9,8 @@ use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
 use super::snapshots::find_snapshot;
 use super::{Outcome, output};
-use crate::archive::{Damage, DataSubset};
+use crate::archive::Damage;
+use crate::verify::DataSubset;
 use crate::progress::Progress;
 use crate::verify::{VerifyOptions, VerifyStats, verify};
 
