@@ -8,6 +8,7 @@
 //! [`ChunkBuilder`] compresses each frame on a blocking thread as it fills, one in flight, so a chunk in the making costs its
 //! compressed size and its owner's task never computes for long.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -277,6 +278,22 @@ impl FrameDecoder {
     }
 }
 
+/// Runs `work` with this thread's decoder: contexts are worth keeping, and blocking threads come and go.
+pub(crate) fn with_decoder<T>(work: impl FnOnce(&mut FrameDecoder) -> Result<T>) -> Result<T> {
+    thread_local! {
+        static DECODER: RefCell<Option<FrameDecoder>> = const { RefCell::new(None) };
+    }
+    DECODER.with_borrow_mut(|slot| {
+        let mut decoder = match slot.take() {
+            Some(decoder) => decoder,
+            None => FrameDecoder::new()?,
+        };
+        let result = work(&mut decoder);
+        *slot = Some(decoder);
+        result
+    })
+}
+
 /// A finished chunk, ready to be stored.
 #[derive(Debug)]
 pub struct BuiltChunk {
@@ -289,9 +306,9 @@ pub struct BuiltChunk {
 
 impl BuiltChunk {
     /// The object's bytes, in parts.
-    pub fn payload(self) -> object_store::PutPayload {
+    pub fn payload(&self) -> object_store::PutPayload {
         std::iter::once(Bytes::from(self.table.encode()))
-            .chain(self.frames)
+            .chain(self.frames.iter().cloned())
             .collect()
     }
 }
