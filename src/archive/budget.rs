@@ -16,7 +16,9 @@ pub(crate) struct ByteBudget {
 
 /// Bytes taken from a budget; dropping it gives them back.
 #[derive(Debug)]
-pub(crate) struct Taken(#[expect(dead_code, reason = "held for what its drop does")] Option<OwnedSemaphorePermit>);
+pub(crate) struct Taken(
+    #[expect(dead_code, reason = "held for what its drop does")] Option<OwnedSemaphorePermit>,
+);
 
 impl ByteBudget {
     pub(crate) fn new(bytes: u64) -> Self {

@@ -138,7 +138,9 @@ impl FrameTable {
             ));
         }
         if header[9] != kind as u8 || header[10..12] != [0; 2] || header[24..32] != [0; 8] {
-            return Err(malformed("it is a chunk of another kind, or has features that are not known here"));
+            return Err(malformed(
+                "it is a chunk of another kind, or has features that are not known here",
+            ));
         }
         let rows: Vec<FrameRow> = table[HEADER_LEN..].chunks_exact(ROW_LEN).map(read_row).collect();
         let read = Self::new(kind, rows);
@@ -217,11 +219,17 @@ fn read_row(bytes: &[u8]) -> FrameRow {
 }
 
 fn le_u32(bytes: &[u8]) -> u32 {
-    bytes.iter().rev().fold(0, |number, &byte| number << 8 | u32::from(byte))
+    bytes
+        .iter()
+        .rev()
+        .fold(0, |number, &byte| number << 8 | u32::from(byte))
 }
 
 fn le_u64(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte))
+    bytes
+        .iter()
+        .rev()
+        .fold(0, |number, &byte| number << 8 | u64::from(byte))
 }
 
 /// Decompresses and verifies frames. Holds a zstd context, so keep it.
@@ -257,7 +265,9 @@ impl FrameDecoder {
     ) -> Result<()> {
         let checksum = |what: String| ArchiveError::damaged(object, DamageKind::Checksum, what);
         if stored.len() != row.stored_len as usize || row.raw_len > MAX_FRAME_LEN {
-            return Err(checksum("a frame has another length than its table says".to_owned()));
+            return Err(checksum(
+                "a frame has another length than its table says".to_owned(),
+            ));
         }
         if row.stored_raw {
             out.extend_from_slice(stored);
@@ -348,8 +358,11 @@ impl FrameJob {
 
     fn run(mut self) -> std::io::Result<Self> {
         let hash = *blake3::hash(&self.plain).as_bytes();
-        self.out.resize(zstd::zstd_safe::compress_bound(self.plain.len()), 0);
-        let length = self.compressor.compress_to_buffer(&self.plain, &mut self.out[..])?;
+        self.out
+            .resize(zstd::zstd_safe::compress_bound(self.plain.len()), 0);
+        let length = self
+            .compressor
+            .compress_to_buffer(&self.plain, &mut self.out[..])?;
         let stored_raw = length >= self.plain.len();
         if stored_raw {
             self.out.clear();

@@ -63,7 +63,11 @@ impl Names {
         if let Some(&place) = self.places.get(segment) {
             return place;
         }
-        let segment = if self.places.len() < MAX_COUNTED { segment } else { &[] };
+        let segment = if self.places.len() < MAX_COUNTED {
+            segment
+        } else {
+            &[]
+        };
         let new = self.counts.len();
         let place = *self.places.entry(segment.to_vec()).or_insert(new);
         if place == new {

@@ -15,9 +15,9 @@ use tokio::task::JoinHandle;
 use super::chunk::{FrameRow, FrameTable, header_len, with_decoder};
 use super::error::{ArchiveError, DamageKind, Result, show_key};
 use super::ids::{ChunkId, ChunkRef, SessionId};
+use super::reader::data_table;
 use super::record::{BodyLocation, RecordBatch};
 use super::repository::Repository;
-use super::reader::data_table;
 use crate::document::{DocumentBatch, DocumentRef};
 use crate::store::Store;
 
@@ -115,6 +115,22 @@ struct Window {
     evict: Vec<FrameKey>,
 }
 
+impl Window {
+    /// Says which keys a damage affects: at most those of the window.
+    fn locate(&self, error: ArchiveError) -> ArchiveError {
+        let damage = match error.into_damage() {
+            Ok(damage) => damage,
+            Err(error) => return error,
+        };
+        ArchiveError::Damaged(Box::new(
+            match (self.batch.get(self.first), self.batch.get(self.end - 1)) {
+                (Some(first), Some(last)) => damage.within(first.key, last.key),
+                _ => damage,
+            },
+        ))
+    }
+}
+
 struct Planner {
     records: stream::BoxStream<'static, Result<RecordBatch>>,
     batch: Arc<RecordBatch>,
@@ -141,7 +157,10 @@ impl Planner {
             };
             let frames = frames_of(&body, self.frame_len);
             let key = |frame| (body.chunk.id, body.chunk.session, frame);
-            let new = frames.clone().filter(|&frame| !self.resident.used.contains_key(&key(frame))).count();
+            let new = frames
+                .clone()
+                .filter(|&frame| !self.resident.used.contains_key(&key(frame)))
+                .count();
             let bytes = (fetch.len() + new) as u64 * frame_len;
             let full = bytes > WINDOW_LEN.max(2 * frame_len)
                 || body_bytes + u64::from(body.length) > WINDOW_LEN
@@ -152,7 +171,12 @@ impl Planner {
             body_bytes += u64::from(body.length);
             self.resident.clock += 1;
             for frame in frames {
-                if self.resident.used.insert(key(frame), self.resident.clock).is_none() {
+                if self
+                    .resident
+                    .used
+                    .insert(key(frame), self.resident.clock)
+                    .is_none()
+                {
                     fetch.insert(key(frame), body.chunk);
                 }
             }
@@ -207,7 +231,9 @@ impl Fetcher {
         let mut chunks: Vec<(ChunkRef, Vec<u32>)> = Vec::new();
         for (&(_, _, frame), chunk) in &window.fetch {
             match chunks.last_mut() {
-                Some((last, frames)) if (last.id, last.session) == (chunk.id, chunk.session) => frames.push(frame),
+                Some((last, frames)) if (last.id, last.session) == (chunk.id, chunk.session) => {
+                    frames.push(frame)
+                }
                 _ => chunks.push((*chunk, vec![frame])),
             }
         }
@@ -215,7 +241,8 @@ impl Fetcher {
             .map(|(chunk, frames)| self.fetch_frames(chunk, frames))
             .buffer_unordered(8)
             .try_collect()
-            .await?;
+            .await
+            .map_err(|error| window.locate(error))?;
         Ok(Fetched {
             window,
             frames: frames.into_iter().flatten().collect(),
@@ -224,7 +251,11 @@ impl Fetcher {
     }
 
     /// Fetches frames of one chunk, ascending: what lies close together with one get.
-    async fn fetch_frames(&self, chunk: ChunkRef, wanted: Vec<u32>) -> Result<Vec<(FrameKey, FrameRow, Bytes)>> {
+    async fn fetch_frames(
+        &self,
+        chunk: ChunkRef,
+        wanted: Vec<u32>,
+    ) -> Result<Vec<(FrameKey, FrameRow, Bytes)>> {
         let (table, front) = self.table(&chunk, &wanted).await?;
         let name = chunk.name();
         let rows = table.rows();
@@ -283,7 +314,11 @@ impl Fetcher {
         let guess = match wanted {
             _ if chunk.stored_len <= SMALL_CHUNK => chunk.stored_len,
             [0, ..] => {
-                let run = wanted.iter().zip(0..).take_while(|(frame, at)| **frame == *at).count() as u64;
+                let run = wanted
+                    .iter()
+                    .zip(0..)
+                    .take_while(|(frame, at)| **frame == *at)
+                    .count() as u64;
                 let average = chunk.stored_len.saturating_sub(header) / frames.max(1) as u64;
                 header + run * average + average / 2
             }
@@ -317,27 +352,26 @@ impl Frames {
 impl Fetched {
     /// Decodes and verifies the frames and copies the bodies together.
     fn assemble(self, frames: &mut Frames, repository: &Repository) -> Result<DocumentBatch> {
-        let within = |error: ArchiveError, batch: &RecordBatch, window: &Window| match error.into_damage() {
-            Ok(damage) => match (batch.get(window.first), batch.get(window.end - 1)) {
-                (Some(first), Some(last)) => ArchiveError::Damaged(Box::new(damage.within(first.key, last.key))),
-                _ => ArchiveError::Damaged(Box::new(damage)),
-            },
-            Err(error) => error,
-        };
         for (key, row, stored) in &self.frames {
             let mut plain = Vec::with_capacity(row.raw_len as usize);
             let name = super::ids::chunk_name(&key.0, key.1);
             with_decoder(|decoder| decoder.decode(&name, row, stored, &mut plain))
-                .map_err(|error| within(error, &self.window.batch, &self.window))?;
+                .map_err(|error| self.window.locate(error))?;
             frames.0.insert(*key, plain);
         }
         let mut documents = DocumentBatch::new();
         let mut scratch = Vec::new();
         for number in self.window.first..self.window.end {
-            let Some(record) = self.window.batch.get(number) else { break };
+            let Some(record) = self.window.batch.get(number) else {
+                break;
+            };
             let Some(body) = record.body else { continue };
             let wrong = |kind, what: &str| {
-                let damage = super::error::Damage::new(body.chunk.name(), kind, format!("{} {what}", show_key(record.key)));
+                let damage = super::error::Damage::new(
+                    body.chunk.name(),
+                    kind,
+                    format!("{} {what}", show_key(record.key)),
+                );
                 ArchiveError::Damaged(Box::new(damage.within(record.key, record.key)))
             };
             let start = (body.offset % self.frame_len) as usize;
@@ -361,7 +395,10 @@ impl Fetched {
                 }
             };
             if bytes.len() != length || repository.body_hash(bytes) != record.body_hash {
-                return Err(wrong(DamageKind::Document, "has another body than its record says"));
+                return Err(wrong(
+                    DamageKind::Document,
+                    "has another body than its record says",
+                ));
             }
             documents.push(DocumentRef {
                 key: record.key,

@@ -57,7 +57,10 @@ pub enum ArchiveError {
         hint: String,
     },
     /// More than one snapshot's id starts like this.
-    #[error("`{wanted}` matches more than one snapshot: {}. Give more digits", list(candidates))]
+    #[error(
+        "`{wanted}` matches more than one snapshot: {}. Give more digits",
+        list(candidates)
+    )]
     AmbiguousSnapshot {
         /// What was asked for.
         wanted: String,
@@ -138,9 +141,11 @@ impl ArchiveError {
     pub fn into_damage(self) -> Result<Damage> {
         match self {
             Self::Damaged(damage) => Ok(*damage),
-            Self::Store(StoreError::NotFound { name }) => {
-                Ok(Damage::new(name, DamageKind::Missing, "the object does not exist"))
-            }
+            Self::Store(StoreError::NotFound { name }) => Ok(Damage::new(
+                name,
+                DamageKind::Missing,
+                "the object does not exist",
+            )),
             Self::Store(error @ (StoreError::OutOfRange { .. } | StoreError::TooLarge { .. })) => {
                 let what = error.to_string();
                 match error {

@@ -193,7 +193,11 @@ impl IndexWriter {
             pages,
             data: std::mem::take(&mut self.data),
             body_bytes: std::mem::take(&mut self.body_bytes),
-            filter: if filtered { filter::build(&self.hashes) } else { Vec::new() },
+            filter: if filtered {
+                filter::build(&self.hashes)
+            } else {
+                Vec::new()
+            },
         };
         self.hashes.clear();
         self.segment = None;

@@ -58,7 +58,10 @@ impl PageSource {
     }
 
     fn starts_past_end(&self, first_key: &[u8]) -> bool {
-        self.range.end.as_ref().is_some_and(|end| end.as_bytes() <= first_key)
+        self.range
+            .end
+            .as_ref()
+            .is_some_and(|end| end.as_bytes() <= first_key)
     }
 
     async fn next(&mut self) -> Result<Option<LoadedPage>> {
@@ -73,7 +76,11 @@ impl PageSource {
                 Some(block) => Arc::clone(block),
                 None => {
                     let block = self.blocks.load(listed).await?;
-                    let start = self.range.start.as_ref().map_or(&[][..], |start| start.as_bytes());
+                    let start = self
+                        .range
+                        .start
+                        .as_ref()
+                        .map_or(&[][..], |start| start.as_bytes());
                     self.entry = block.entries.partition_point(|entry| entry.last_key() < start);
                     self.page = 0;
                     self.loaded.insert(block).clone()
@@ -94,7 +101,12 @@ impl PageSource {
             if self.starts_past_end(page.first_key.as_bytes()) {
                 return Ok(None);
             }
-            if self.range.start.as_ref().is_some_and(|start| page.last_key < *start) {
+            if self
+                .range
+                .start
+                .as_ref()
+                .is_some_and(|start| page.last_key < *start)
+            {
                 continue;
             }
             let name: Arc<str> = entry.chunk.name().into();
@@ -152,7 +164,10 @@ impl RunCursor {
 
     /// Pages overlap that their entries say are apart.
     fn disorder(&self) -> ArchiveError {
-        let name = self.page.as_ref().map_or_else(|| "index".into(), |page| Arc::clone(&page.name));
+        let name = self
+            .page
+            .as_ref()
+            .map_or_else(|| "index".into(), |page| Arc::clone(&page.name));
         let what = format!("its records do not ascend at {}", show_key(self.key()));
         ArchiveError::damaged(&*name, DamageKind::Inconsistent, what)
     }
@@ -163,7 +178,12 @@ impl RunCursor {
             if let Some(page) = &mut self.page {
                 while page.cursor.advance(&page.name)? {
                     let key = page.cursor.key();
-                    if self.range.start.as_ref().is_some_and(|start| key < start.as_bytes()) {
+                    if self
+                        .range
+                        .start
+                        .as_ref()
+                        .is_some_and(|start| key < start.as_bytes())
+                    {
                         continue;
                     }
                     if self.range.end.as_ref().is_some_and(|end| end.as_bytes() <= key) {
@@ -236,7 +256,10 @@ impl RunCursor {
                 ArchiveError::damaged(
                     &*page.name,
                     DamageKind::Inconsistent,
-                    format!("the record of {} points outside of its data", show_key(page.cursor.key())),
+                    format!(
+                        "the record of {} points outside of its data",
+                        show_key(page.cursor.key())
+                    ),
                 )
             })?;
         let number = &mut self.numbers[put.chunk as usize];

@@ -222,7 +222,11 @@ impl RangeWriter {
             Verdict::Skip | Verdict::Stop => {
                 self.stats.skipped_documents += 1;
                 self.broken = false;
-                return Ok(if verdict == Verdict::Skip { Flow::Continue } else { Flow::Done });
+                return Ok(if verdict == Verdict::Skip {
+                    Flow::Continue
+                } else {
+                    Flow::Done
+                });
             }
             Verdict::Own | Verdict::OwnLast => {}
         }
@@ -308,7 +312,8 @@ impl RangeWriter {
         (self.stats.collections, self.stats.collection_groups) = self.tally.named();
         let mut entries = Vec::with_capacity(self.entries.len());
         for (pending, chunk) in std::mem::take(&mut self.entries) {
-            let chunk = chunk.ok_or_else(|| ArchiveError::Misuse("an index chunk was not stored".to_owned()))?;
+            let chunk =
+                chunk.ok_or_else(|| ArchiveError::Misuse("an index chunk was not stored".to_owned()))?;
             entries.push(pending.resolve(chunk, &self.segments)?);
         }
         let output = RangeOutput {
@@ -323,7 +328,8 @@ impl RangeWriter {
     fn check_usable(&self) -> Result<()> {
         if self.broken {
             return Err(ArchiveError::Misuse(
-                "an earlier call on this range writer failed or was dropped: start the range again".to_owned(),
+                "an earlier call on this range writer failed or was dropped: start the range again"
+                    .to_owned(),
             ));
         }
         Ok(())
@@ -345,7 +351,12 @@ impl RangeWriter {
                 what: format!("has a path longer than {MAX_KEY_LEN} bytes"),
             });
         }
-        if self.range.start.as_ref().is_some_and(|start| key < start.as_bytes()) {
+        if self
+            .range
+            .start
+            .as_ref()
+            .is_some_and(|start| key < start.as_bytes())
+        {
             return Err(ArchiveError::OutOfOrder {
                 previous: "the range's start".to_owned(),
                 next: show_key(key),
@@ -374,10 +385,16 @@ impl RangeWriter {
 
     fn count(&mut self, key: &[u8], length: usize, put: &Put) -> Result<()> {
         if put.create_time.nanos >= 1_000_000_000 || put.update_time.nanos >= 1_000_000_000 {
-            return Err(ArchiveError::Misuse(format!("{} has an impossible time", show_key(key))));
+            return Err(ArchiveError::Misuse(format!(
+                "{} has an impossible time",
+                show_key(key)
+            )));
         }
         if !self.tally.add(key, length) {
-            return Err(ArchiveError::Misuse(format!("{} is not a document's", show_key(key))));
+            return Err(ArchiveError::Misuse(format!(
+                "{} is not a document's",
+                show_key(key)
+            )));
         }
         self.stats.documents += 1;
         Ok(())

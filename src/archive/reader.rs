@@ -58,11 +58,19 @@ impl BlockCache {
     fn insert(&mut self, id: ChunkId, block: &Arc<DirectoryBlock>) {
         let weight = block.entries.iter().map(IndexEntry::weight).sum::<usize>() * 2;
         self.clock += 1;
-        if self.blocks.insert(id, (Arc::clone(block), weight, self.clock)).is_none() {
+        if self
+            .blocks
+            .insert(id, (Arc::clone(block), weight, self.clock))
+            .is_none()
+        {
             self.bytes += weight;
         }
         while self.bytes > BLOCK_CACHE_LEN && self.blocks.len() > 1 {
-            let oldest = self.blocks.iter().min_by_key(|(_, (_, _, used))| *used).map(|(id, _)| *id);
+            let oldest = self
+                .blocks
+                .iter()
+                .min_by_key(|(_, (_, _, used))| *used)
+                .map(|(id, _)| *id);
             match oldest.and_then(|id| self.blocks.remove(&id)) {
                 Some((_, weight, _)) => self.bytes -= weight,
                 None => return,
@@ -125,7 +133,12 @@ impl Blocks {
     }
 
     /// A page of an index chunk: one ranged get, verified by the hash in its entry.
-    pub(crate) async fn load_page(&self, entry: &IndexEntry, page: usize, name: Arc<str>) -> Result<PageCursor> {
+    pub(crate) async fn load_page(
+        &self,
+        entry: &IndexEntry,
+        page: usize,
+        name: Arc<str>,
+    ) -> Result<PageCursor> {
         let listed = &entry.pages[page];
         let within = |error: ArchiveError| match error.into_damage() {
             Ok(damage) => ArchiveError::Damaged(Box::new(
@@ -293,7 +306,10 @@ impl SnapshotReader {
 
     fn select(&self, batch: &RecordBatch) -> RecordBatch {
         let mut selected = RecordBatch::default();
-        for record in batch.iter().filter(|record| self.snapshot.selection.contains(record.key)) {
+        for record in batch
+            .iter()
+            .filter(|record| self.snapshot.selection.contains(record.key))
+        {
             let put = record.body.map(|body| super::index_page::Put {
                 create_time: record.create_time,
                 update_time: record.update_time,
@@ -325,7 +341,10 @@ impl SnapshotReader {
         match self.find(path).await? {
             Some(record) => {
                 let records = stream::once(std::future::ready(Ok(record)));
-                documents::stream(&self.repository, records, 1).boxed().try_next().await
+                documents::stream(&self.repository, records, 1)
+                    .boxed()
+                    .try_next()
+                    .await
             }
             None => Ok(None),
         }
@@ -340,17 +359,33 @@ impl SnapshotReader {
         }
         let hash = key_hash(key);
         for run in self.runs.iter() {
-            let place = run.root.blocks.partition_point(|block| block.last_key.as_bytes() < key);
-            let Some(listed) = run.root.blocks.get(place).filter(|block| block.first_key.as_bytes() <= key) else {
+            let place = run
+                .root
+                .blocks
+                .partition_point(|block| block.last_key.as_bytes() < key);
+            let Some(listed) = run
+                .root
+                .blocks
+                .get(place)
+                .filter(|block| block.first_key.as_bytes() <= key)
+            else {
                 continue;
             };
             let block = self.blocks.load(listed).await?;
             let place = block.entries.partition_point(|entry| entry.last_key() < key);
-            let Some(entry) = block.entries.get(place).filter(|entry| entry.may_contain(key, hash)) else {
+            let Some(entry) = block
+                .entries
+                .get(place)
+                .filter(|entry| entry.may_contain(key, hash))
+            else {
                 continue;
             };
             let page = entry.pages.partition_point(|page| page.last_key.as_bytes() < key);
-            if entry.pages.get(page).is_none_or(|page| page.first_key.as_bytes() > key) {
+            if entry
+                .pages
+                .get(page)
+                .is_none_or(|page| page.first_key.as_bytes() > key)
+            {
                 continue;
             }
             let name: Arc<str> = entry.chunk.name().into();
@@ -367,7 +402,8 @@ impl SnapshotReader {
                 };
                 let mut record = RecordBatch::default();
                 let chunk = entry.data.get(put.chunk as usize);
-                let chunk = chunk.filter(|chunk| u64::from(put.offset) + u64::from(put.length) <= chunk.raw_len);
+                let chunk =
+                    chunk.filter(|chunk| u64::from(put.offset) + u64::from(put.length) <= chunk.raw_len);
                 let chunk = chunk.ok_or_else(|| {
                     ArchiveError::damaged(
                         &*name,
@@ -399,7 +435,8 @@ impl SnapshotReader {
         let mut before = 0;
         for (key, records) in pages {
             let due = total * (boundaries.len() as u64 + 1) / parts.max(1) as u64;
-            if before >= due && before > 0 && boundaries.len() + 1 < parts && boundaries.last() != Some(&key) {
+            if before >= due && before > 0 && boundaries.len() + 1 < parts && boundaries.last() != Some(&key)
+            {
                 boundaries.push(key);
             }
             before += records;
@@ -424,12 +461,15 @@ pub(crate) async fn data_table(
     let name = chunk.name();
     let frames = data_frames(chunk.raw_len, frame_len);
     let wanted = header_len(frames).max(at_least).min(chunk.stored_len);
-    let bytes = store.get_range(&name, 0..wanted).await.map_err(|error| match error {
-        StoreError::NotFound { name } => {
-            ArchiveError::damaged(name, DamageKind::Missing, "the object does not exist")
-        }
-        error => error.into(),
-    })?;
+    let bytes = store
+        .get_range(&name, 0..wanted)
+        .await
+        .map_err(|error| match error {
+            StoreError::NotFound { name } => {
+                ArchiveError::damaged(name, DamageKind::Missing, "the object does not exist")
+            }
+            error => error.into(),
+        })?;
     let table = FrameTable::parse(&name, ChunkKind::Data, &chunk.id, &bytes)?;
     check_data_table(&name, &table, chunk.raw_len, chunk.stored_len, frame_len)?;
     Ok((table, bytes))

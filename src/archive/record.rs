@@ -91,7 +91,9 @@ impl RecordBatch {
     /// The record at `index`, `None` past the end.
     pub fn get(&self, index: usize) -> Option<RecordRef<'_>> {
         let entry = self.entries.get(index)?;
-        let start = index.checked_sub(1).map_or(0, |before| self.entries[before].key_end);
+        let start = index
+            .checked_sub(1)
+            .map_or(0, |before| self.entries[before].key_end);
         let put = entry.put.unwrap_or_default();
         Some(RecordRef {
             key: &self.keys[start..entry.key_end],

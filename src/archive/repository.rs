@@ -166,9 +166,14 @@ impl Repository {
             features: Features::default(),
             tool_version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        match store.put_new(REPOSITORY_OBJECT, envelope::encode(KIND, &config)?).await {
+        match store
+            .put_new(REPOSITORY_OBJECT, envelope::encode(KIND, &config)?)
+            .await
+        {
             Ok(()) => {}
-            Err(StoreError::AlreadyExists { .. }) => return Err(ArchiveError::AlreadyARepository { location }),
+            Err(StoreError::AlreadyExists { .. }) => {
+                return Err(ArchiveError::AlreadyARepository { location });
+            }
             Err(error) => return Err(error.into()),
         }
         Ok(Self {
@@ -237,7 +242,11 @@ impl Repository {
 
     /// How a session was decided, `None` while it is not.
     pub async fn decision(&self, session: SnapshotId) -> Result<Option<Decision>> {
-        match self.store.get_at_most(&session.snapshot_name(), MAX_JSON_LEN).await {
+        match self
+            .store
+            .get_at_most(&session.snapshot_name(), MAX_JSON_LEN)
+            .await
+        {
             Ok(bytes) => Decision::decode(session, &bytes).map(Some),
             Err(StoreError::NotFound { .. }) => Ok(None),
             Err(error) => Err(error.into()),
@@ -277,9 +286,9 @@ impl Repository {
                 Err(error) => listing.unreadable.push((id.snapshot_name(), error)),
             }
         }
-        listing
-            .snapshots
-            .sort_by_key(|snapshot| std::cmp::Reverse((snapshot.read_time, snapshot.finished_at, snapshot.id)));
+        listing.snapshots.sort_by_key(|snapshot| {
+            std::cmp::Reverse((snapshot.read_time, snapshot.finished_at, snapshot.id))
+        });
         listing.unreadable.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(listing)
     }
@@ -295,7 +304,10 @@ impl Repository {
             let forgotten = self.store.exists(&id.forgotten_name()).await?;
             return match self.decision(id).await? {
                 Some(Decision::Committed(snapshot)) if !forgotten => Ok(*snapshot),
-                Some(Decision::Committed(_)) => Err(unknown(wanted, "It was forgotten; its data may be gone already".into())),
+                Some(Decision::Committed(_)) => Err(unknown(
+                    wanted,
+                    "It was forgotten; its data may be gone already".into(),
+                )),
                 Some(Decision::Aborted(_)) => Err(unknown(wanted, "That session was aborted".into())),
                 None => Err(unknown(wanted, hint(&self.snapshots().await?.snapshots))),
             };
@@ -306,7 +318,10 @@ impl Repository {
                 Some(snapshot) => match listing.unreadable.first() {
                     Some((_, error)) => Err(unknown(
                         wanted,
-                        format!("{error}; so which one is the latest is not certain. {}", hint(&listing.snapshots)),
+                        format!(
+                            "{error}; so which one is the latest is not certain. {}",
+                            hint(&listing.snapshots)
+                        ),
                     )),
                     None => Ok(snapshot.clone()),
                 },
@@ -337,7 +352,10 @@ impl Repository {
 }
 
 fn check_features(verb: &str, needed: &[String]) -> Result<()> {
-    match needed.iter().find(|feature| !KNOWN_FEATURES.contains(&feature.as_str())) {
+    match needed
+        .iter()
+        .find(|feature| !KNOWN_FEATURES.contains(&feature.as_str()))
+    {
         None => Ok(()),
         Some(feature) => Err(ArchiveError::Newer {
             object: REPOSITORY_OBJECT.to_owned(),
@@ -392,7 +410,9 @@ pub struct SnapshotFilter {
 impl SnapshotFilter {
     /// Whether the snapshot passes.
     pub fn accepts(&self, snapshot: &Snapshot) -> bool {
-        self.database.as_ref().is_none_or(|database| *database == snapshot.database)
+        self.database
+            .as_ref()
+            .is_none_or(|database| *database == snapshot.database)
             && self.kind.unwrap_or(SnapshotKind::Backup) == snapshot.kind
             && match &self.selection {
                 Some(selection) => *selection == snapshot.selection,

@@ -103,7 +103,10 @@ impl IndexEntry {
 
     /// Where a page's bytes are in the object.
     pub fn stored_range(&self, page: usize) -> std::ops::Range<u64> {
-        let before: u64 = self.pages[..page].iter().map(|page| u64::from(page.stored_len)).sum();
+        let before: u64 = self.pages[..page]
+            .iter()
+            .map(|page| u64::from(page.stored_len))
+            .sum();
         let start = header_len(self.pages.len()) + before;
         start..start + u64::from(self.pages[page].stored_len)
     }
@@ -116,7 +119,9 @@ impl IndexEntry {
     /// Roughly the bytes that the entry takes in a block.
     pub(crate) fn weight(&self) -> usize {
         let keys = |page: &PageEntry| page.first_key.as_bytes().len() + page.last_key.as_bytes().len();
-        self.pages.iter().map(|page| 64 + keys(page)).sum::<usize>() + self.data.len() * 56 + self.filter.len()
+        self.pages.iter().map(|page| 64 + keys(page)).sum::<usize>()
+            + self.data.len() * 56
+            + self.filter.len()
     }
 
     fn check(&self, object: &str) -> Result<()> {
@@ -148,7 +153,10 @@ impl IndexEntry {
             return wrong("has a page of an impossible size");
         }
         let ascends = self.pages.iter().all(|page| page.first_key <= page.last_key)
-            && self.pages.windows(2).all(|pair| pair[0].last_key < pair[1].first_key);
+            && self
+                .pages
+                .windows(2)
+                .all(|pair| pair[0].last_key < pair[1].first_key);
         if !ascends {
             return wrong("does not ascend");
         }
@@ -185,7 +193,11 @@ impl DirectoryBlock {
         for entry in &block.entries {
             entry.check(object)?;
         }
-        if !block.entries.windows(2).all(|pair| pair[0].last_key() < pair[1].first_key()) {
+        if !block
+            .entries
+            .windows(2)
+            .all(|pair| pair[0].last_key() < pair[1].first_key())
+        {
             return Err(ArchiveError::damaged(
                 object,
                 DamageKind::Inconsistent,

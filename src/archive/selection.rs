@@ -64,8 +64,11 @@ impl Selection {
         if self.collection_groups.is_empty() {
             return false;
         }
-        DocumentPath::from_key(key)
-            .is_ok_and(|path| self.collection_groups.iter().any(|group| group == path.collection_group()))
+        DocumentPath::from_key(key).is_ok_and(|path| {
+            self.collection_groups
+                .iter()
+                .any(|group| group == path.collection_group())
+        })
     }
 }
 
@@ -78,7 +81,11 @@ impl std::fmt::Display for Selection {
             .collections
             .iter()
             .map(ToString::to_string)
-            .chain(self.collection_groups.iter().map(|group| format!("group {group}")))
+            .chain(
+                self.collection_groups
+                    .iter()
+                    .map(|group| format!("group {group}")),
+            )
             .collect();
         f.write_str(&names.join(", "))
     }

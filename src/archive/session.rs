@@ -191,16 +191,25 @@ impl Session {
         if !store.exists(&plan_name).await? {
             for &pin in &pins.pins {
                 let what = match repository.decision(pin).await? {
-                    Some(Decision::Committed(_)) if store.exists(&pin.forgotten_name()).await? => "was forgotten",
+                    Some(Decision::Committed(_)) if store.exists(&pin.forgotten_name()).await? => {
+                        "was forgotten"
+                    }
                     Some(Decision::Committed(_)) => continue,
                     Some(Decision::Aborted(_)) => "was aborted",
                     None => "does not exist",
                 };
                 let reason = format!("snapshot {pin}, which it was to build upon, {what}");
                 abort(repository, id, &reason).await?;
-                return Err(ArchiveError::PinGone { session: id, pin, what });
+                return Err(ArchiveError::PinGone {
+                    session: id,
+                    pin,
+                    what,
+                });
             }
-            match store.put_new(&plan_name, envelope::encode("plan", &options.plan)?).await {
+            match store
+                .put_new(&plan_name, envelope::encode("plan", &options.plan)?)
+                .await
+            {
                 Ok(()) | Err(StoreError::AlreadyExists { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -333,7 +342,11 @@ impl Session {
             Err(StoreError::AlreadyExists { .. }) => match shared.repository.decision(shared.id).await? {
                 Some(Decision::Committed(snapshot)) => Ok(*snapshot),
                 Some(Decision::Aborted(record)) => Err(aborted(record)),
-                None => Err(ArchiveError::damaged(name, DamageKind::Missing, "it exists and does not")),
+                None => Err(ArchiveError::damaged(
+                    name,
+                    DamageKind::Missing,
+                    "it exists and does not",
+                )),
             },
             Err(error) => Err(error.into()),
         }
@@ -352,7 +365,11 @@ pub async fn abort(repository: &Repository, session: SessionId, reason: &str) ->
         reason: reason.to_owned(),
         at: crate::clock::now(),
     });
-    match repository.store().put_new(&session.snapshot_name(), record.encode()?).await {
+    match repository
+        .store()
+        .put_new(&session.snapshot_name(), record.encode()?)
+        .await
+    {
         Ok(()) => Ok(record),
         Err(StoreError::AlreadyExists { .. }) => Ok(repository.decision(session).await?.unwrap_or(record)),
         Err(error) => Err(error.into()),
@@ -384,7 +401,11 @@ async fn known_chunks(repository: &Repository, pins: &[SnapshotId]) -> Result<Ha
         let reader = repository.reader(&snapshot).await?;
         let mut blocks = std::pin::pin!(reader.blocks());
         while let Some(block) = blocks.try_next().await? {
-            for chunk in block.entries.iter().flat_map(|entry| entry.data.iter().chain([&entry.chunk])) {
+            for chunk in block
+                .entries
+                .iter()
+                .flat_map(|entry| entry.data.iter().chain([&entry.chunk]))
+            {
                 if let Some(entry) = Known::new(chunk) {
                     known.entry(chunk.id).or_insert(entry);
                 }
@@ -422,7 +443,11 @@ impl SessionShared {
     pub(crate) fn known_chunk(&self, id: &ChunkId, raw_len: u64) -> Option<ChunkRef> {
         let known = match self.known.get(id) {
             Some(known) => *known,
-            None => *self.written.lock().unwrap_or_else(PoisonError::into_inner).get(id)?,
+            None => *self
+                .written
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .get(id)?,
         };
         (u64::from(known.raw_len) == raw_len).then(|| known.chunk(*id))
     }
@@ -444,7 +469,8 @@ impl SessionShared {
             Err(StoreError::AlreadyExists { .. }) => {
                 let bytes = store.get_at_most(&name, chunk.raw_len + (64 << 20)).await?;
                 let table = FrameTable::parse(&name, built.table.kind, &built.id, &bytes)?;
-                let table = tokio::task::spawn_blocking(move || verify_frames(&name, table, &bytes)).await??;
+                let table =
+                    tokio::task::spawn_blocking(move || verify_frames(&name, table, &bytes)).await??;
                 chunk.stored_len = table.stored_len();
                 found = Some(table);
             }
@@ -476,7 +502,10 @@ impl SessionShared {
 
     /// The finished ranges, in key order, must cover each range of the selection without gap or overlap.
     fn check_tiling(&self, outputs: &[RangeOutput]) -> Result<()> {
-        let incomplete = |what: String| ArchiveError::Incomplete { session: self.id, what };
+        let incomplete = |what: String| ArchiveError::Incomplete {
+            session: self.id,
+            what,
+        };
         let mut finished = outputs.iter();
         for selected in self.plan.selection.key_ranges() {
             let mut at = selected.start.clone();
@@ -495,18 +524,28 @@ impl SessionShared {
                     break;
                 }
                 if at.is_none() || selected.end.is_some() && at > selected.end {
-                    return Err(incomplete(format!("a finished range goes past {:?}", selected.end)));
+                    return Err(incomplete(format!(
+                        "a finished range goes past {:?}",
+                        selected.end
+                    )));
                 }
             }
         }
         match finished.next() {
             None => Ok(()),
-            Some(extra) => Err(incomplete(format!("{:?} was finished twice or is not selected", extra.range))),
+            Some(extra) => Err(incomplete(format!(
+                "{:?} was finished twice or is not selected",
+                extra.range
+            ))),
         }
     }
 
     /// Joins the index chunks of all ranges into one run; `None` when there are none.
-    async fn write_run(&self, mut entries: Vec<IndexEntry>, stored_bytes: &mut u64) -> Result<Option<RunRef>> {
+    async fn write_run(
+        &self,
+        mut entries: Vec<IndexEntry>,
+        stored_bytes: &mut u64,
+    ) -> Result<Option<RunRef>> {
         if entries.is_empty() {
             return Ok(None);
         }
@@ -519,7 +558,10 @@ impl SessionShared {
                 next: super::error::show_key(pair[1].first_key()),
             });
         }
-        let records: u64 = entries.iter().map(|entry| entry.puts() + entry.tombstones()).sum();
+        let records: u64 = entries
+            .iter()
+            .map(|entry| entry.puts() + entry.tombstones())
+            .sum();
         if records > MAX_FILTERED_RECORDS {
             entries.iter_mut().for_each(|entry| entry.filter = Vec::new());
         }
@@ -614,14 +656,23 @@ impl SessionShared {
 /// Checks that every frame of a chunk is what its table says.
 fn verify_frames(name: &str, table: FrameTable, bytes: &[u8]) -> Result<FrameTable> {
     if table.stored_len() != bytes.len() as u64 {
-        return Err(ArchiveError::damaged(name, DamageKind::WrongSize, "it was cut short"));
+        return Err(ArchiveError::damaged(
+            name,
+            DamageKind::WrongSize,
+            "it was cut short",
+        ));
     }
     let mut plain = Vec::new();
     for (frame, row) in table.rows().iter().enumerate() {
         let range = table.stored_range(frame);
         plain.clear();
         with_decoder(|decoder| {
-            decoder.decode(name, row, &bytes[range.start as usize..range.end as usize], &mut plain)
+            decoder.decode(
+                name,
+                row,
+                &bytes[range.start as usize..range.end as usize],
+                &mut plain,
+            )
         })?;
     }
     Ok(table)

@@ -120,7 +120,9 @@ impl RunRef {
             ));
         }
         let root = RunRoot::decode(&name, sealed)?;
-        if (root.puts(), root.tombstones(), root.body_bytes()) != (self.puts, self.tombstones, self.body_bytes) {
+        if (root.puts(), root.tombstones(), root.body_bytes())
+            != (self.puts, self.tombstones, self.body_bytes)
+        {
             return Err(damaged(
                 DamageKind::Inconsistent,
                 "its counts differ from the snapshot's",
@@ -305,7 +307,10 @@ pub(crate) mod range_as_hex {
     impl TryFrom<HexRange> for KeyRange {
         type Error = hex::FromHexError;
         fn try_from(range: HexRange) -> Result<Self, Self::Error> {
-            let key = |side: Option<String>| side.map(|text| hex::decode(text).map(DocumentKey::from_bytes)).transpose();
+            let key = |side: Option<String>| {
+                side.map(|text| hex::decode(text).map(DocumentKey::from_bytes))
+                    .transpose()
+            };
             Ok(Self {
                 start: key(range.start)?,
                 end: key(range.end)?,
@@ -318,18 +323,25 @@ pub(crate) mod range_as_hex {
     }
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<KeyRange, D::Error> {
-        HexRange::deserialize(deserializer)?.try_into().map_err(serde::de::Error::custom)
+        HexRange::deserialize(deserializer)?
+            .try_into()
+            .map_err(serde::de::Error::custom)
     }
 
     /// The same for lists.
     pub(crate) mod list {
         use super::*;
 
-        pub(crate) fn serialize<S: Serializer>(ranges: &[KeyRange], serializer: S) -> Result<S::Ok, S::Error> {
+        pub(crate) fn serialize<S: Serializer>(
+            ranges: &[KeyRange],
+            serializer: S,
+        ) -> Result<S::Ok, S::Error> {
             serializer.collect_seq(ranges.iter().map(HexRange::from))
         }
 
-        pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<KeyRange>, D::Error> {
+        pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+            deserializer: D,
+        ) -> Result<Vec<KeyRange>, D::Error> {
             Vec::<HexRange>::deserialize(deserializer)?
                 .into_iter()
                 .map(|range| range.try_into().map_err(serde::de::Error::custom))

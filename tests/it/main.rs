@@ -1,3 +1,10 @@
 //! The tests that look at Firebank from outside: through its public API and its binary.
 //!
 //! One test binary, so that the crate and its dependencies are linked once.
+
+mod archive_damage;
+mod archive_layers;
+mod archive_roundtrip;
+mod archive_sessions;
+mod archive_support;
+mod store_conformance;
