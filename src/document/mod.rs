@@ -9,11 +9,15 @@
 
 pub mod batch;
 pub mod canonical;
+pub mod field_path;
 pub mod path;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod typed_json;
 pub mod value;
 pub mod wire;
 
 pub use batch::{DocumentBatch, DocumentRef};
+pub use field_path::FieldPath;
 pub use path::{CollectionPath, DatabaseName, DocumentKey, DocumentPath, KeyRange, PathError};
 pub use value::{Fields, GeoPoint, Reference, Timestamp, Value};

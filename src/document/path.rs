@@ -48,6 +48,22 @@ fn check_segments(path: &str) -> Result<usize, PathError> {
     Ok(count)
 }
 
+/// Whether [`DocumentPath::parse`] would take `path`, without a copy.
+pub(crate) fn is_document_path(path: &str) -> bool {
+    let mut slashes = 0;
+    let mut previous = b'/';
+    for &byte in path.as_bytes() {
+        if byte == b'/' {
+            if previous == b'/' {
+                return false;
+            }
+            slashes += 1;
+        }
+        previous = byte;
+    }
+    previous != b'/' && slashes % 2 == 1
+}
+
 /// A document's path relative to the database's root, such as `products/p1/reviews/r1`.
 ///
 /// Ordered as Firestore orders document names.
