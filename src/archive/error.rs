@@ -227,6 +227,23 @@ impl Damage {
     }
 }
 
+impl Damage {
+    /// Widens the affected keys by those from `first` to `last`.
+    pub(crate) fn widen(self, first: &[u8], last: &[u8]) -> Self {
+        let Some(KeyRange {
+            start: Some(start),
+            end: Some(end),
+        }) = self.span.clone()
+        else {
+            return self.within(first, last);
+        };
+        let (start, end) = (start.as_bytes(), end.as_bytes());
+        // The end is a last key with a zero after it.
+        let end = &end[..end.len().saturating_sub(1)];
+        Self { span: None, ..self }.within(start.min(first), end.max(last))
+    }
+}
+
 /// The collections between two documents, as far as the two alone tell.
 fn affected(first: &[u8], last: &[u8]) -> Vec<String> {
     let (Ok(first), Ok(last)) = (DocumentPath::from_key(first), DocumentPath::from_key(last)) else {

@@ -36,6 +36,7 @@
 //! ```
 
 mod budget;
+pub mod check;
 pub mod chunk;
 pub mod counts;
 pub mod cut;
@@ -57,6 +58,7 @@ pub mod selection;
 pub mod session;
 pub mod snapshot;
 
+pub use check::{CheckStats, DamageReport, DataSubset, check_data, check_presence, check_structure};
 pub use chunk::ChunkKind;
 pub use counts::{Count, Counts};
 pub use error::{ArchiveError, Damage, DamageKind, Result};

@@ -18,7 +18,7 @@ use super::sealed;
 use crate::document::DocumentKey;
 
 /// The most bytes of plaintext that a data chunk has.
-pub const MAX_CHUNK_RAW_LEN: u64 = 1 << 30;
+pub const MAX_CHUNK_RAW_LEN: u64 = 512 << 20;
 /// The most index chunks of a directory block.
 pub const MAX_BLOCK_ENTRIES: usize = 64;
 /// A block ends when its entries are about this large, in bytes.
