@@ -68,32 +68,6 @@ async fn layer(
     session.commit(draft).await.unwrap()
 }
 
-fn totals(docs: &Docs) -> Totals {
-    let mut totals = Totals {
-        documents: docs.len() as u64,
-        ..Totals::default()
-    };
-    for (key, doc) in docs {
-        let path = DocumentPath::from_key(key).unwrap();
-        let one = Count {
-            documents: 1,
-            bytes: doc.body.len() as u64,
-        };
-        totals.body_bytes += one.bytes;
-        totals
-            .collections
-            .entry(path.root_collection().to_owned())
-            .or_default()
-            .add(one);
-        totals
-            .collection_groups
-            .entry(path.collection_group().to_owned())
-            .or_default()
-            .add(one);
-    }
-    totals
-}
-
 async fn compact(repository: &Repository, snapshot: &Snapshot) -> Snapshot {
     let options = SessionOptions {
         pins: vec![snapshot.id],

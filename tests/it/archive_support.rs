@@ -187,3 +187,30 @@ pub(crate) async fn object_names(store: &Store, prefix: &str) -> Vec<String> {
     names.sort();
     names
 }
+
+/// The counts of a snapshot that holds these documents.
+pub(crate) fn totals(docs: &Docs) -> Totals {
+    let mut totals = Totals {
+        documents: docs.len() as u64,
+        ..Totals::default()
+    };
+    for (key, doc) in docs {
+        let path = DocumentPath::from_key(key).unwrap();
+        let one = Count {
+            documents: 1,
+            bytes: doc.body.len() as u64,
+        };
+        totals.body_bytes += one.bytes;
+        totals
+            .collections
+            .entry(path.root_collection().to_owned())
+            .or_default()
+            .add(one);
+        totals
+            .collection_groups
+            .entry(path.collection_group().to_owned())
+            .or_default()
+            .add(one);
+    }
+    totals
+}

@@ -3,6 +3,7 @@
 //! One test binary, so that the crate and its dependencies are linked once.
 
 mod archive_damage;
+mod archive_golden;
 mod archive_layers;
 mod archive_roundtrip;
 mod archive_sessions;
