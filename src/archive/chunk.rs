@@ -8,6 +8,7 @@
 //! [`ChunkBuilder`] compresses each frame on a blocking thread as it fills, one in flight, so a chunk in the making costs its
 //! compressed size and its owner's task never computes for long.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -137,7 +138,9 @@ impl FrameTable {
             ));
         }
         if header[9] != kind as u8 || header[10..12] != [0; 2] || header[24..32] != [0; 8] {
-            return Err(malformed("it is a chunk of another kind, or has features that are not known here"));
+            return Err(malformed(
+                "it is a chunk of another kind, or has features that are not known here",
+            ));
         }
         let rows: Vec<FrameRow> = table[HEADER_LEN..].chunks_exact(ROW_LEN).map(read_row).collect();
         let read = Self::new(kind, rows);
@@ -216,11 +219,17 @@ fn read_row(bytes: &[u8]) -> FrameRow {
 }
 
 fn le_u32(bytes: &[u8]) -> u32 {
-    bytes.iter().rev().fold(0, |number, &byte| number << 8 | u32::from(byte))
+    bytes
+        .iter()
+        .rev()
+        .fold(0, |number, &byte| number << 8 | u32::from(byte))
 }
 
 fn le_u64(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte))
+    bytes
+        .iter()
+        .rev()
+        .fold(0, |number, &byte| number << 8 | u64::from(byte))
 }
 
 /// Decompresses and verifies frames. Holds a zstd context, so keep it.
@@ -256,7 +265,9 @@ impl FrameDecoder {
     ) -> Result<()> {
         let checksum = |what: String| ArchiveError::damaged(object, DamageKind::Checksum, what);
         if stored.len() != row.stored_len as usize || row.raw_len > MAX_FRAME_LEN {
-            return Err(checksum("a frame has another length than its table says".to_owned()));
+            return Err(checksum(
+                "a frame has another length than its table says".to_owned(),
+            ));
         }
         if row.stored_raw {
             out.extend_from_slice(stored);
@@ -277,6 +288,22 @@ impl FrameDecoder {
     }
 }
 
+/// Runs `work` with this thread's decoder: contexts are worth keeping, and blocking threads come and go.
+pub(crate) fn with_decoder<T>(work: impl FnOnce(&mut FrameDecoder) -> Result<T>) -> Result<T> {
+    thread_local! {
+        static DECODER: RefCell<Option<FrameDecoder>> = const { RefCell::new(None) };
+    }
+    DECODER.with_borrow_mut(|slot| {
+        let mut decoder = match slot.take() {
+            Some(decoder) => decoder,
+            None => FrameDecoder::new()?,
+        };
+        let result = work(&mut decoder);
+        *slot = Some(decoder);
+        result
+    })
+}
+
 /// A finished chunk, ready to be stored.
 #[derive(Debug)]
 pub struct BuiltChunk {
@@ -289,9 +316,9 @@ pub struct BuiltChunk {
 
 impl BuiltChunk {
     /// The object's bytes, in parts.
-    pub fn payload(self) -> object_store::PutPayload {
+    pub fn payload(&self) -> object_store::PutPayload {
         std::iter::once(Bytes::from(self.table.encode()))
-            .chain(self.frames)
+            .chain(self.frames.iter().cloned())
             .collect()
     }
 }
@@ -331,8 +358,11 @@ impl FrameJob {
 
     fn run(mut self) -> std::io::Result<Self> {
         let hash = *blake3::hash(&self.plain).as_bytes();
-        self.out.resize(zstd::zstd_safe::compress_bound(self.plain.len()), 0);
-        let length = self.compressor.compress_to_buffer(&self.plain, &mut self.out[..])?;
+        self.out
+            .resize(zstd::zstd_safe::compress_bound(self.plain.len()), 0);
+        let length = self
+            .compressor
+            .compress_to_buffer(&self.plain, &mut self.out[..])?;
         let stored_raw = length >= self.plain.len();
         if stored_raw {
             self.out.clear();

@@ -59,7 +59,11 @@ impl Ownership {
     pub(crate) fn by_cuts(range: KeyRange, open_start: bool) -> Self {
         Self {
             range,
-            state: if open_start { State::Owning } else { State::Skipping },
+            state: if open_start {
+                State::Owning
+            } else {
+                State::Skipping
+            },
             exact: false,
         }
     }

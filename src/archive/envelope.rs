@@ -42,7 +42,8 @@ struct Version {
 
 /// Wraps a body.
 pub fn encode<T: Serialize>(kind: &str, body: &T) -> Result<Bytes> {
-    let unwritable = |error: serde_json::Error| ArchiveError::Misuse(format!("cannot write a {kind}: {error}"));
+    let unwritable =
+        |error: serde_json::Error| ArchiveError::Misuse(format!("cannot write a {kind}: {error}"));
     let text = serde_json::to_string_pretty(body).map_err(unwritable)?;
     let checksum = blake3::hash(text.as_bytes()).to_hex().to_string();
     let mut bytes = serde_json::to_vec_pretty(&Written {

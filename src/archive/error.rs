@@ -57,7 +57,10 @@ pub enum ArchiveError {
         hint: String,
     },
     /// More than one snapshot's id starts like this.
-    #[error("`{wanted}` matches more than one snapshot: {}. Give more digits", list(candidates))]
+    #[error(
+        "`{wanted}` matches more than one snapshot: {}. Give more digits",
+        list(candidates)
+    )]
     AmbiguousSnapshot {
         /// What was asked for.
         wanted: String,
@@ -138,9 +141,11 @@ impl ArchiveError {
     pub fn into_damage(self) -> Result<Damage> {
         match self {
             Self::Damaged(damage) => Ok(*damage),
-            Self::Store(StoreError::NotFound { name }) => {
-                Ok(Damage::new(name, DamageKind::Missing, "the object does not exist"))
-            }
+            Self::Store(StoreError::NotFound { name }) => Ok(Damage::new(
+                name,
+                DamageKind::Missing,
+                "the object does not exist",
+            )),
             Self::Store(error @ (StoreError::OutOfRange { .. } | StoreError::TooLarge { .. })) => {
                 let what = error.to_string();
                 match error {
@@ -219,6 +224,23 @@ impl Damage {
             self.affected = affected(first, last);
         }
         self
+    }
+}
+
+impl Damage {
+    /// Widens the affected keys by those from `first` to `last`.
+    pub(crate) fn widen(self, first: &[u8], last: &[u8]) -> Self {
+        let Some(KeyRange {
+            start: Some(start),
+            end: Some(end),
+        }) = self.span.clone()
+        else {
+            return self.within(first, last);
+        };
+        let (start, end) = (start.as_bytes(), end.as_bytes());
+        // The end is a last key with a zero after it.
+        let end = &end[..end.len().saturating_sub(1)];
+        Self { span: None, ..self }.within(start.min(first), end.max(last))
     }
 }
 

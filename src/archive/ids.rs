@@ -133,7 +133,10 @@ impl ChunkId {
 
     /// Evenly spread bits of the id, for picking a part of all chunks.
     pub fn low_bits(&self) -> u64 {
-        self.0.iter().take(8).fold(0, |bits, &byte| bits << 8 | u64::from(byte))
+        self.0
+            .iter()
+            .take(8)
+            .fold(0, |bits, &byte| bits << 8 | u64::from(byte))
     }
 }
 
@@ -172,7 +175,9 @@ impl Serialize for ChunkId {
 impl<'de> Deserialize<'de> for ChunkId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         if deserializer.is_human_readable() {
-            return String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom);
+            return String::deserialize(deserializer)?
+                .parse()
+                .map_err(serde::de::Error::custom);
         }
         let bytes: serde_bytes::ByteArray<32> = Deserialize::deserialize(deserializer)?;
         Ok(Self(bytes.into_array()))

@@ -75,7 +75,10 @@ impl PageBuilder {
         if put.chunk != self.chunk {
             self.next_offset = 0;
         }
-        varint(offsets, zigzag(i64::from(put.offset) - i64::from(self.next_offset)));
+        varint(
+            offsets,
+            zigzag(i64::from(put.offset) - i64::from(self.next_offset)),
+        );
         varint(lengths, u64::from(put.length));
         hashes.extend_from_slice(&put.body_hash.to_le_bytes());
         self.chunk = put.chunk;
@@ -211,9 +214,15 @@ impl PageCursor {
             Some(false) => Err(ArchiveError::damaged(
                 object,
                 DamageKind::Inconsistent,
-                format!("the records of an index page do not ascend at {}", show_key(&self.key)),
+                format!(
+                    "the records of an index page do not ascend at {}",
+                    show_key(&self.key)
+                ),
             )),
-            None => Err(damaged(object, "a record of an index page says something impossible")),
+            None => Err(damaged(
+                object,
+                "a record of an index page says something impossible",
+            )),
         }
     }
 
@@ -254,7 +263,9 @@ impl PageCursor {
     }
 
     fn read_put(&mut self) -> Option<Put> {
-        let seconds = self.create_seconds.wrapping_add(unzigzag(self.varint(CREATE_TIMES)?));
+        let seconds = self
+            .create_seconds
+            .wrapping_add(unzigzag(self.varint(CREATE_TIMES)?));
         let code = self.varint(CREATE_TIMES)?;
         let create_time = Timestamp::new(seconds, nanos_of(code)?);
         self.create_seconds = seconds;
@@ -360,7 +371,10 @@ mod tests {
     fn time() -> impl Strategy<Value = Timestamp> {
         (
             prop_oneof![any::<i64>(), 1_700_000_000i64..1_700_000_100],
-            prop_oneof![0u32..1_000_000_000, (0u32..1_000_000).prop_map(|micros| micros * 1000)],
+            prop_oneof![
+                0u32..1_000_000_000,
+                (0u32..1_000_000).prop_map(|micros| micros * 1000)
+            ],
         )
             .prop_map(|(seconds, nanos)| Timestamp::new(seconds, nanos))
     }
@@ -390,7 +404,13 @@ mod tests {
     fn page(records: &BTreeMap<Vec<u8>, Option<Put>>) -> Vec<u8> {
         let mut builder = PageBuilder::default();
         // A page before it must leave no trace.
-        builder.put(b"zzz", &Put { chunk: 9, ..Put::default() });
+        builder.put(
+            b"zzz",
+            &Put {
+                chunk: 9,
+                ..Put::default()
+            },
+        );
         builder.finish(&mut Vec::new());
         for (key, put) in records {
             match put {

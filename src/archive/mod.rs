@@ -35,13 +35,38 @@
 //! check_structure(&SnapshotReader, &mut DamageReport), check_presence(..), check_data(.., DataSubset)
 //! ```
 
+mod budget;
+pub mod check;
+pub mod chunk;
+pub mod counts;
+pub mod cut;
+mod documents;
 pub mod envelope;
 pub mod error;
+pub mod filter;
 pub mod ids;
+pub mod index_page;
+mod index_writer;
+mod merge;
+pub mod range_writer;
+pub mod reader;
+pub mod record;
+pub mod repository;
+pub mod run;
+mod sealed;
+pub mod selection;
+pub mod session;
+pub mod snapshot;
 
+pub use check::{CheckStats, DamageReport, DataSubset, check_data, check_presence, check_structure};
+pub use chunk::ChunkKind;
+pub use counts::{Count, Counts};
 pub use error::{ArchiveError, Damage, DamageKind, Result};
 pub use ids::{ChunkId, ChunkRef, LeaseId, RepositoryId, RunId, SessionId, SnapshotId};
-pub mod chunk;
-pub mod cut;
-pub mod filter;
-pub mod index_page;
+pub use range_writer::{Flow, RangeOutput, RangeWriter, StoredDocument, WriteStats};
+pub use reader::SnapshotReader;
+pub use record::{BodyLocation, RecordBatch, RecordRef};
+pub use repository::{Parameters, Repository, SnapshotFilter, SnapshotListing};
+pub use selection::Selection;
+pub use session::{Plan, Session, SessionOptions, SnapshotDraft, Totals};
+pub use snapshot::{Consistency, Decision, RangeTime, RunRef, Snapshot, SnapshotKind, SnapshotStats};

@@ -42,7 +42,17 @@ macro_rules! counters {
     };
 }
 
-counters!(put, put_create, get, get_range, head, list, delete, received_bytes, sent_bytes);
+counters!(
+    put,
+    put_create,
+    get,
+    get_range,
+    head,
+    list,
+    delete,
+    received_bytes,
+    sent_bytes
+);
 
 impl Counters {
     pub(super) fn put(&self, bytes: usize) {

@@ -135,7 +135,9 @@ impl Store {
             Err(StoreError::AlreadyExists { .. }) => {}
             created => return created,
         }
-        let exists = || StoreError::AlreadyExists { name: name.to_owned() };
+        let exists = || StoreError::AlreadyExists {
+            name: name.to_owned(),
+        };
         if self.head(name).await?.size != payload.content_length() as u64 {
             return Err(exists());
         }
@@ -306,7 +308,9 @@ impl Store {
         }
         let broken = match (second, &found[..], listed) {
             (Err(StoreError::AlreadyExists { .. }), b"first", true) => return Ok(()),
-            (Ok(()), ..) => "it accepted a second create of the same name, so two writers could overwrite each other",
+            (Ok(()), ..) => {
+                "it accepted a second create of the same name, so two writers could overwrite each other"
+            }
             (Err(StoreError::AlreadyExists { .. }), b"first", false) => {
                 "a listing did not show an object that was just written"
             }
