@@ -12,7 +12,7 @@
 mod batch;
 mod send;
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
@@ -139,7 +139,8 @@ pub struct WriteStats {
     pub sent_bytes: u64,
 }
 
-/// Writes documents in bulk. Dropping it cancels what is under way.
+/// Writes documents in bulk. Dropping it cancels what is under way; a call that is dropped before it is done has taken its
+/// write, or not, and the writer goes on.
 ///
 /// Writes to different paths are applied in any order; writes to one path in the order in which they are given.
 pub struct BulkWriter {
@@ -147,7 +148,10 @@ pub struct BulkWriter {
     options: WriteOptions,
     batch_bytes: usize,
     sink: Box<dyn FailureSink>,
+    /// What is being filled.
     batch: Batch,
+    /// What waits for room in flight: more than one only after a caller has stopped waiting for it.
+    full: VecDeque<Batch>,
     in_flight: JoinSet<Result<Outcome>>,
     bytes_in_flight: usize,
     /// Hashes of the paths whose writes are not done. Two paths with one hash only wait for each other.
@@ -189,6 +193,7 @@ impl BulkWriter {
             options,
             sink: Box::new(sink),
             batch: Batch::default(),
+            full: VecDeque::new(),
             in_flight: JoinSet::new(),
             bytes_in_flight: 0,
             undone: HashSet::default(),
@@ -272,27 +277,37 @@ impl BulkWriter {
         } else if self.batch.byte_len() > self.batch_bytes && self.batch.len() > 1 {
             // The last one was too much: it begins the next batch.
             let last = self.batch.split_off(self.batch.len() - 1);
-            self.send_batch().await?;
-            self.batch = last;
+            self.full.push_back(std::mem::replace(&mut self.batch, last));
+            self.send_full().await?;
         }
         Ok(())
     }
 
     /// Sends the batch, if it has anything, as soon as there is room in flight.
     async fn send_batch(&mut self) -> Result<()> {
-        if self.batch.is_empty() {
-            return Ok(());
+        if !self.batch.is_empty() {
+            self.full.push_back(std::mem::take(&mut self.batch));
         }
-        let bytes = self.batch.byte_len();
-        while self.in_flight.len() >= self.options.max_in_flight.max(1)
-            || (self.bytes_in_flight > 0 && self.bytes_in_flight + bytes > self.options.max_bytes_in_flight)
-        {
-            self.settle_one().await?;
+        self.send_full().await
+    }
+
+    /// Sends what is full. A batch leaves the queue only for a task, so nothing is lost when the caller stops waiting.
+    async fn send_full(&mut self) -> Result<()> {
+        while let Some(next) = self.full.front() {
+            let bytes = next.byte_len();
+            if self.in_flight.len() >= self.options.max_in_flight.max(1)
+                || (self.bytes_in_flight > 0
+                    && self.bytes_in_flight + bytes > self.options.max_bytes_in_flight)
+            {
+                self.settle_one().await?;
+                continue;
+            }
+            if let Some(batch) = self.full.pop_front() {
+                self.bytes_in_flight += bytes;
+                let sender = self.sender.clone();
+                self.in_flight.spawn(async move { sender.deliver(batch).await });
+            }
         }
-        let batch = std::mem::take(&mut self.batch);
-        self.bytes_in_flight += bytes;
-        let sender = self.sender.clone();
-        self.in_flight.spawn(async move { sender.deliver(batch).await });
         Ok(())
     }
 

@@ -377,6 +377,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn production_is_reached_by_tls() {
+        let target = Target::Production {
+            credentials: Credentials::ApplicationDefault,
+        };
+        let options = ConnectOptions::new(DatabaseName::new("p", "(default)"), target);
+        // Fails where no cryptography or no certificates are compiled in.
+        let endpoint = endpoint(&options).unwrap();
+        assert_eq!(endpoint.uri().to_string(), "https://firestore.googleapis.com/");
+        let target = Target::Emulator {
+            host_port: "http://localhost:8080/".to_owned(),
+        };
+        let options = ConnectOptions { target, ..options };
+        assert_eq!(
+            super::endpoint(&options).unwrap().uri().to_string(),
+            "http://localhost:8080/"
+        );
+    }
+
+    #[tokio::test]
     async fn streams_spread_and_a_full_lane_grows() {
         let lane = LaneChannels {
             endpoint: Endpoint::from_static("http://127.0.0.1:1"),

@@ -29,7 +29,7 @@ pub enum Method {
 }
 
 impl Method {
-    /// Every method, in the order of [`Method::index`].
+    /// Every method, in the order of its declaration.
     pub const ALL: [Method; 7] = [
         Method::RunQuery,
         Method::RunAggregationQuery,

@@ -9,6 +9,7 @@
 mod between;
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use ::firestore::gcloud_sdk::google::firestore::v1::partition_query_request::{
     ConsistencySelector, QueryType,
@@ -38,6 +39,8 @@ const MOST_COLLECTIONS: usize = 256;
 const PIECES_PER_PART: usize = 2;
 /// Pieces that may be tried to be halved, for each part.
 const HALVINGS_PER_PART: usize = 6;
+/// How long an answer may take that only makes the parts more even.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Documents that are not worth a piece.
 const SMALLEST_PIECE: u64 = 16;
 
@@ -177,6 +180,16 @@ fn tolerated<T>(error: Error, instead: T) -> Result<T> {
             tracing::debug!(%error, "splitting goes on without");
             Ok(instead)
         }
+    }
+}
+
+/// The answer to a question that not every server answers, or answers soon: counting hundreds of millions takes longer than
+/// reading unevenly cut parts. `None` means not to ask again.
+async fn patiently<T>(answer: impl Future<Output = Result<T>>) -> Result<Option<T>> {
+    match tokio::time::timeout(PATIENCE, answer).await {
+        Ok(Ok(answer)) => Ok(Some(answer)),
+        Ok(Err(error)) => tolerated(error, None),
+        Err(_) => Ok(None),
     }
 }
 
@@ -335,28 +348,24 @@ impl Probing<'_> {
     }
 
     async fn last(&mut self, names: &NameRange) -> Result<Option<DocumentPath>> {
-        match self.firestore.end_name(names, self.read_time, true).await {
-            Ok(last) => Ok(last),
-            Err(error) => {
-                self.lasts = false;
-                tolerated(error, None)
-            }
-        }
+        let asked = self.firestore.end_name(names, self.read_time, true);
+        let last = patiently(asked).await?;
+        self.lasts = last.is_some();
+        Ok(last.flatten())
     }
 
     async fn count(&mut self, range: &KeyRange) -> Result<Option<u64>> {
-        match self.firestore.count(range, Some(self.read_time)).await {
-            Ok(count) => Ok(Some(count)),
-            Err(error) => {
-                self.counts = false;
-                tolerated(error, None)
-            }
-        }
+        let asked = self.firestore.count(range, Some(self.read_time));
+        let count = patiently(asked).await?;
+        self.counts = count.is_some();
+        Ok(count)
     }
 
     /// Puts pieces together to parts, and says where all but the first begin.
     fn boundaries(self, parts: usize) -> Vec<DocumentKey> {
-        let weight = |piece: &Piece| piece.documents.unwrap_or(1);
+        // Some counts and some guesses do not add up.
+        let counted = self.pieces.iter().all(|piece| piece.documents.is_some());
+        let weight = |piece: &Piece| piece.documents.filter(|_| counted).unwrap_or(1);
         let total: u64 = self.pieces.iter().map(weight).sum();
         let mut boundaries = Vec::new();
         let mut before = 0;

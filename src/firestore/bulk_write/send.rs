@@ -106,7 +106,9 @@ impl Sender {
                     for entry in &mut part.entries {
                         entry.attempts += 1;
                     }
-                    let again = self.take_statuses(&part, statuses, policy.attempts, outcome).await?;
+                    let again = self
+                        .take_statuses(&part, statuses, policy.attempts, outcome)
+                        .await?;
                     if again.is_empty() {
                         return Ok(None);
                     }
@@ -124,11 +126,17 @@ impl Sender {
                         Some(status)
                     }
                     Refusal::Halve | Refusal::Search if part.entries.len() > 1 => {
-                        tracing::debug!(writes = part.entries.len(), message = status.message(), "halving a request");
+                        tracing::debug!(
+                            writes = part.entries.len(),
+                            message = status.message(),
+                            "halving a request"
+                        );
                         return Ok(Some(part.unseal().halve()));
                     }
                     Refusal::Halve | Refusal::Search => {
-                        outcome.failures.push(self.failure(&part, 0, status.code(), status.message()));
+                        outcome
+                            .failures
+                            .push(self.failure(&part, 0, status.code(), status.message()));
                         return Ok(None);
                     }
                     Refusal::Stop => {

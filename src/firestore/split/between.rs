@@ -154,8 +154,8 @@ mod tests {
         assert_eq!(between("a/b", "a/b/c/d").unwrap().as_bytes()[..6], *b"a/b/c/");
         assert_eq!(between("a/b", "c/d").unwrap(), "c/__id-9223372036854775808__");
         let collection_end = "a\0/__id-9223372036854775808__";
-        assert_eq!(between("a/0", collection_end).as_deref(), Some("a/W"));
-        assert_eq!(between("a/0", "").as_deref(), Some("a/W"));
+        assert_eq!(between("a/0", collection_end).as_deref(), Some("a/VV"));
+        assert_eq!(between("a/0", "").as_deref(), Some("a/VV"));
         assert_eq!(between("a/b", "a/b\0"), None);
     }
 
