@@ -5,6 +5,7 @@
 
 mod client;
 mod names;
+mod probe;
 
 use client::Server;
 
@@ -37,6 +38,7 @@ macro_rules! conformance {
 }
 
 conformance! {
+    probe::{ probe, probe2 }
     names::{
         kindless_query_follows_name_order,
     }
