@@ -368,9 +368,8 @@ impl Commit<'_> {
             let Some((superseded, key)) = state.superseded.pop_front() else {
                 break;
             };
-            if !expired {
-                state.floor = state.floor.max(superseded);
-            }
+            // Also when it has expired: the window can be made longer again.
+            state.floor = state.floor.max(superseded);
             state.forget(&key, superseded);
         }
     }
