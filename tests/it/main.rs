@@ -12,5 +12,6 @@ mod archive_sessions;
 mod archive_support;
 mod conformance;
 mod firestore_client;
+mod sandbox;
 mod store_conformance;
 mod support;
