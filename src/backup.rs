@@ -11,8 +11,8 @@ use futures::{StreamExt, TryStreamExt, stream};
 use tracing::{debug, info};
 
 use crate::archive::{
-    ArchiveError, Flow, Plan, Repository, Selection, Session, SessionOptions, Snapshot, SnapshotDraft, SnapshotId,
-    SnapshotKind,
+    ArchiveError, Flow, Plan, Repository, Selection, Session, SessionOptions, Snapshot, SnapshotDraft,
+    SnapshotId, SnapshotKind,
 };
 use crate::clock;
 use crate::document::{DatabaseName, KeyRange, Timestamp};
@@ -109,7 +109,14 @@ pub async fn backup(
         extra: BTreeMap::new(),
     };
     let pins = newest_of_every_database(repository).await?;
-    let session = Session::begin(repository, SessionOptions { pins, ..SessionOptions::new(plan) }).await?;
+    let session = Session::begin(
+        repository,
+        SessionOptions {
+            pins,
+            ..SessionOptions::new(plan)
+        },
+    )
+    .await?;
 
     stream::iter(ranges)
         .map(|range| backup_range(database, &session, range, read_time, progress))
@@ -162,19 +169,32 @@ async fn plan_ranges(
                 .clamp(1, options.parallel.max(1) * RANGES_PER_READER),
             (None, None) => options.parallel.max(1),
         };
-        let boundaries =
-            if parts > 1 { database.split(&interval, read_time, parts).await? } else { Vec::new() };
+        let boundaries = if parts > 1 {
+            database.split(&interval, read_time, parts).await?
+        } else {
+            Vec::new()
+        };
         let mut from = interval.start;
         for boundary in boundaries {
-            ranges.push(KeyRange { start: from.replace(boundary.clone()), end: Some(boundary) });
+            ranges.push(KeyRange {
+                start: from.replace(boundary.clone()),
+                end: Some(boundary),
+            });
         }
-        ranges.push(KeyRange { start: from, end: interval.end });
+        ranges.push(KeyRange {
+            start: from,
+            end: interval.end,
+        });
     }
     Ok(ranges)
 }
 
 /// How many documents there are; `None` where the server cannot tell, which costs a backup no more than a good guess.
-async fn count(database: &Firestore, range: &KeyRange, read_time: Timestamp) -> Result<Option<u64>, BackupError> {
+async fn count(
+    database: &Firestore,
+    range: &KeyRange,
+    read_time: Timestamp,
+) -> Result<Option<u64>, BackupError> {
     match database.count(range, Some(read_time)).await {
         Ok(count) => Ok(Some(count)),
         Err(

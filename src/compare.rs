@@ -58,7 +58,10 @@ impl Comparison {
             DifferenceKind::Extra => self.extra += 1,
         }
         if self.first_differences.len() < NAMED_DIFFERENCES {
-            self.first_differences.push(Difference { path: DocumentPath::from_key(key)?, kind });
+            self.first_differences.push(Difference {
+                path: DocumentPath::from_key(key)?,
+                kind,
+            });
         }
         Ok(())
     }
@@ -121,7 +124,12 @@ where
     S: Stream<Item = Result<DocumentBatch, E>> + Unpin,
 {
     fn new(stream: S) -> Self {
-        Self { stream, batch: DocumentBatch::new(), position: 0, ended: false }
+        Self {
+            stream,
+            batch: DocumentBatch::new(),
+            position: 0,
+            ended: false,
+        }
     }
 
     async fn fill(&mut self) -> Result<(), E> {
@@ -171,11 +179,20 @@ mod tests {
     #[tokio::test]
     async fn every_kind_of_difference_is_counted_and_named() {
         let expected = batches(&[("a/1", b"x"), ("a/2", b"x"), ("a/3", b"x"), ("a/5", b"x")]);
-        let found = batches(&[("a/0", b"x"), ("a/1", b"x"), ("a/3", b"y"), ("a/5", b"x"), ("a/6", b"x")]);
+        let found = batches(&[
+            ("a/0", b"x"),
+            ("a/1", b"x"),
+            ("a/3", b"y"),
+            ("a/5", b"x"),
+            ("a/6", b"x"),
+        ]);
         let comparison = compare(expected, found).await.unwrap();
         assert!(!comparison.is_equal());
-        let named: Vec<_> =
-            comparison.first_differences.iter().map(|d| (d.path.as_str(), d.kind)).collect();
+        let named: Vec<_> = comparison
+            .first_differences
+            .iter()
+            .map(|d| (d.path.as_str(), d.kind))
+            .collect();
         assert_eq!(
             named,
             [
@@ -191,6 +208,11 @@ mod tests {
     #[tokio::test]
     async fn nothing_equals_nothing() {
         assert!(compare(batches(&[]), batches(&[])).await.unwrap().is_equal());
-        assert!(!compare(batches(&[("a/1", b"x")]), batches(&[])).await.unwrap().is_equal());
+        assert!(
+            !compare(batches(&[("a/1", b"x")]), batches(&[]))
+                .await
+                .unwrap()
+                .is_equal()
+        );
     }
 }

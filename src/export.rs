@@ -80,12 +80,27 @@ pub async fn export_database(
     let collections = match options.collections.is_empty() {
         false => options.collections.clone(),
         true => {
-            let ids: Vec<String> = database.collection_ids(None, Some(read_time)).try_collect().await?;
+            let ids: Vec<String> = database
+                .collection_ids(None, Some(read_time))
+                .try_collect()
+                .await?;
             all_collections(ids.into_iter(), options)?
         }
     };
-    let scan = |range| database.scan(ScanOptions::new(range, read_time)).map_err(ExportError::from);
-    export(scan, collections, database.database(), Some(read_time), options, progress).await
+    let scan = |range| {
+        database
+            .scan(ScanOptions::new(range, read_time))
+            .map_err(ExportError::from)
+    };
+    export(
+        scan,
+        collections,
+        database.database(),
+        Some(read_time),
+        options,
+        progress,
+    )
+    .await
 }
 
 /// Writes collections of a snapshot.
@@ -103,7 +118,15 @@ pub async fn export_snapshot(
         true => all_collections(root_collections(reader).await?.into_iter(), options)?,
     };
     let documents = |range| reader.documents(range).map_err(ExportError::from);
-    export(documents, collections, &snapshot.database, Some(snapshot.read_time), options, progress).await
+    export(
+        documents,
+        collections,
+        &snapshot.database,
+        Some(snapshot.read_time),
+        options,
+        progress,
+    )
+    .await
 }
 
 fn all_collections(
@@ -120,11 +143,20 @@ async fn root_collections(reader: &SnapshotReader) -> Result<Vec<String>, Export
     let mut found = Vec::new();
     let mut from = None;
     loop {
-        let rest = KeyRange { start: from, end: None };
+        let rest = KeyRange {
+            start: from,
+            end: None,
+        };
         let mut records = pin!(reader.records(rest));
-        let Some(batch) = records.try_next().await? else { return Ok(found) };
-        let Some(first) = batch.iter().next() else { return Ok(found) };
-        let id = crate::document::DocumentPath::from_key(first.key)?.root_collection().to_owned();
+        let Some(batch) = records.try_next().await? else {
+            return Ok(found);
+        };
+        let Some(first) = batch.iter().next() else {
+            return Ok(found);
+        };
+        let id = crate::document::DocumentPath::from_key(first.key)?
+            .root_collection()
+            .to_owned();
         from = CollectionPath::parse(&*id)?.key_range().end;
         found.push(id);
     }
@@ -149,17 +181,30 @@ where
             time: options.time,
             read_time,
         };
-        match write_file(documents(collection.key_range()), &options.folder, origin, progress).await {
+        match write_file(
+            documents(collection.key_range()),
+            &options.folder,
+            origin,
+            progress,
+        )
+        .await
+        {
             Ok(file) => files.push((collection, file)),
             Err(error) => failed.push((collection, error)),
         }
     }
-    let written: Vec<_> =
-        files.iter().map(|(path, file)| (path.to_string(), file.file.clone())).collect();
+    let written: Vec<_> = files
+        .iter()
+        .map(|(path, file)| (path.to_string(), file.file.clone()))
+        .collect();
     let not_written: Vec<_> = failed.iter().map(|(path, _)| path.to_string()).collect();
     let summary =
         BackupSummary::new(options.time, &written, &not_written).write(&options.folder, options.time)?;
-    Ok(ExportStats { files, failed, summary })
+    Ok(ExportStats {
+        files,
+        failed,
+        summary,
+    })
 }
 
 /// What the reading side tells the writing thread. A channel that closes without `End` leaves no file.

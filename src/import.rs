@@ -34,10 +34,7 @@ pub enum ImportError {
 }
 
 /// Reads the files through and says what [`import`] would write.
-pub async fn plan_import(
-    files: &[PathBuf],
-    filter: &PathFilter,
-) -> Result<RestorePlan, ImportError> {
+pub async fn plan_import(files: &[PathBuf], filter: &PathFilter) -> Result<RestorePlan, ImportError> {
     let mut plan = RestorePlan::default();
     for file in files {
         let (file, filter) = (file.clone(), filter.clone());
@@ -109,10 +106,7 @@ async fn check_file(file: PathBuf) -> Result<Checked, ImportError> {
 }
 
 /// Calls `each` with the documents of a file until it answers false.
-fn send_documents(
-    file: &Path,
-    mut each: impl FnMut(DocumentPath, Vec<u8>) -> bool,
-) -> Result<(), JsonError> {
+fn send_documents(file: &Path, mut each: impl FnMut(DocumentPath, Vec<u8>) -> bool) -> Result<(), JsonError> {
     enum Stopped {
         ByReceiver,
         ByFile(JsonError),
@@ -122,9 +116,11 @@ fn send_documents(
             Self::ByFile(error)
         }
     }
-    let read = read_documents(file, |path, fields| match each(path, canonical::encode(&fields)) {
-        true => Ok(()),
-        false => Err(Stopped::ByReceiver),
+    let read = read_documents(file, |path, fields| {
+        match each(path, canonical::encode(&fields)) {
+            true => Ok(()),
+            false => Err(Stopped::ByReceiver),
+        }
     });
     match read {
         Ok(_) | Err(Stopped::ByReceiver) => Ok(()),

@@ -36,7 +36,10 @@ pub struct PathFilter {
 impl PathFilter {
     /// Chooses every document.
     pub fn all() -> Self {
-        Self { globs: None, ranges: vec![KeyRange::all()] }
+        Self {
+            globs: None,
+            ranges: vec![KeyRange::all()],
+        }
     }
 
     /// Chooses what any of the patterns chooses; with no pattern, every document.
@@ -68,7 +71,10 @@ impl PathFilter {
             pattern: String::new(),
             source: Box::new(source),
         })?;
-        Ok(Self { globs: Some(globs), ranges: merged(ranges) })
+        Ok(Self {
+            globs: Some(globs),
+            ranges: merged(ranges),
+        })
     }
 
     /// Whether every document is chosen.
@@ -83,16 +89,23 @@ impl PathFilter {
 
     /// Whether the document is chosen.
     pub fn matches(&self, path: &DocumentPath) -> bool {
-        self.globs.as_ref().is_none_or(|globs| globs.is_match(path.as_str()))
+        self.globs
+            .as_ref()
+            .is_none_or(|globs| globs.is_match(path.as_str()))
     }
 }
 
 /// What can match: everything below the segments before the first one that is a pattern.
 fn literal_prefix_range(pattern: &str) -> KeyRange {
     let is_glob = |segment: &&str| segment.contains(['*', '?', '[', ']', '{', '}', '\\']);
-    let literal: Vec<&str> = pattern.split('/').take_while(|segment| !is_glob(segment)).collect();
+    let literal: Vec<&str> = pattern
+        .split('/')
+        .take_while(|segment| !is_glob(segment))
+        .collect();
     // An alternation can span a slash: then the segments that it was cut into say nothing.
-    let spans = pattern.split('/').any(|segment| segment.matches('{').count() != segment.matches('}').count());
+    let spans = pattern
+        .split('/')
+        .any(|segment| segment.matches('{').count() != segment.matches('}').count());
     if literal.is_empty() || spans {
         return KeyRange::all();
     }
@@ -144,8 +157,14 @@ mod tests {
             .filter(|path| {
                 let path = DocumentPath::parse(*path).unwrap();
                 let matches = filter.matches(&path);
-                let in_ranges = filter.ranges().iter().any(|range| range.contains(path.key().as_bytes()));
-                assert!(in_ranges || !matches, "{patterns:?} choose {path}, but do not read it");
+                let in_ranges = filter
+                    .ranges()
+                    .iter()
+                    .any(|range| range.contains(path.key().as_bytes()));
+                assert!(
+                    in_ranges || !matches,
+                    "{patterns:?} choose {path}, but do not read it"
+                );
                 matches
             })
             .collect()
@@ -154,17 +173,35 @@ mod tests {
     #[test]
     fn patterns_choose_what_they_say() {
         assert_eq!(chosen(&[]), PATHS);
-        assert_eq!(chosen(&["products"]), ["products/p1", "products/p1/reviews/r1", "products/p2"]);
-        assert_eq!(chosen(&["products/p1"]), ["products/p1", "products/p1/reviews/r1"]);
-        assert_eq!(chosen(&["orders/*/lines"]), ["orders/o1/lines/1", "orders/o2/lines/1"]);
-        assert_eq!(chosen(&["orders/*"]), ["orders/o1", "orders/o1/lines/1", "orders/o2/lines/1"]);
+        assert_eq!(
+            chosen(&["products"]),
+            ["products/p1", "products/p1/reviews/r1", "products/p2"]
+        );
+        assert_eq!(
+            chosen(&["products/p1"]),
+            ["products/p1", "products/p1/reviews/r1"]
+        );
+        assert_eq!(
+            chosen(&["orders/*/lines"]),
+            ["orders/o1/lines/1", "orders/o2/lines/1"]
+        );
+        assert_eq!(
+            chosen(&["orders/*"]),
+            ["orders/o1", "orders/o1/lines/1", "orders/o2/lines/1"]
+        );
         assert_eq!(
             chosen(&["**/{reviews/r1,lines/1}"]),
             ["orders/o1/lines/1", "orders/o2/lines/1", "products/p1/reviews/r1"]
         );
-        assert_eq!(chosen(&["{orders/o1,products/p2}"]), ["orders/o1", "orders/o1/lines/1", "products/p2"]);
+        assert_eq!(
+            chosen(&["{orders/o1,products/p2}"]),
+            ["orders/o1", "orders/o1/lines/1", "products/p2"]
+        );
         assert_eq!(chosen(&["users/u\\*"]), ["users/u*/orders/o1"]);
-        assert_eq!(chosen(&["products/p2", "orders/o2"]), ["orders/o2/lines/1", "products/p2"]);
+        assert_eq!(
+            chosen(&["products/p2", "orders/o2"]),
+            ["orders/o2/lines/1", "products/p2"]
+        );
         assert!(chosen(&["nothing"]).is_empty());
     }
 

@@ -18,7 +18,8 @@ use crate::archive::{ArchiveError, SnapshotReader};
 use crate::document::canonical::{self, CanonicalError, ReferenceRef};
 use crate::document::{DocumentBatch, DocumentPath, KeyRange, PathError};
 use crate::firestore::{
-    self, BulkWriter, DeadLetterFile, FailureSink, Firestore, WriteFailure, WriteMode, WriteOptions, WriteStats,
+    self, BulkWriter, DeadLetterFile, FailureSink, Firestore, WriteFailure, WriteMode, WriteOptions,
+    WriteStats,
 };
 use crate::path_filter::PathFilter;
 use crate::progress::Progress;
@@ -100,10 +101,14 @@ pub enum RestoreError {
     #[error(transparent)]
     Firestore(#[from] firestore::Error),
     /// A record of the snapshot has no path.
-    #[error("the snapshot names a document that has no path: {0}; `firebank verify --read-data` shows what is damaged")]
+    #[error(
+        "the snapshot names a document that has no path: {0}; `firebank verify --read-data` shows what is damaged"
+    )]
     Path(#[from] PathError),
     /// A record of the snapshot has no fields.
-    #[error("`{path}` in the snapshot is damaged: {source}; `firebank verify --read-data` shows what else is")]
+    #[error(
+        "`{path}` in the snapshot is damaged: {source}; `firebank verify --read-data` shows what else is"
+    )]
     Body {
         /// The document.
         path: DocumentPath,
@@ -188,10 +193,16 @@ async fn split_ranges(
         for boundary in &boundaries {
             let inside = range.contains(boundary.as_bytes()) && from.as_ref() != Some(boundary);
             if inside {
-                pieces.push(KeyRange { start: from.replace(boundary.clone()), end: Some(boundary.clone()) });
+                pieces.push(KeyRange {
+                    start: from.replace(boundary.clone()),
+                    end: Some(boundary.clone()),
+                });
             }
         }
-        pieces.push(KeyRange { start: from, end: range.end.clone() });
+        pieces.push(KeyRange {
+            start: from,
+            end: range.end.clone(),
+        });
     }
     Ok(pieces)
 }
@@ -224,7 +235,10 @@ impl RestoreTotals {
         canonical::for_each_reference(body, |reference| {
             self.foreign_references += u64::from(matches!(reference, ReferenceRef::Absolute(_)));
         })
-        .map_err(|source| RestoreError::Body { path: path.clone(), source })?;
+        .map_err(|source| RestoreError::Body {
+            path: path.clone(),
+            source,
+        })?;
         self.documents += 1;
         self.bytes += body.len() as u64;
         Ok(())

@@ -86,6 +86,8 @@ impl DamageReport {
 /// What a check looked at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CheckStats {
+    /// Objects whose existence and size were looked at.
+    pub objects: u64,
     /// Runs.
     pub runs: u64,
     /// Directory blocks.
@@ -329,7 +331,7 @@ pub async fn check_presence(readers: &[SnapshotReader], report: &mut DamageRepor
             }
         }
     }
-    stats.data_chunks = chunks.len() as u64 - stats.index_chunks.min(chunks.len() as u64);
+    stats.objects = (needed.len() + chunks.len()) as u64;
     let mut wrong: HashMap<(ChunkId, SessionId), Option<u64>> = HashMap::new();
     let mut objects = repository.store().list("chunks");
     while let Some(object) = objects.try_next().await? {

@@ -205,11 +205,14 @@ struct Fetched {
     frame_len: u32,
 }
 
+/// The tables of chunks that were opened, by the chunk and the session that wrote it.
+type FrameTables = HashMap<(ChunkId, SessionId), Arc<FrameTable>>;
+
 #[derive(Clone)]
 struct Fetcher {
     store: Store,
     frame_len: u32,
-    tables: Arc<Mutex<HashMap<(ChunkId, SessionId), Arc<FrameTable>>>>,
+    tables: Arc<Mutex<FrameTables>>,
 }
 
 /// A fetch under way; dropping it stops it.

@@ -67,7 +67,12 @@ struct Options {
 
 impl BackupAllCommand {
     pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
-        BackupCommand { collections: Vec::new(), options: self.options }.run(global).await
+        BackupCommand {
+            collections: Vec::new(),
+            options: self.options,
+        }
+        .run(global)
+        .await
     }
 }
 
@@ -94,7 +99,9 @@ impl Options {
         collections: Vec<CollectionPath>,
     ) -> anyhow::Result<Outcome> {
         if self.output.is_some() || self.include_migrations {
-            return Err(UsageError::new("--output and --include-migrations go with --format json"));
+            return Err(UsageError::new(
+                "--output and --include-migrations go with --format json",
+            ));
         }
         let repository = global.open_repository().await?;
         let database = global.connect().await?;
@@ -103,7 +110,9 @@ impl Options {
             parallel: usize::from(self.parallel),
             ranges: self.ranges.map(usize::from),
             tags: self.tags,
-            host: self.host.or_else(|| gethostname::gethostname().into_string().ok()),
+            host: self
+                .host
+                .or_else(|| gethostname::gethostname().into_string().ok()),
             description: self.description,
         };
         let progress = Arc::new(Progress::new());

@@ -48,7 +48,11 @@ pub(crate) fn confirm(options: &GlobalOptions, target: &DatabaseName, what: &str
         )));
     }
     let mut terminal = std::io::stderr();
-    writeln!(terminal, "This will {what} project `{project}`, database `{}`.", target.database)?;
+    writeln!(
+        terminal,
+        "This will {what} project `{project}`, database `{}`.",
+        target.database
+    )?;
     write!(terminal, "Type the project's id to go on: ")?;
     terminal.flush()?;
     let mut answer = String::new();
@@ -56,5 +60,7 @@ pub(crate) fn confirm(options: &GlobalOptions, target: &DatabaseName, what: &str
     if answer.trim() == project {
         return Ok(());
     }
-    Err(Refused::new("the project's id was not typed: nothing was changed"))
+    Err(Refused::new(
+        "the project's id was not typed: nothing was changed",
+    ))
 }

@@ -8,16 +8,18 @@ use clap::Args;
 use futures::TryStreamExt;
 use serde::Serialize;
 
+use super::Outcome;
 use super::options::GlobalOptions;
 use super::output::{self, Output};
 use super::sandbox::load_retail;
-use super::Outcome;
 use crate::archive::{Repository, Selection, Snapshot};
 use crate::backup::{BackupOptions, BackupStats, backup};
 use crate::clock;
 use crate::compare::{Comparison, compare};
 use crate::document::{CollectionPath, DatabaseName, DocumentPath, KeyRange, Timestamp, Value, canonical};
-use crate::firestore::{BulkWriter, ConnectOptions, Firestore, ScanOptions, Target, WriteFailure, WriteOptions};
+use crate::firestore::{
+    BulkWriter, ConnectOptions, Firestore, ScanOptions, Target, WriteFailure, WriteOptions,
+};
 use crate::path_filter::PathFilter;
 use crate::progress::Progress;
 use crate::restore::{RestoreOptions, restore};
@@ -44,11 +46,20 @@ struct Report {
 impl DemoCommand {
     pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
         let start = Instant::now();
-        let story = Story { output: global.output() };
-        story.output.line("Firebank's story, on an embedded Firestore and in a temporary folder. Nothing else is touched.")?;
+        let story = Story {
+            output: global.output(),
+        };
+        story.output.line(
+            "Firebank's story, on an embedded Firestore and in a temporary folder. Nothing else is touched.",
+        )?;
 
-        let folder = tempfile::Builder::new().prefix("firebank-demo-").tempdir().context("cannot make a temporary folder")?;
-        let sandbox = Sandbox::start(SandboxConfig::default()).await.context("cannot start the sandbox")?;
+        let folder = tempfile::Builder::new()
+            .prefix("firebank-demo-")
+            .tempdir()
+            .context("cannot make a temporary folder")?;
+        let sandbox = Sandbox::start(SandboxConfig::default())
+            .await
+            .context("cannot start the sandbox")?;
         let shop = story.load(&sandbox).await?;
         let repository = story.init(&folder).await?;
 
@@ -63,7 +74,11 @@ impl DemoCommand {
         let expected = comparison.equal + comparison.different + comparison.missing;
         story.output.line("")?;
         for difference in &comparison.first_differences {
-            story.output.line(format!("{:?}: {}", difference.kind, output::printable(difference.path.as_str())))?;
+            story.output.line(format!(
+                "{:?}: {}",
+                difference.kind,
+                output::printable(difference.path.as_str())
+            ))?;
         }
         story.output.line(if comparison.is_equal() {
             format!(
@@ -73,7 +88,10 @@ impl DemoCommand {
                 output::duration(start.elapsed())
             )
         } else {
-            format!("NOT every document came back: {} of {expected} are equal.", comparison.equal)
+            format!(
+                "NOT every document came back: {} of {expected} are equal.",
+                comparison.equal
+            )
         })?;
         story.output.json(&Report {
             documents: expected,
@@ -83,7 +101,10 @@ impl DemoCommand {
             seconds: start.elapsed().as_secs_f64(),
         })?;
         sandbox.shutdown().await;
-        ensure!(comparison.is_equal(), "the restored database differs from the original");
+        ensure!(
+            comparison.is_equal(),
+            "the restored database differs from the original"
+        );
         Ok(Outcome::Done)
     }
 }
@@ -121,11 +142,20 @@ impl Story {
         Ok(Repository::init(store, clock::now()).await?)
     }
 
-    async fn back_up(&self, title: &str, shop: &Firestore, repository: &Repository) -> anyhow::Result<Snapshot> {
+    async fn back_up(
+        &self,
+        title: &str,
+        shop: &Firestore,
+        repository: &Repository,
+    ) -> anyhow::Result<Snapshot> {
         self.chapter(title, "backup")?;
-        let options = BackupOptions { selection: Selection::all(), ..BackupOptions::default() };
-        let BackupStats { snapshot, duration, .. } =
-            backup(shop, repository, options, &Progress::new()).await?;
+        let options = BackupOptions {
+            selection: Selection::all(),
+            ..BackupOptions::default()
+        };
+        let BackupStats {
+            snapshot, duration, ..
+        } = backup(shop, repository, options, &Progress::new()).await?;
         self.tell(format!(
             "snapshot {}: {}, {} of fields, as of {}",
             snapshot.id,
@@ -150,7 +180,12 @@ impl Story {
             .collect();
         self.tell(collections.join(", "))?;
         let path = DocumentPath::parse("users/u000001")?;
-        let found = repository.reader(snapshot).await?.get(&path).await?.context("a user is missing")?;
+        let found = repository
+            .reader(snapshot)
+            .await?
+            .get(&path)
+            .await?
+            .context("a user is missing")?;
         let document = found.get(0).context("a user is missing")?;
         let fields = crate::document::typed_json::FieldsJson::new(document.body);
         self.tell(format!("{path}: {}", serde_json::to_string(&fields)?))
@@ -158,17 +193,19 @@ impl Story {
 
     async fn change(&self, shop: &Firestore) -> anyhow::Result<()> {
         self.output.line("")?;
-        self.output.line("Change: some prices go up, a user leaves, an order comes in.")?;
+        self.output
+            .line("Change: some prices go up, a user leaves, an order comes in.")?;
         let read_time = shop.current_read_time().await?;
         let products = CollectionPath::parse("products")?.key_range();
-        let mut writer =
-            BulkWriter::new(shop, WriteOptions::new(shop), Vec::<WriteFailure>::new());
+        let mut writer = BulkWriter::new(shop, WriteOptions::new(shop), Vec::<WriteFailure>::new());
         let mut changed = 0u64;
         let mut batches = pin!(shop.scan(ScanOptions::new(products, read_time)));
         while let Some(batch) = batches.try_next().await? {
             for document in batch.iter().step_by(100) {
                 let mut fields = canonical::decode(document.body)?;
-                let Some(Value::Double(price)) = fields.get_mut("price") else { continue };
+                let Some(Value::Double(price)) = fields.get_mut("price") else {
+                    continue;
+                };
                 *price += 1.0;
                 writer.put(&document.path()?, &canonical::encode(&fields)).await?;
                 changed += 1;
@@ -177,9 +214,17 @@ impl Story {
         writer.delete(&DocumentPath::parse("users/u000007")?).await?;
         let order = [
             ("status".to_owned(), Value::String("placed".to_owned())),
-            ("placed_at".to_owned(), Value::Timestamp(Timestamp::from(clock::now()))),
+            (
+                "placed_at".to_owned(),
+                Value::Timestamp(Timestamp::from(clock::now())),
+            ),
         ];
-        writer.put(&DocumentPath::parse("orders/o9999999")?, &canonical::encode(&order.into())).await?;
+        writer
+            .put(
+                &DocumentPath::parse("orders/o9999999")?,
+                &canonical::encode(&order.into()),
+            )
+            .await?;
         let stats = writer.finish().await?;
         ensure!(stats.failed == 0, "the sandbox refused a change");
         self.tell(format!("{changed} documents changed, 1 deleted, 1 new"))
@@ -193,7 +238,7 @@ impl Story {
         self.tell(format!(
             "{} and {} of chunks read, decompressed and hashed in {}: intact",
             output::count(stats.snapshots, "snapshot"),
-            output::bytes(stats.read_bytes),
+            output::bytes(stats.data_bytes),
             output::duration(stats.duration)
         ))
     }
@@ -205,7 +250,10 @@ impl Story {
         snapshot: &Snapshot,
         folder: &tempfile::TempDir,
     ) -> anyhow::Result<Firestore> {
-        self.chapter("Restore into another project", "restore latest --to-project demo-copy")?;
+        self.chapter(
+            "Restore into another project",
+            "restore latest --to-project demo-copy",
+        )?;
         let copy = connect(sandbox, COPY).await?;
         let options = RestoreOptions {
             filter: PathFilter::all(),
@@ -213,7 +261,13 @@ impl Story {
             parallel: 8,
             dead_letter_file: folder.path().join("failed.ndjson"),
         };
-        let stats = restore(&repository.reader(snapshot).await?, &copy, options, &Progress::new()).await?;
+        let stats = restore(
+            &repository.reader(snapshot).await?,
+            &copy,
+            options,
+            &Progress::new(),
+        )
+        .await?;
         self.tell(format!(
             "{} written in {}, {} refused",
             output::count(stats.written, "document"),
@@ -225,10 +279,15 @@ impl Story {
 
     async fn compare(&self, shop: &Firestore, copy: &Firestore) -> anyhow::Result<Comparison> {
         self.output.line("")?;
-        self.output.line(format!("Compare: {SHOP} with {COPY}, document by document."))?;
+        self.output
+            .line(format!("Compare: {SHOP} with {COPY}, document by document."))?;
         let original = shop.scan(ScanOptions::new(KeyRange::all(), shop.current_read_time().await?));
         let restored = copy.scan(ScanOptions::new(KeyRange::all(), copy.current_read_time().await?));
-        Ok(compare(original.map_err(anyhow::Error::from), restored.map_err(anyhow::Error::from)).await?)
+        compare(
+            original.map_err(anyhow::Error::from),
+            restored.map_err(anyhow::Error::from),
+        )
+        .await
     }
 }
 
@@ -237,6 +296,8 @@ fn database(project: &str) -> DatabaseName {
 }
 
 async fn connect(sandbox: &Sandbox, project: &str) -> anyhow::Result<Firestore> {
-    let target = Target::Emulator { host_port: sandbox.address().to_string() };
+    let target = Target::Emulator {
+        host_port: sandbox.address().to_string(),
+    };
     Ok(Firestore::connect(ConnectOptions::new(database(project), target)).await?)
 }

@@ -59,19 +59,32 @@ impl DoctorCommand {
         }
         output.table(&table)?;
         output.json(&Diagnosis { healthy, checks })?;
-        Ok(if healthy { Outcome::Done } else { Outcome::NeedsLook })
+        Ok(if healthy {
+            Outcome::Done
+        } else {
+            Outcome::NeedsLook
+        })
     }
 }
 
 fn push(checks: &mut Vec<Check>, name: impl Into<String>, state: State, detail: impl Into<String>) {
-    checks.push(Check { name: name.into(), state, detail: detail.into() });
+    checks.push(Check {
+        name: name.into(),
+        state,
+        detail: detail.into(),
+    });
 }
 
 async fn check_repository(global: &GlobalOptions, checks: &mut Vec<Check>) -> anyhow::Result<()> {
     let path = global.repository_path()?;
     let name = "repository";
     if !path.is_dir() {
-        push(checks, name, State::Problem, format!("there is no folder {}: `firebank init` makes one", path.display()));
+        push(
+            checks,
+            name,
+            State::Problem,
+            format!("there is no folder {}: `firebank init` makes one", path.display()),
+        );
         return Ok(());
     }
     let repository = match Repository::open(global.store()?).await {
@@ -87,7 +100,11 @@ async fn check_repository(global: &GlobalOptions, checks: &mut Vec<Check>) -> an
     };
     match repository.snapshots().await {
         Ok(listing) if listing.unreadable.is_empty() => {
-            let detail = format!("{} in {}", output::count(listing.snapshots.len() as u64, "snapshot"), path.display());
+            let detail = format!(
+                "{} in {}",
+                output::count(listing.snapshots.len() as u64, "snapshot"),
+                path.display()
+            );
             push(checks, name, State::Ok, detail);
         }
         Ok(listing) => {
@@ -100,7 +117,12 @@ async fn check_repository(global: &GlobalOptions, checks: &mut Vec<Check>) -> an
         Err(error) => push(checks, name, State::Problem, error.to_string()),
     }
     match repository.store().check_create_only().await {
-        Ok(()) => push(checks, "repository writes", State::Ok, "refuses a second object of one name, lists what it wrote"),
+        Ok(()) => push(
+            checks,
+            "repository writes",
+            State::Ok,
+            "refuses a second object of one name, lists what it wrote",
+        ),
         Err(error) => push(checks, "repository writes", State::Problem, error.to_string()),
     }
     Ok(())
@@ -113,7 +135,12 @@ async fn check_database(global: &GlobalOptions, checks: &mut Vec<Check>) {
     };
     let name = connection.database().to_string();
     match connection.current_read_time().await {
-        Ok(time) => push(checks, "connection", State::Ok, format!("{name} answers, and says it is {time}")),
+        Ok(time) => push(
+            checks,
+            "connection",
+            State::Ok,
+            format!("{name} answers, and says it is {time}"),
+        ),
         Err(error) => push(checks, "connection", State::Problem, error.to_string()),
     }
     check_permissions(&connection, checks).await;
@@ -123,9 +150,10 @@ async fn check_permissions(connection: &Firestore, checks: &mut Vec<Check>) {
     for permission in connection.check_permissions().await {
         let (state, detail) = match permission.result {
             Permission::Granted => (State::Ok, permission.needed_for.to_owned()),
-            Permission::Missing => {
-                (State::Problem, format!("missing; needed for {}", permission.needed_for))
-            }
+            Permission::Missing => (
+                State::Problem,
+                format!("missing; needed for {}", permission.needed_for),
+            ),
             Permission::Unknown(reason) => (State::Unknown, reason),
         };
         push(checks, permission.permission, state, detail);

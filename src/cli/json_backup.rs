@@ -35,8 +35,14 @@ pub(crate) fn options(
     collections: Vec<CollectionPath>,
     include_migrations: bool,
 ) -> anyhow::Result<ExportOptions> {
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create the folder {}", folder.display()))?;
-    Ok(ExportOptions { folder, collections, include_migrations, time: clock::now() })
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot create the folder {}", folder.display()))?;
+    Ok(ExportOptions {
+        folder,
+        collections,
+        include_migrations,
+        time: clock::now(),
+    })
 }
 
 /// What `--json` prints.
@@ -92,9 +98,16 @@ pub(crate) fn report(global: &GlobalOptions, stats: &ExportStats) -> anyhow::Res
         failed: stats
             .failed
             .iter()
-            .map(|(collection, error)| Failed { collection: collection.to_string(), reason: error.to_string() })
+            .map(|(collection, error)| Failed {
+                collection: collection.to_string(),
+                reason: error.to_string(),
+            })
             .collect(),
         summary: stats.summary.display().to_string(),
     })?;
-    Ok(if stats.failed.is_empty() { Outcome::Done } else { Outcome::NeedsLook })
+    Ok(if stats.failed.is_empty() {
+        Outcome::Done
+    } else {
+        Outcome::NeedsLook
+    })
 }

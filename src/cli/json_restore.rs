@@ -39,7 +39,12 @@ pub(crate) async fn run(
         let plan = plan_import(files, &filter).await?;
         let output = global.output();
         show_plan(output, &plan, &source, target)?;
-        output.json(&Plan { dry_run: true, files, target: target.to_string(), plan })?;
+        output.json(&Plan {
+            dry_run: true,
+            files,
+            target: target.to_string(),
+            plan,
+        })?;
         return Ok(Outcome::Done);
     }
     write.confirm(global, target)?;

@@ -40,7 +40,12 @@ impl JsonEntry {
             Err(error) => (Header::default(), Some(error.to_string())),
         };
         Self {
-            file: backup.file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            file: backup
+                .file
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned(),
             bytes: backup.bytes,
             collection: error.is_none().then_some(header.collection),
             time: header.timestamp,
@@ -81,12 +86,24 @@ impl ListBackupsCommand {
             }
         }
         let readable = unreadable.is_empty() && json_backups.iter().all(|backup| backup.error.is_none());
-        let outcome = if readable { Outcome::Done } else { Outcome::NeedsLook };
+        let outcome = if readable {
+            Outcome::Done
+        } else {
+            Outcome::NeedsLook
+        };
         let entries = snapshots
             .iter()
-            .map(|snapshot| SnapshotEntry { id: snapshot.id.to_string(), time: snapshot.started_at, snapshot })
+            .map(|snapshot| SnapshotEntry {
+                id: snapshot.id.to_string(),
+                time: snapshot.started_at,
+                snapshot,
+            })
             .collect();
-        output.json(&Listing { snapshots: entries, unreadable, json_backups })?;
+        output.json(&Listing {
+            snapshots: entries,
+            unreadable,
+            json_backups,
+        })?;
         Ok(outcome)
     }
 }
@@ -108,7 +125,10 @@ async fn snapshots(
     let unreadable = listing
         .unreadable
         .into_iter()
-        .map(|(object, error)| Unreadable { object, reason: error.to_string() })
+        .map(|(object, error)| Unreadable {
+            object,
+            reason: error.to_string(),
+        })
         .collect();
     Ok((listing.snapshots, unreadable))
 }
@@ -122,7 +142,15 @@ fn show(output: output::Output, snapshots: &[Snapshot], json_backups: &[JsonEntr
         output.data("No backups yet: `firebank backup` takes one.")?;
     }
     if !snapshots.is_empty() {
-        let header = ["snapshot", "read time", "database", "selection", "documents", "new bytes", "tags"];
+        let header = [
+            "snapshot",
+            "read time",
+            "database",
+            "selection",
+            "documents",
+            "new bytes",
+            "tags",
+        ];
         let mut table = output::table(&header, &[4, 5]);
         for snapshot in snapshots {
             table.add_row([
@@ -141,13 +169,18 @@ fn show(output: output::Output, snapshots: &[Snapshot], json_backups: &[JsonEntr
         if !snapshots.is_empty() {
             output.data("")?;
         }
-        let mut table = output::table(&["JSON backup", "taken", "collection", "documents", "size"], &[3, 4]);
+        let mut table = output::table(
+            &["JSON backup", "taken", "collection", "documents", "size"],
+            &[3, 4],
+        );
         for backup in json_backups {
             table.add_row([
                 output::printable(&backup.file),
                 backup.time.clone().unwrap_or_default(),
                 output::printable(backup.collection.as_deref().unwrap_or("?")),
-                backup.document_count.map_or_else(|| "?".to_owned(), output::number),
+                backup
+                    .document_count
+                    .map_or_else(|| "?".to_owned(), output::number),
                 output::bytes(backup.bytes),
             ]);
         }

@@ -76,14 +76,22 @@ impl JsonListing {
     fn start(wanted: bool, snapshot: &str) -> anyhow::Result<Self> {
         let mut to = wanted.then(|| BufWriter::new(std::io::stdout()));
         if let Some(to) = &mut to {
-            write!(to, "{{\"snapshot\": {}, \"documents\": [", serde_json::to_string(snapshot)?)?;
+            write!(
+                to,
+                "{{\"snapshot\": {}, \"documents\": [",
+                serde_json::to_string(snapshot)?
+            )?;
         }
         Ok(Self { to, first: true })
     }
 
     fn entry(&mut self, entry: &Entry) -> anyhow::Result<()> {
         if let Some(to) = &mut self.to {
-            to.write_all(if std::mem::take(&mut self.first) { b"\n  " } else { b",\n  " })?;
+            to.write_all(if std::mem::take(&mut self.first) {
+                b"\n  "
+            } else {
+                b",\n  "
+            })?;
             serde_json::to_writer(to, entry)?;
         }
         Ok(())

@@ -38,7 +38,13 @@ use options::GlobalOptions;
 
 /// Back up, verify, restore and migrate Google Cloud Firestore
 #[derive(Parser, Debug)]
-#[command(name = "firebank", version, about, propagate_version = true, max_term_width = 100)]
+#[command(
+    name = "firebank",
+    version,
+    about,
+    propagate_version = true,
+    max_term_width = 100
+)]
 struct Cli {
     #[command(flatten)]
     global: GlobalOptions,
@@ -217,7 +223,11 @@ fn report(error: &anyhow::Error) -> ExitCode {
     }
     tracing::debug!("{error:?}");
     // Nobody to tell when standard error is gone.
-    let _ = writeln!(io::stderr(), "error: {}", output::printable_lines(&format!("{error:#}")));
+    let _ = writeln!(
+        io::stderr(),
+        "error: {}",
+        output::printable_lines(&format!("{error:#}"))
+    );
     ExitCode::from(match error {
         error if error.is::<UsageError>() || error.is::<Refused>() => EXIT_USAGE,
         error if error.is::<Interrupted>() => EXIT_INTERRUPTED,
@@ -247,9 +257,18 @@ fn start_log(global: &GlobalOptions) -> anyhow::Result<()> {
                 .append(true)
                 .open(path)
                 .with_context(|| format!("cannot write the log to {}", path.display()))?;
-            let layer = tracing_subscriber::fmt::layer().with_writer(Mutex::new(file)).with_ansi(false);
-            let level = if global.verbose > 1 { "debug" } else { "firebank=info" };
-            Some(tracing_subscriber::Layer::with_filter(layer, EnvFilter::new(level)))
+            let layer = tracing_subscriber::fmt::layer()
+                .with_writer(Mutex::new(file))
+                .with_ansi(false);
+            let level = if global.verbose > 1 {
+                "debug"
+            } else {
+                "firebank=info"
+            };
+            Some(tracing_subscriber::Layer::with_filter(
+                layer,
+                EnvFilter::new(level),
+            ))
         }
         None => None,
     };

@@ -45,11 +45,21 @@ pub(crate) struct GlobalOptions {
     database: String,
 
     /// Talk to an emulator or a sandbox instead of Google Cloud
-    #[arg(long, global = true, value_name = "HOST:PORT", env = "FIRESTORE_EMULATOR_HOST")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "HOST:PORT",
+        env = "FIRESTORE_EMULATOR_HOST"
+    )]
     emulator: Option<String>,
 
     /// A service account's key file; without it the application default credentials
-    #[arg(long, global = true, value_name = "FILE", env = "GOOGLE_APPLICATION_CREDENTIALS")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "GOOGLE_APPLICATION_CREDENTIALS"
+    )]
     credentials: Option<PathBuf>,
 
     /// How many HTTP/2 connections to open to Firestore
@@ -101,7 +111,9 @@ impl GlobalOptions {
             )));
         }
         if location.is_empty() {
-            return Err(UsageError::new("the repository's path is empty: give --repository PATH"));
+            return Err(UsageError::new(
+                "the repository's path is empty: give --repository PATH",
+            ));
         }
         Ok(PathBuf::from(location))
     }
@@ -139,7 +151,9 @@ impl GlobalOptions {
     /// The database that the user named.
     pub(crate) fn database(&self) -> anyhow::Result<DatabaseName> {
         let project = self.named_project().ok_or_else(|| {
-            UsageError::new("which project? Give --project ID, or set FIREBASE_PROJECT_ID or GOOGLE_CLOUD_PROJECT")
+            UsageError::new(
+                "which project? Give --project ID, or set FIREBASE_PROJECT_ID or GOOGLE_CLOUD_PROJECT",
+            )
         })?;
         Ok(DatabaseName::new(project, &self.database))
     }
@@ -154,20 +168,32 @@ impl GlobalOptions {
     }
 
     pub(crate) async fn connect_to(&self, database: DatabaseName) -> anyhow::Result<Firestore> {
+        self.announce_found_credentials();
         let target = match self.emulator() {
-            Some(host_port) => Target::Emulator { host_port: host_port.to_owned() },
+            Some(host_port) => Target::Emulator {
+                host_port: host_port.to_owned(),
+            },
             None => Target::Production {
-                credentials: self.key_file().map_or(Credentials::ApplicationDefault, Credentials::KeyFile),
+                credentials: self
+                    .key_file()
+                    .map_or(Credentials::ApplicationDefault, Credentials::KeyFile),
             },
         };
-        let options = ConnectOptions { channels: self.connections.max(1), ..ConnectOptions::new(database, target) };
+        let options = ConnectOptions {
+            channels: self.connections.max(1),
+            ..ConnectOptions::new(database, target)
+        };
         Ok(Firestore::connect(options).await?)
     }
 
     /// The key file to use: the flag or the environment, else the one in the working folder when there are no default
     /// credentials in their well-known places.
     fn key_file(&self) -> Option<PathBuf> {
-        if let Some(file) = self.credentials.as_ref().filter(|file| !file.as_os_str().is_empty()) {
+        if let Some(file) = self
+            .credentials
+            .as_ref()
+            .filter(|file| !file.as_os_str().is_empty())
+        {
             return Some(file.clone());
         }
         let in_folder = PathBuf::from(CREDENTIALS_IN_WORKING_FOLDER);
@@ -178,7 +204,7 @@ impl GlobalOptions {
     }
 
     /// Announces credentials that were found rather than given.
-    pub(crate) fn announce_found_credentials(&self) {
+    fn announce_found_credentials(&self) {
         if self.credentials.is_none() && self.key_file().is_some() {
             tracing::warn!("using {CREDENTIALS_IN_WORKING_FOLDER} of the working folder as credentials");
         }
@@ -187,11 +213,13 @@ impl GlobalOptions {
 
 /// Where `gcloud auth application-default login` leaves its credentials.
 fn well_known_credentials_exist() -> bool {
-    let folder = std::env::var_os("CLOUDSDK_CONFIG").map(PathBuf::from).or_else(|| {
-        let home = std::env::var_os(if cfg!(windows) { "APPDATA" } else { "HOME" })?;
-        let below = if cfg!(windows) { "gcloud" } else { ".config/gcloud" };
-        Some(Path::new(&home).join(below))
-    });
+    let folder = std::env::var_os("CLOUDSDK_CONFIG")
+        .map(PathBuf::from)
+        .or_else(|| {
+            let home = std::env::var_os(if cfg!(windows) { "APPDATA" } else { "HOME" })?;
+            let below = if cfg!(windows) { "gcloud" } else { ".config/gcloud" };
+            Some(Path::new(&home).join(below))
+        });
     folder.is_some_and(|folder| folder.join("application_default_credentials.json").is_file())
 }
 

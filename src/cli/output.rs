@@ -124,7 +124,11 @@ pub(crate) fn age(seconds: i64) -> String {
 pub(crate) fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for char in text.chars() {
-        if char.is_control() { shown.extend(char.escape_default()) } else { shown.push(char) }
+        if char.is_control() {
+            shown.extend(char.escape_default())
+        } else {
+            shown.push(char)
+        }
     }
     shown
 }

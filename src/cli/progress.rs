@@ -23,11 +23,17 @@ impl ProgressDisplay {
     /// Starts showing `progress` under the name of what is done, unless `quiet`.
     pub(crate) fn start(what: &'static str, progress: &Arc<Progress>, quiet: bool) -> Self {
         if quiet {
-            return Self { task: None, bar: None };
+            return Self {
+                task: None,
+                bar: None,
+            };
         }
         let progress = Arc::clone(progress);
         if !std::io::stderr().is_terminal() {
-            return Self { task: Some(tokio::spawn(plain_lines(what, progress))), bar: None };
+            return Self {
+                task: Some(tokio::spawn(plain_lines(what, progress))),
+                bar: None,
+            };
         }
         let bar = ProgressBar::new_spinner();
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
@@ -42,7 +48,10 @@ impl ProgressDisplay {
                 tokio::time::sleep(TERMINAL_INTERVAL).await;
             }
         });
-        Self { task: Some(task), bar: Some(bar) }
+        Self {
+            task: Some(task),
+            bar: Some(bar),
+        }
     }
 }
 
@@ -80,11 +89,16 @@ fn line(what: &str, progress: &Progress, elapsed: Duration) -> String {
         output::number(rate as u64),
         output::bytes((progress.bytes() as f64 / seconds) as u64)
     ));
-    if let Some(left) = progress.total_documents().map(|total| total.saturating_sub(documents))
+    if let Some(left) = progress
+        .total_documents()
+        .map(|total| total.saturating_sub(documents))
         && rate > 0.0
         && left > 0
     {
-        line.push_str(&format!(", {} left", output::duration(Duration::from_secs_f64(left as f64 / rate))));
+        line.push_str(&format!(
+            ", {} left",
+            output::duration(Duration::from_secs_f64(left as f64 / rate))
+        ));
     }
     line
 }

@@ -9,9 +9,9 @@ use serde::Serialize;
 
 use super::confirm::confirm;
 use super::options::GlobalOptions;
+use super::output::Output;
 use super::progress::ProgressDisplay;
 use super::snapshots::find_snapshot;
-use super::output::Output;
 use super::{Outcome, UsageError, json_restore, output};
 use crate::archive::{Repository, Snapshot};
 use crate::clock;
@@ -96,12 +96,20 @@ impl WriteArgs {
             ramp: defaults.ramp && !self.no_ramp,
             ..defaults
         };
-        RestoreOptions { filter, write, parallel: READERS, dead_letter_file: self.dead_letter_file() }
+        RestoreOptions {
+            filter,
+            write,
+            parallel: READERS,
+            dead_letter_file: self.dead_letter_file(),
+        }
     }
 
     fn dead_letter_file(&self) -> PathBuf {
         self.dead_letter_file.clone().unwrap_or_else(|| {
-            PathBuf::from(format!("firebank-failed-{}.ndjson", clock::now().format("%Y%m%d_%H%M%S%3f")))
+            PathBuf::from(format!(
+                "firebank-failed-{}.ndjson",
+                clock::now().format("%Y%m%d_%H%M%S%3f")
+            ))
         })
     }
 
@@ -128,7 +136,8 @@ impl RestoreCommand {
             return dry_run(global, &repository, &snapshot, &target, &filter).await;
         }
         self.write.confirm(global, &target)?;
-        self.write_snapshot(global, &repository, &snapshot, target, filter).await
+        self.write_snapshot(global, &repository, &snapshot, target, filter)
+            .await
     }
 
     /// A JSON backup goes where the command line points: the original tools restored them so.
@@ -192,7 +201,13 @@ impl RestoreCommand {
                 output::count(progress.documents(), "document")
             )
         })?;
-        report(global, &format!("snapshot {}", snapshot.id), &target, &stats, &dead_letter_file)
+        report(
+            global,
+            &format!("snapshot {}", snapshot.id),
+            &target,
+            &stats,
+            &dead_letter_file,
+        )
     }
 }
 
@@ -209,7 +224,10 @@ fn json_file(global: &GlobalOptions, source: &str) -> anyhow::Result<Option<Path
     if given.components().count() == 1 && in_repository.exists() {
         return Ok(Some(in_repository));
     }
-    bail!("there is no file {source}, neither here nor in {}", global.repository)
+    bail!(
+        "there is no file {source}, neither here nor in {}",
+        global.repository
+    )
 }
 
 #[derive(Serialize)]
@@ -231,7 +249,12 @@ async fn dry_run(
     let plan = plan_restore(&repository.reader(snapshot).await?, filter).await?;
     let output = global.output();
     show_plan(output, &plan, &format!("snapshot {}", snapshot.id), target)?;
-    output.json(&Plan { dry_run: true, snapshot: snapshot.id.to_string(), target: target.to_string(), plan })?;
+    output.json(&Plan {
+        dry_run: true,
+        snapshot: snapshot.id.to_string(),
+        target: target.to_string(),
+        plan,
+    })?;
     Ok(Outcome::Done)
 }
 
@@ -323,5 +346,9 @@ pub(crate) fn report(
         retries: stats.writes.retries,
         seconds: stats.duration.as_secs_f64(),
     })?;
-    Ok(if stats.failed > 0 { Outcome::NeedsLook } else { Outcome::Done })
+    Ok(if stats.failed > 0 {
+        Outcome::NeedsLook
+    } else {
+        Outcome::Done
+    })
 }

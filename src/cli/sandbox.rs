@@ -70,7 +70,9 @@ impl SandboxCommand {
         let address = sandbox.address();
         let mut documents = self.synthetic;
         if self.retail {
-            let project = global.named_project().unwrap_or_else(|| DEFAULT_PROJECT.to_owned());
+            let project = global
+                .named_project()
+                .unwrap_or_else(|| DEFAULT_PROJECT.to_owned());
             let target = DatabaseName::new(project, global.database_id());
             documents += load_retail(&sandbox, target, RetailSize::DEMO).await?;
         }
@@ -80,7 +82,10 @@ impl SandboxCommand {
             output::count(documents, "document")
         ))?;
         output.line(format!("  export FIRESTORE_EMULATOR_HOST={address}"))?;
-        output.json(&Ready { address: address.to_string(), documents })?;
+        output.json(&Ready {
+            address: address.to_string(),
+            documents,
+        })?;
         // Until a signal ends the process; the front end handles them.
         std::future::pending().await
     }
@@ -99,17 +104,31 @@ impl SandboxCommand {
     }
 
     fn faults(&self) -> FaultPlan {
-        let mut plan = FaultPlan { bytes_per_second: self.bytes_per_second, ..FaultPlan::default() };
+        let mut plan = FaultPlan {
+            bytes_per_second: self.bytes_per_second,
+            ..FaultPlan::default()
+        };
         if let Some(milliseconds) = self.latency_ms {
             let effect = Effect::Delay(Duration::from_millis(milliseconds));
-            plan.faults.push(Fault { methods: Vec::new(), when: When::Always, effect });
+            plan.faults.push(Fault {
+                methods: Vec::new(),
+                when: When::Always,
+                effect,
+            });
         }
         if let Some(share) = self.unavailable {
             let effect = Effect::Status(Code::Unavailable, "the sandbox was asked to fail".to_owned());
-            plan.faults.push(Fault { methods: Vec::new(), when: When::Probability(share), effect });
+            plan.faults.push(Fault {
+                methods: Vec::new(),
+                when: When::Probability(share),
+                effect,
+            });
         }
         if let Some(documents) = self.cut_streams {
-            let effect = Effect::CutAfter { documents, code: Code::Unavailable };
+            let effect = Effect::CutAfter {
+                documents,
+                code: Code::Unavailable,
+            };
             plan.faults.push(Fault::new(Rpc::RunQuery, When::Always, effect));
         }
         plan
@@ -122,7 +141,9 @@ pub(crate) async fn load_retail(
     database: DatabaseName,
     size: RetailSize,
 ) -> anyhow::Result<u64> {
-    let target = Target::Emulator { host_port: sandbox.address().to_string() };
+    let target = Target::Emulator {
+        host_port: sandbox.address().to_string(),
+    };
     let connection = Firestore::connect(ConnectOptions::new(database, target)).await?;
     let options = WriteOptions::new(&connection);
     let mut writer = BulkWriter::new(&connection, options, Vec::<WriteFailure>::new());
@@ -130,6 +151,10 @@ pub(crate) async fn load_retail(
         writer.put(&path, &canonical::encode(&fields)).await?;
     }
     let stats = writer.finish().await?;
-    anyhow::ensure!(stats.failed == 0, "the sandbox refused {} of its sample documents", stats.failed);
+    anyhow::ensure!(
+        stats.failed == 0,
+        "the sandbox refused {} of its sample documents",
+        stats.failed
+    );
     Ok(stats.written)
 }

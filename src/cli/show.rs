@@ -48,10 +48,15 @@ async fn show_document(
 ) -> anyhow::Result<()> {
     let found = repository.reader(snapshot).await?.get(&path).await?;
     let Some(document) = found.as_ref().and_then(|batch| batch.get(0)) else {
-        bail!("snapshot {} has no document `{path}`; `firebank ls {}` lists what it has", snapshot.id, snapshot.id)
+        bail!(
+            "snapshot {} has no document `{path}`; `firebank ls {}` lists what it has",
+            snapshot.id,
+            snapshot.id
+        )
     };
-    let fields: serde_json::Value =
-        serde_json::from_str(&serde_json::to_string(&typed_json::FieldsJson::new(document.body))?)?;
+    let fields: serde_json::Value = serde_json::from_str(&serde_json::to_string(
+        &typed_json::FieldsJson::new(document.body),
+    )?)?;
     let output = global.output();
     output.data(serde_json::to_string_pretty(&fields)?)?;
     output.json(&DocumentView {

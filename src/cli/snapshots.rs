@@ -14,18 +14,28 @@ pub(crate) async fn find_snapshot(
     wanted: &str,
 ) -> anyhow::Result<Snapshot> {
     let filter = match wanted {
-        "latest" => SnapshotFilter { database: latest_of(global, repository).await?, ..SnapshotFilter::default() },
+        "latest" => SnapshotFilter {
+            database: latest_of(global, repository).await?,
+            ..SnapshotFilter::default()
+        },
         _ => SnapshotFilter::default(),
     };
     Ok(repository.resolve(wanted, &filter).await?)
 }
 
 async fn latest_of(global: &GlobalOptions, repository: &Repository) -> anyhow::Result<Option<DatabaseName>> {
-    let mut databases: Vec<DatabaseName> =
-        repository.snapshots().await?.snapshots.into_iter().map(|snapshot| snapshot.database).collect();
+    let mut databases: Vec<DatabaseName> = repository
+        .snapshots()
+        .await?
+        .snapshots
+        .into_iter()
+        .map(|snapshot| snapshot.database)
+        .collect();
     databases.sort_by(|a, b| (&a.project, &a.database).cmp(&(&b.project, &b.database)));
     databases.dedup();
-    let named = global.named_project().map(|project| DatabaseName::new(project, global.database_id()));
+    let named = global
+        .named_project()
+        .map(|project| DatabaseName::new(project, global.database_id()));
     if let Some(named) = named.filter(|named| databases.contains(named)) {
         return Ok(Some(named));
     }

@@ -77,7 +77,10 @@ impl StatusCommand {
 }
 
 /// How many snapshots of the database the repository has, and the newest of them. No repository is none.
-async fn last_backups(global: &GlobalOptions, database: &DatabaseName) -> anyhow::Result<(usize, Vec<Backup>)> {
+async fn last_backups(
+    global: &GlobalOptions,
+    database: &DatabaseName,
+) -> anyhow::Result<(usize, Vec<Backup>)> {
     let path = global.repository_path()?;
     if !path.exists() {
         return Ok((0, Vec::new()));
@@ -87,9 +90,16 @@ async fn last_backups(global: &GlobalOptions, database: &DatabaseName) -> anyhow
         Err(ArchiveError::NotARepository { .. }) => return Ok((0, Vec::new())),
         Err(error) => return Err(error.into()),
     };
-    let filter = SnapshotFilter { database: Some(database.clone()), ..SnapshotFilter::default() };
+    let filter = SnapshotFilter {
+        database: Some(database.clone()),
+        ..SnapshotFilter::default()
+    };
     let listing = repository.snapshots().await?;
-    let ours: Vec<_> = listing.snapshots.into_iter().filter(|snapshot| filter.accepts(snapshot)).collect();
+    let ours: Vec<_> = listing
+        .snapshots
+        .into_iter()
+        .filter(|snapshot| filter.accepts(snapshot))
+        .collect();
     let now = clock::now().timestamp();
     let last = ours
         .iter()
@@ -115,7 +125,9 @@ fn show(output: output::Output, status: &Status) -> anyhow::Result<()> {
     output.data("")?;
     let mut table = output::table(&["collection", "documents"], &[1]);
     for collection in &status.collections {
-        let documents = collection.documents.map_or_else(|| "?".to_owned(), output::number);
+        let documents = collection
+            .documents
+            .map_or_else(|| "?".to_owned(), output::number);
         table.add_row([output::printable(&collection.id), documents]);
     }
     if status.collections.is_empty() {

@@ -119,7 +119,7 @@ const STATUSES: [&str; 5] = ["placed", "paid", "packed", "shipped", "delivered"]
 
 /// The documents, root collection by root collection, the same ones for the same seed.
 pub fn documents(size: RetailSize, seed: u64) -> impl Iterator<Item = (DocumentPath, Fields)> {
-    let sections: [(usize, fn(&mut Shop, usize)); 7] = [
+    let sections: [(usize, Section); 7] = [
         (CATEGORIES.len(), Shop::category),
         (size.products, Shop::product),
         (size.users, Shop::user),
@@ -141,6 +141,9 @@ pub fn documents(size: RetailSize, seed: u64) -> impl Iterator<Item = (DocumentP
             std::mem::take(&mut shop.made)
         })
 }
+
+/// Makes the nth document of a collection, and what is below it.
+type Section = fn(&mut Shop, usize);
 
 struct Shop {
     random: StdRng,
@@ -249,7 +252,7 @@ impl Shop {
                 ("thumbnail", Value::Bytes(thumbnail)),
                 ("embedding", embedding),
                 ("added_at", added),
-                ("discontinued", Value::Boolean(index % 37 == 0)),
+                ("discontinued", Value::Boolean(index.is_multiple_of(37))),
             ],
         );
         for review in 0..self.below(4) {
@@ -284,8 +287,14 @@ impl Shop {
                 (
                     "preferences",
                     map([
-                        ("theme", text(if index % 3 == 0 { "dark" } else { "auto" })),
-                        ("language", text(if index % 5 == 0 { "fr" } else { "en" })),
+                        (
+                            "theme",
+                            text(if index.is_multiple_of(3) { "dark" } else { "auto" }),
+                        ),
+                        (
+                            "language",
+                            text(if index.is_multiple_of(5) { "fr" } else { "en" }),
+                        ),
                         (
                             "notifications",
                             map([("email", Value::Boolean(true)), ("push", Value::Null)]),

@@ -157,7 +157,7 @@ async fn a_damaged_frame_tells_which_documents_it_held() {
         );
         // The reader fails exactly in the documents that the check named.
         let span = damage.span.clone().unwrap();
-        for (key, _) in &docs {
+        for key in docs.keys() {
             let path = DocumentPath::from_key(key).unwrap();
             match reader[0].get(&path).await {
                 Ok(found) => assert!(found.is_some()),
