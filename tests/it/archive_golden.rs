@@ -21,8 +21,11 @@ fn base() -> Docs {
     docs
 }
 
+/// What a night changed: `None` for a document that is gone.
+type Changes = Vec<(Vec<u8>, Option<Doc>)>;
+
 /// The second night: one changed, one new, one gone.
-fn changed() -> (Docs, Vec<(Vec<u8>, Option<Doc>)>) {
+fn changed() -> (Docs, Changes) {
     let mut docs = base();
     let changes = vec![
         (key("orders/__id3__"), None),
