@@ -23,7 +23,7 @@
 //!   .commit(SnapshotDraft) -> Result<Snapshot>               .abort(reason: &str) -> Result<()>
 //! RangeWriter
 //!   .reads() -> &KeyRange                                     // from the range's start to the selection's end
-//!   .push(DocumentRef<'_>).await -> Result<Flow>              // Flow::{Continue, Done}: after Done, stop reading
+//!   .push(DocumentRef<'_>).await -> Result<Flow>              // Flow::{Continue, Skipped, Done}: after Done, stop reading
 //!   .push_tombstone(key) .push_reusing(key, create_time, update_time, body_hash, ChunkRef, offset, length)
 //!   .finish().await -> Result<RangeOutput { range, stats: WriteStats, .. }>  // all uploads durable, checkpoint written
 //!

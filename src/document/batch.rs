@@ -79,6 +79,17 @@ impl DocumentBatch {
         self.bodies.truncate(body_end);
     }
 
+    /// Takes the bodies out, one after the other. Nothing else may be done with the batch until
+    /// [`put_bodies`](Self::put_bodies) gives them back.
+    pub(crate) fn take_bodies(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.bodies)
+    }
+
+    /// Gives back what [`take_bodies`](Self::take_bodies) took.
+    pub(crate) fn put_bodies(&mut self, bodies: Vec<u8>) {
+        self.bodies = bodies;
+    }
+
     /// How many documents there are.
     pub fn len(&self) -> usize {
         self.entries.len()
