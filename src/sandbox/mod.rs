@@ -15,8 +15,8 @@
 //! # }
 //! ```
 //!
-//! A request goes from [`server`] (what the methods mean) through [`query`], [`list`], [`write`] to [`database`] (documents
-//! and their past), and streams come back through [`stream`] and [`codec`], which send what is stored as it is stored.
+//! A request goes from `server` (what the methods mean) through `query`, `list`, `write` to `database` (documents and their
+//! past), and streams come back through `stream` and `codec`, which send what is stored as it is stored.
 //! It listens on loopback only, accepts any project and database, and takes no notice of credentials.
 
 mod aggregate;
@@ -32,6 +32,7 @@ mod names;
 mod partition;
 mod query;
 mod server;
+mod service;
 mod stream;
 mod synthetic;
 mod synthetic_body;
@@ -89,7 +90,7 @@ impl Default for SandboxConfig {
 #[derive(Debug)]
 pub struct Sandbox {
     address: SocketAddr,
-    service: server::Service,
+    service: service::Service,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
 }
@@ -104,7 +105,7 @@ impl Sandbox {
         let address = listener.local_addr()?;
         let connections = connections::Connections::default();
         let faults = Faults::new(config.faults.clone(), connections.clone());
-        let service = server::Service::new(config, faults);
+        let service = service::Service::new(config, faults);
         let incoming = futures::stream::unfold(listener, move |listener| {
             let connections = connections.clone();
             async move {
