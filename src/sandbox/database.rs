@@ -539,3 +539,6 @@ pub(crate) enum Run<'a> {
 fn existing(versions: &Versions, time: Micros) -> Option<Found> {
     versions.at(time)?.document.clone().map(Found::Stored)
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,8 @@
 //! A document is its index. The index gives the id, by an ascending map onto twenty characters that look like
 //! Firestore's random ids, and picks one of the bodies that were made at the start, in which a few values of fixed width
 //! are replaced. So a document costs a copy, no two are equal, and any of them can be found by name. Everything follows
-//! from the seed: the same specification serves the same bytes for ever.
+//! from the seed: the same specification serves the same bytes in every process, as long as the random generator of the
+//! `rand` crate stays.
 
 use std::sync::OnceLock;
 

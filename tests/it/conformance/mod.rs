@@ -76,6 +76,7 @@ conformance! {
         single_documents_are_created_updated_deleted,
         transactions_begin_commit_and_end,
         one_of_two_contending_transactions_is_aborted,
+        transactions_begin_with_a_read,
     }
     lists::{
         collection_ids_come_in_pages,

@@ -508,3 +508,63 @@ pub(crate) async fn one_of_two_contending_transactions_is_aborted(server: &Serve
     codes.sort_unstable();
     assert_eq!(codes, [0, 10]);
 }
+
+/// A transaction that begins with its first read: the answer's first message carries its id.
+pub(crate) async fn transactions_begin_with_a_read(server: &Server) {
+    server.put("a/1", &[("n", integer(1))]).await;
+    let options = || TransactionOptions {
+        mode: Some(transaction_options::Mode::ReadWrite(
+            transaction_options::ReadWrite::default(),
+        )),
+    };
+    let get = BatchGetDocumentsRequest {
+        database: server.database.clone(),
+        documents: vec![server.name("a/1"), server.name("a/none")],
+        consistency_selector: Some(batch_get_documents_request::ConsistencySelector::NewTransaction(
+            options(),
+        )),
+        ..Default::default()
+    };
+    let mut stream = server
+        .client()
+        .batch_get_documents(get)
+        .await
+        .unwrap()
+        .into_inner();
+    let first = stream.message().await.unwrap().unwrap();
+    let mut results = usize::from(first.result.is_some());
+    while let Some(answer) = stream.message().await.unwrap() {
+        results += usize::from(answer.result.is_some());
+        assert!(answer.transaction.is_empty());
+    }
+    assert_eq!(results, 2);
+    let writes = vec![server.set("a/1", &[("n", integer(2))])];
+    let transaction = first.transaction;
+    let commit = CommitRequest {
+        database: server.database.clone(),
+        writes,
+        transaction,
+        ..Default::default()
+    };
+    server.client().commit(commit).await.unwrap();
+    assert_eq!(server.get("a/1").await.unwrap().fields["n"], integer(2));
+
+    let query = RunQueryRequest {
+        parent: server.root(),
+        query_type: Some(run_query_request::QueryType::StructuredQuery(collection(
+            "a", false,
+        ))),
+        consistency_selector: Some(run_query_request::ConsistencySelector::NewTransaction(options())),
+        ..Default::default()
+    };
+    let mut stream = server.client().run_query(query).await.unwrap().into_inner();
+    let transaction = stream.message().await.unwrap().unwrap().transaction;
+    assert!(!transaction.is_empty());
+    while stream.message().await.unwrap().is_some() {}
+    let rollback = RollbackRequest {
+        database: server.database.clone(),
+        transaction,
+        ..Default::default()
+    };
+    server.client().rollback(rollback).await.unwrap();
+}
