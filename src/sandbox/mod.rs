@@ -61,7 +61,8 @@ pub use usage::Usage;
 pub struct SandboxConfig {
     /// The port on 127.0.0.1; 0 for a free one.
     pub port: u16,
-    /// How long the past can be read.
+    /// How long the past can be read. Firestore has an hour, and with point-in-time recovery seven days, of which only whole
+    /// minutes can be read past the first hour.
     pub history: Duration,
     /// The largest request, in bytes. Firestore's is 10 MiB, the emulator's 4 MiB.
     pub max_request_bytes: usize,

@@ -68,7 +68,8 @@ pub(crate) struct Synthetic {
     name_prefix: String,
     /// The key of the collection.
     prefix: Vec<u8>,
-    bodies: OnceLock<Vec<Body>>,
+    /// Each is made when it is first needed: a test that reads a few documents does not wait for all.
+    bodies: Box<[OnceLock<Body>]>,
 }
 
 impl Synthetic {
@@ -77,7 +78,9 @@ impl Synthetic {
             root: root.to_owned(),
             name_prefix: format!("{root}/{}/", spec.collection),
             prefix: keys::key_of(&spec.collection),
-            bodies: OnceLock::new(),
+            bodies: std::iter::repeat_with(OnceLock::new)
+                .take(body_count(&spec))
+                .collect(),
             spec,
         }
     }
@@ -149,19 +152,10 @@ impl Synthetic {
         FIRST_CREATED + (index % 1_000_000_000) as i64 * 1000
     }
 
-    fn bodies(&self) -> &[Body] {
-        self.bodies.get_or_init(|| {
-            let count = (POOL_BYTES / self.spec.document_bytes.max(200)).clamp(64, 1 << 15);
-            let count = count.min(self.spec.documents.max(1) as usize);
-            (0..count)
-                .map(|number| make_body(self.hash(number as u64, 1), self.spec.document_bytes, &self.root))
-                .collect()
-        })
-    }
-
     fn body(&self, index: u64) -> &Body {
-        let bodies = self.bodies();
-        &bodies[(self.hash(index, 2) % bodies.len() as u64) as usize]
+        let number = self.hash(index, 2) % self.bodies.len() as u64;
+        self.bodies[number as usize]
+            .get_or_init(|| make_body(self.hash(number, 1), self.spec.document_bytes, &self.root))
     }
 
     fn times(&self, index: u64) -> Times {
@@ -215,6 +209,11 @@ impl Synthetic {
     pub(crate) fn name(&self, index: u64) -> String {
         format!("{}{}", self.name_prefix, String::from_utf8_lossy(&self.id(index)))
     }
+}
+
+fn body_count(spec: &SyntheticSpec) -> usize {
+    let count = (POOL_BYTES / spec.document_bytes.max(200)).clamp(64, 1 << 15);
+    count.min(spec.documents.max(1) as usize)
 }
 
 struct Times {
