@@ -88,12 +88,7 @@ impl Batch {
             WriteMode::Overwrite => &[][..],
             WriteMode::CreateOnly => &MUST_NOT_EXIST[..],
         };
-        self.push(
-            tag::WRITE_UPDATE,
-            &content,
-            precondition,
-            path_hash(path.as_str()),
-        );
+        self.push(tag::WRITE_UPDATE, &content, precondition, hash);
         self.scratch = content;
         Ok(())
     }
