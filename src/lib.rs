@@ -1,9 +1,49 @@
 //! Firebank: streaming backup, restore and migration for Google Cloud Firestore.
+//!
+//! # The rooms
+//!
+//! | module | what it is for |
+//! | --- | --- |
+//! | [`document`] | the data model: paths and their order, values, canonical MessagePack, the protobuf side, typed JSON. Pure |
+//! | [`firestore`] | the database: connect, scan key ranges, split the key space, fetch by name, write in bulk, retry |
+//! | [`store`] | objects in a folder or in memory, created once, requests counted |
+//! | [`archive`] | the repository's format: chunks, runs, snapshots, sessions, the merge that reads a snapshot |
+//! | [`json`] | the JSON files for compatibility |
+//! | [`backup`](mod@backup), [`restore`](mod@restore), [`verify`](mod@verify), [`export`], [`import`](mod@import), [`compare`](mod@compare) | the operations, one file each: options in, stats out |
+//! | [`sandbox`] | an embedded Firestore for the demonstration, the tests and the benchmarks |
+//! | [`cli`] | the command line |
+//!
+//! Arrows point one way: `cli` → operations → `archive`, `firestore` → `store`, `document`. The archive does not know
+//! Firestore and Firestore does not know the archive; only the operations know both.
+//!
+//! # The way of the data
+//!
+//! ```text
+//! backup    firestore::scan ──► DocumentBatch ──► archive::RangeWriter ──► store
+//!           (pages of key       (canonical        (cut, compress, hash,    (created once)
+//!           ranges, parallel)   bodies)           index)
+//!
+//! restore   store ──► archive::SnapshotReader ──► path filter ──► firestore::BulkWriter
+//!                     (k-way merge of runs)
+//!
+//! verify    store ──► re-hash, decode, order and counts
+//! ```
+//!
+//! Documents travel in [`document::DocumentBatch`]es; every stage waits for the next one, so that nothing piles up.
 
 pub mod archive;
+pub mod backup;
+pub mod cli;
 pub mod clock;
+pub mod compare;
 pub mod document;
+pub mod export;
 pub mod firestore;
+pub mod import;
 pub mod json;
+pub mod path_filter;
+pub mod progress;
+pub mod restore;
 pub mod sandbox;
 pub mod store;
+pub mod verify;

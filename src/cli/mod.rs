@@ -1,1 +1,277 @@
-//! Under construction.
+//! The command line: clap definitions, one file a command, and nothing that a library user would miss.
+
+mod backup;
+mod completions;
+mod confirm;
+mod demo;
+mod doctor;
+mod export;
+mod import;
+mod init;
+mod json_backup;
+mod json_restore;
+mod list_backups;
+mod ls;
+mod options;
+mod output;
+mod progress;
+mod restore;
+mod sandbox;
+mod show;
+mod snapshots;
+mod status;
+mod verify;
+
+use std::fmt;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use options::GlobalOptions;
+
+/// Back up, verify, restore and migrate Google Cloud Firestore
+#[derive(Parser, Debug)]
+#[command(
+    name = "firebank",
+    version,
+    about,
+    propagate_version = true,
+    max_term_width = 100
+)]
+struct Cli {
+    #[command(flatten)]
+    global: GlobalOptions,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Create a repository
+    Init(init::InitCommand),
+    /// Take a snapshot of the database, or of some collections
+    Backup(backup::BackupCommand),
+    /// Take a snapshot of the whole database
+    BackupAll(backup::BackupAllCommand),
+    /// List the snapshots and the JSON backups
+    #[command(visible_alias = "snapshots")]
+    ListBackups(list_backups::ListBackupsCommand),
+    /// Show what a snapshot holds, or one document of it
+    Show(show::ShowCommand),
+    /// List the documents of a snapshot
+    Ls(ls::LsCommand),
+    /// Check that snapshots are intact
+    Verify(verify::VerifyCommand),
+    /// Write a snapshot or a JSON backup into a database
+    Restore(restore::RestoreCommand),
+    /// Write a snapshot as JSON files
+    Export(export::ExportCommand),
+    /// Write JSON files into a database
+    Import(import::ImportCommand),
+    /// Show the database and the last backups at a glance
+    Status(status::StatusCommand),
+    /// Check that everything is reachable and permitted
+    Doctor(doctor::DoctorCommand),
+    /// Run the embedded Firestore by itself
+    Sandbox(sandbox::SandboxCommand),
+    /// Show the whole story on the embedded sandbox; needs no account
+    Demo(demo::DemoCommand),
+    /// Print the completion script for a shell
+    Completions(completions::CompletionsCommand),
+}
+
+/// How a command ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// All is well.
+    Done,
+    /// Done, but something needs a look.
+    NeedsLook,
+}
+
+const EXIT_FAILED: u8 = 1;
+const EXIT_USAGE: u8 = 2;
+const EXIT_NEEDS_LOOK: u8 = 3;
+/// What a shell reports for a command that SIGINT ended.
+const EXIT_INTERRUPTED: u8 = 130;
+
+/// The command line is wrong in a way that the parser could not see.
+#[derive(Debug)]
+pub(crate) struct UsageError(String);
+
+impl UsageError {
+    /// As an error to return.
+    #[expect(clippy::new_ret_no_self, reason = "only ever made to be returned")]
+    pub(crate) fn new(message: impl Into<String>) -> anyhow::Error {
+        anyhow::Error::new(Self(message.into()))
+    }
+}
+
+impl fmt::Display for UsageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for UsageError {}
+
+/// A destructive command that nobody confirmed.
+#[derive(Debug)]
+pub(crate) struct Refused(String);
+
+impl Refused {
+    /// As an error to return.
+    #[expect(clippy::new_ret_no_self, reason = "only ever made to be returned")]
+    pub(crate) fn new(message: impl Into<String>) -> anyhow::Error {
+        anyhow::Error::new(Self(message.into()))
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// Parses the command line, runs the command, and says how it ended.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match start(cli) {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::NeedsLook) => ExitCode::from(EXIT_NEEDS_LOOK),
+        Err(error) => report(&error),
+    }
+}
+
+fn start(cli: Cli) -> anyhow::Result<Outcome> {
+    start_log(&cli.global)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let outcome = runtime.block_on(async {
+        tokio::select! {
+            outcome = run(&cli.global, cli.command) => outcome,
+            () = interrupted() => Err(anyhow::Error::new(Interrupted)),
+        }
+    });
+    // Blocking tasks that nobody waits for any more must not hold the process.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn run(global: &GlobalOptions, command: Command) -> anyhow::Result<Outcome> {
+    match command {
+        Command::Init(command) => command.run(global).await,
+        Command::Backup(command) => command.run(global).await,
+        Command::BackupAll(command) => command.run(global).await,
+        Command::ListBackups(command) => command.run(global).await,
+        Command::Show(command) => command.run(global).await,
+        Command::Ls(command) => command.run(global).await,
+        Command::Verify(command) => command.run(global).await,
+        Command::Restore(command) => command.run(global).await,
+        Command::Export(command) => command.run(global).await,
+        Command::Import(command) => command.run(global).await,
+        Command::Status(command) => command.run(global).await,
+        Command::Doctor(command) => command.run(global).await,
+        Command::Sandbox(command) => command.run(global).await,
+        Command::Demo(command) => command.run(global).await,
+        Command::Completions(command) => command.run(),
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted: what was under way is not finished, and no snapshot was made of it")]
+struct Interrupted;
+
+async fn interrupted() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let (Ok(mut interrupt), Ok(mut terminate)) =
+            (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+        {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            return;
+        }
+    }
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+fn report(error: &anyhow::Error) -> ExitCode {
+    let broken_pipe = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe);
+    if broken_pipe {
+        // Whoever read our output has seen enough, as `head` does.
+        return ExitCode::SUCCESS;
+    }
+    tracing::debug!("{error:?}");
+    // Nobody to tell when standard error is gone.
+    let _ = writeln!(
+        io::stderr(),
+        "error: {}",
+        output::printable_lines(&format!("{error:#}"))
+    );
+    ExitCode::from(match error {
+        error if error.is::<UsageError>() || error.is::<Refused>() => EXIT_USAGE,
+        error if error.is::<Interrupted>() => EXIT_INTERRUPTED,
+        _ => EXIT_FAILED,
+    })
+}
+
+/// Warnings go to standard error, more with `-v`; everything from `info` on also to `--log-file`.
+fn start_log(global: &GlobalOptions) -> anyhow::Result<()> {
+    let level = match (global.quiet, global.verbose) {
+        (true, _) => "error",
+        (false, 0) => "firebank=warn",
+        (false, 1) => "firebank=info",
+        (false, 2) => "firebank=debug",
+        (false, _) => "debug",
+    };
+    let terminal = tracing_subscriber::fmt::layer()
+        .with_writer(io::stderr)
+        .without_time()
+        .with_target(global.verbose > 1)
+        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()));
+    let terminal = tracing_subscriber::Layer::with_filter(terminal, EnvFilter::new(level));
+    let file = match &global.log_file {
+        Some(path) => {
+            let file = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(path)
+                .with_context(|| format!("cannot write the log to {}", path.display()))?;
+            let layer = tracing_subscriber::fmt::layer()
+                .with_writer(Mutex::new(file))
+                .with_ansi(false);
+            let level = if global.verbose > 1 {
+                "debug"
+            } else {
+                "firebank=info"
+            };
+            Some(tracing_subscriber::Layer::with_filter(
+                layer,
+                EnvFilter::new(level),
+            ))
+        }
+        None => None,
+    };
+    tracing_subscriber::registry().with(terminal).with(file).init();
+    Ok(())
+}

@@ -35,9 +35,10 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::ser::{Error as _, Serialize, SerializeMap, SerializeSeq, Serializer};
 
 use super::canonical::{self, CanonicalError, Reader, ReferenceRef, Token, check_depth};
-use super::{FieldPath, Fields, Timestamp, Value};
+use super::{FieldPath, Fields, Value};
 
 pub use read::{FieldsSeed, ValueSeed, fields_from_json, fields_from_str, value_from_json, value_from_str};
+pub(crate) use read::{field_from_raw, fields_from_raw};
 
 const DOUBLE: &str = "$double";
 const TIMESTAMP: &str = "$timestamp";
@@ -138,7 +139,7 @@ pub(crate) fn for_each_field<'a, E: From<CanonicalError>>(
     for _ in 0..count {
         let key = read(&reader, |reader| reader.key(previous)).map_err(CanonicalError::from)?;
         each(
-            key,
+            key.to_str().map_err(CanonicalError::from)?,
             NextValue {
                 reader: &reader,
                 depth: 1,
@@ -177,7 +178,7 @@ impl Serialize for NextValue<'_, '_> {
             Token::Null => serializer.serialize_unit(),
             Token::Boolean(value) => serializer.serialize_bool(value),
             Token::Integer(value) => serializer.serialize_i64(value),
-            Token::String(value) => serializer.serialize_str(value),
+            Token::String(value) => serializer.serialize_str(value.to_str().map_err(refused)?),
             Token::Double(bits) => Double(bits).serialize(serializer),
             Token::Timestamp(time) if RFC3339_SECONDS.contains(&time.seconds) => {
                 typed(serializer, TIMESTAMP, &time.to_string())
@@ -236,7 +237,7 @@ impl Entries<'_, '_> {
     /// Whether a reader would take the map for a typed form.
     fn look_typed(&self) -> bool {
         let mut ahead = self.reader.get();
-        self.count == 1 && ahead.key(None).is_ok_and(|key| key.starts_with('$'))
+        self.count == 1 && ahead.key(None).is_ok_and(|key| key.as_bytes().starts_with(b"$"))
     }
 }
 
@@ -247,7 +248,7 @@ impl Serialize for Entries<'_, '_> {
         for _ in 0..self.count {
             let key = read(self.reader, |reader| reader.key(previous)).map_err(S::Error::custom)?;
             map.serialize_entry(
-                key,
+                key.to_str().map_err(S::Error::custom)?,
                 &NextValue {
                     reader: self.reader,
                     depth: self.depth,

@@ -9,6 +9,7 @@
 //! The numbers are those of
 //! <https://github.com/googleapis/googleapis/blob/master/google/firestore/v1/document.proto>.
 
+mod cursor;
 mod read;
 mod write;
 

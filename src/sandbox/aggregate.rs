@@ -44,12 +44,19 @@ pub(crate) fn run(
             "" => format!("field_{}", index + 1),
             alias => alias.to_owned(),
         };
-        results.insert(
-            alias,
-            Value {
-                value_type: Some(sums.result(index, aggregation)?),
-            },
-        );
+        if results
+            .insert(
+                alias,
+                Value {
+                    value_type: Some(sums.result(index, aggregation)?),
+                },
+            )
+            .is_some()
+        {
+            return Err(Status::invalid_argument(
+                "Aggregation aliases contain a duplicate alias.",
+            ));
+        }
     }
     Ok((results, entries))
 }
@@ -58,9 +65,7 @@ pub(crate) fn run(
 fn count_range(database: &Database, plan: &Plan, time: Micros) -> u64 {
     let wanted = plan.limit.map(|limit| limit as u64 + plan.offset as u64);
     let mut count = 0;
-    let mut position = plan.position.clone();
-    position.reverse = false;
-    database.visit(&position, time, &mut |run| {
+    database.visit(&plan.position, time, &mut |run| {
         count += match run {
             Run::One(key, _) => u64::from(plan.selects(key)),
             Run::Synthetic(source, range)
@@ -147,11 +152,6 @@ impl Sums {
         Ok(match (&aggregation.operator, &self.fields[index]) {
             (Some(Operator::Count(count)), _) => {
                 let up_to = count.up_to.map(|up_to| up_to.max(0) as u64);
-                if up_to == Some(0) {
-                    return Err(Status::invalid_argument(
-                        "The maximum number of documents to count must be positive.",
-                    ));
-                }
                 ValueType::IntegerValue(self.count.min(up_to.unwrap_or(u64::MAX)) as i64)
             }
             (Some(Operator::Sum(_)), Some(sum)) => sum

@@ -58,6 +58,13 @@ impl Answer {
         1 + encoded_len_varint(document as u64) + document + tail.len()
     }
 
+    /// Appends fields to the message of a document.
+    pub(crate) fn extend_tail(&mut self, fields: &[u8]) {
+        if let Self::Document { tail, .. } | Self::Synthetic { tail, .. } = self {
+            *tail = [&tail[..], fields].concat().into();
+        }
+    }
+
     /// Whether it carries a document.
     pub(crate) fn is_document(&self) -> bool {
         !matches!(self, Self::Message(_))

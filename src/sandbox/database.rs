@@ -163,8 +163,6 @@ impl Found {
 #[derive(Debug)]
 pub(crate) struct Database {
     pub(crate) name: DatabaseName,
-    /// `projects/…/databases/…/documents`.
-    pub(crate) root: String,
     clock: Arc<Clock>,
     /// Ascending by key, none of them overlapping.
     synthetic: Vec<Arc<Synthetic>>,
@@ -185,7 +183,6 @@ impl Database {
     pub(crate) fn new(name: DatabaseName, clock: Arc<Clock>, mut synthetic: Vec<Arc<Synthetic>>) -> Self {
         synthetic.sort_by(|a, b| a.prefix().cmp(b.prefix()));
         Self {
-            root: name.root(),
             name,
             clock,
             synthetic,
@@ -240,7 +237,7 @@ impl Database {
         }
     }
 
-    /// Up to `limit` documents past `position` at a time, in order (against it where `reverse`), for which `accept`
+    /// Up to `limit` documents past `position` at a time, in order, for which `accept`
     /// holds; `position` moves past what was looked at and is `None` when there is nothing more.
     ///
     /// The lock is held for one call: a long scan lets writers in between, which its time does not see.
@@ -277,7 +274,6 @@ impl Database {
         let from = Position {
             start: from,
             end: Bound::Excluded(end.to_vec()),
-            reverse: false,
         };
         let mut merge = Merge::new(&state.documents, &self.synthetic, &from);
         std::iter::from_fn(|| merge.next(time)).find_map(|(key, candidate)| candidate.map(|_| key))
@@ -372,9 +368,8 @@ impl Commit<'_> {
             let Some((superseded, key)) = state.superseded.pop_front() else {
                 break;
             };
-            if !expired {
-                state.floor = state.floor.max(superseded);
-            }
+            // Also when it has expired: the window can be made longer again.
+            state.floor = state.floor.max(superseded);
             state.forget(&key, superseded);
         }
     }
@@ -401,8 +396,6 @@ impl State {
 pub(crate) struct Position {
     pub(crate) start: Bound<Vec<u8>>,
     pub(crate) end: Bound<Vec<u8>>,
-    /// From the end to the start.
-    pub(crate) reverse: bool,
 }
 
 impl Position {
@@ -414,16 +407,9 @@ impl Position {
     }
 
     fn after(&self, key: &[u8]) -> Self {
-        let bound = Bound::Excluded(key.to_vec());
-        match self.reverse {
-            false => Self {
-                start: bound,
-                ..self.clone()
-            },
-            true => Self {
-                end: bound,
-                ..self.clone()
-            },
+        Self {
+            start: Bound::Excluded(key.to_vec()),
+            end: self.end.clone(),
         }
     }
 }
@@ -447,7 +433,6 @@ struct Merge<'a> {
     synthetic: VecDeque<(&'a Arc<Synthetic>, Range<u64>)>,
     /// How many synthetic documents come before the next written one.
     run: u64,
-    reverse: bool,
 }
 
 impl<'a> Merge<'a> {
@@ -476,30 +461,22 @@ impl<'a> Merge<'a> {
                 }
             }
             let range = documents.range::<[u8], _>(position.bounds());
-            if position.reverse {
-                Box::new(range.rev())
-            } else {
-                Box::new(range)
-            }
+            Box::new(range)
         };
-        if position.reverse {
-            synthetic = synthetic.into_iter().rev().collect();
-        }
         Self {
             stored: stored.peekable(),
             synthetic,
             run: 0,
-            reverse: position.reverse,
         }
     }
 
-    /// The synthetic documents that come next, all that follow each other without a written one; not in reverse.
+    /// The synthetic documents that come next, all that follow each other without a written one.
     fn take_run(&mut self) -> Option<(&'a Arc<Synthetic>, Range<u64>)> {
         while self.synthetic.front().is_some_and(|(_, range)| range.is_empty()) {
             self.synthetic.pop_front();
         }
         let (source, range) = self.synthetic.front_mut()?;
-        let run = run_length(source, range, self.stored.peek().map(|(key, _)| &***key), false);
+        let run = run_length(source, range, self.stored.peek().map(|(key, _)| &***key));
         let taken = range.start..range.start + run;
         range.start += run;
         (run > 0).then_some((*source, taken))
@@ -517,21 +494,12 @@ impl<'a> Merge<'a> {
                 continue;
             }
             if self.run == 0 {
-                self.run = run_length(
-                    source,
-                    range,
-                    self.stored.peek().map(|(key, _)| &***key),
-                    self.reverse,
-                );
+                self.run = run_length(source, range, self.stored.peek().map(|(key, _)| &***key));
             }
             if self.run > 0 {
                 self.run -= 1;
-                let index = if self.reverse { range.end - 1 } else { range.start };
-                if self.reverse {
-                    range.end -= 1
-                } else {
-                    range.start += 1
-                }
+                let index = range.start;
+                range.start += 1;
                 return Some((
                     source.key(index),
                     Some(Found::Synthetic((*source).clone(), index)),
@@ -540,11 +508,7 @@ impl<'a> Merge<'a> {
             let (key, versions) = self.stored.next()?;
             let hidden = source.find(key);
             if let Some(index) = hidden {
-                if self.reverse {
-                    range.end = index
-                } else {
-                    range.start = index + 1
-                }
+                range.start = index + 1;
             }
             let candidate = match (versions.at(time), hidden) {
                 (Some(version), _) => version.document.clone().map(Found::Stored),
@@ -557,15 +521,11 @@ impl<'a> Merge<'a> {
 }
 
 /// How many of a source's documents come before the next written one.
-fn run_length(source: &Synthetic, range: &Range<u64>, stored: Option<&[u8]>, reverse: bool) -> u64 {
-    match stored {
-        None => range.end - range.start,
-        Some(key) if reverse => {
-            let above = source.lower_bound(key) + u64::from(source.find(key).is_some());
-            range.end - above.clamp(range.start, range.end)
-        }
-        Some(key) => source.lower_bound(key).clamp(range.start, range.end) - range.start,
-    }
+fn run_length(source: &Synthetic, range: &Range<u64>, stored: Option<&[u8]>) -> u64 {
+    let end = stored.map_or(range.end, |key| {
+        source.lower_bound(key).clamp(range.start, range.end)
+    });
+    end - range.start
 }
 
 /// Documents that follow each other.

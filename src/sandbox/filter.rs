@@ -104,6 +104,14 @@ impl Filter {
         }
     }
 
+    /// Whether it looks at nothing but the name.
+    pub(crate) fn is_by_name(&self) -> bool {
+        match self {
+            Self::All(parts) | Self::Any(parts) => parts.iter().all(Self::is_by_name),
+            Self::Field(path, ..) | Self::Unary(path, _) => path.is_name(),
+        }
+    }
+
     pub(crate) fn matches(&self, document: &Looked) -> bool {
         match self {
             Self::All(parts) => parts.iter().all(|part| part.matches(document)),

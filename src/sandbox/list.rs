@@ -20,11 +20,7 @@ pub(crate) fn collection_ids(
     limit: usize,
     token: &str,
 ) -> Result<(Vec<String>, String), Status> {
-    let end = if parent.is_empty() {
-        vec![3]
-    } else {
-        keys::after_subtree(parent)
-    };
+    let end = keys::after_subtree(parent);
     let mut ids = Vec::new();
     let mut from = match token {
         "" => Bound::Excluded(parent.to_vec()),
@@ -43,7 +39,7 @@ pub(crate) fn collection_ids(
 
 /// What to list of a collection.
 pub(crate) struct Listing<'a> {
-    /// The key of the collection, or of the parent where `any_collection`.
+    /// The key of the collection.
     pub(crate) collection: &'a [u8],
     /// The collection's name with a slash after it.
     pub(crate) name_prefix: &'a str,
@@ -76,9 +72,6 @@ pub(crate) fn documents(
             .then(|| database.get(own, time))
             .flatten();
         if found.is_some() || listing.show_missing {
-            if documents.len() == limit {
-                return Ok((documents, encode_token(own)));
-            }
             documents.push(match found {
                 Some(found) => listing.projection.apply(&found.stored()),
                 None => {
@@ -89,7 +82,12 @@ pub(crate) fn documents(
                 }
             });
         }
-        from = Bound::Included(keys::after_subtree(own));
+        let next = keys::after_subtree(own);
+        if documents.len() == limit {
+            // Whether anything follows is not looked up: the next page may be empty, as the emulator's may.
+            return Ok((documents, encode_token(&next)));
+        }
+        from = Bound::Included(next);
     }
 }
 
@@ -98,7 +96,6 @@ pub(crate) fn range(prefix: &[u8]) -> Position {
     Position {
         start: Bound::Included(prefix.to_vec()),
         end: Bound::Excluded(keys::after_subtree(prefix)),
-        reverse: false,
     }
 }
 
@@ -107,5 +104,5 @@ pub(crate) fn encode_token(key: &[u8]) -> String {
 }
 
 pub(crate) fn decode_token(token: &str) -> Result<Vec<u8>, Status> {
-    hex::decode(token).map_err(|_| Status::invalid_argument("The page token is not one of this server's."))
+    hex::decode(token).map_err(|_| Status::invalid_argument("invalid page token"))
 }

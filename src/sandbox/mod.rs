@@ -31,6 +31,7 @@ mod messages;
 mod names;
 mod partition;
 mod query;
+pub mod retail;
 mod server;
 mod stream;
 mod synthetic;

@@ -9,25 +9,30 @@ use crate::document::DatabaseName;
 const MAX_ID_BYTES: usize = 1500;
 /// The longest name of a document, in bytes.
 const MAX_NAME_BYTES: usize = 6 << 10;
+/// How many collections deep a document can be.
+const MAX_LEVELS: usize = 100;
 
 /// A database, and what follows `/documents` in a name: empty for the root.
-pub(crate) struct Name<'a> {
-    pub(crate) database: DatabaseName,
+struct Name<'a> {
+    database: DatabaseName,
     /// Relative to the root, without slashes around it.
-    pub(crate) path: &'a str,
+    path: &'a str,
 }
 
 /// Takes `projects/…/databases/…` apart, whatever follows it.
 pub(crate) fn database(name: &str) -> Result<DatabaseName, Status> {
     DatabaseName::parse(name).map_err(|_| {
-        Status::invalid_argument(format!(
-            "Resource name \"{name}\" does not name a database: projects/<project>/databases/<database>."
-        ))
+        let missing = if name.starts_with("projects/") {
+            "databases"
+        } else {
+            "projects"
+        };
+        Status::invalid_argument(format!("Resource name \"{name}\" lacks \"{missing}\"."))
     })
 }
 
 /// Takes a name of the form `projects/…/databases/…/documents[/…]` apart.
-pub(crate) fn parse(name: &str) -> Result<Name<'_>, Status> {
+fn parse(name: &str) -> Result<Name<'_>, Status> {
     let database = database(name)?;
     let rest = name.get(database.resource().len()..).unwrap_or_default();
     match rest.strip_prefix("/documents") {
@@ -37,74 +42,102 @@ pub(crate) fn parse(name: &str) -> Result<Name<'_>, Status> {
             path: &path[1..],
         }),
         _ => Err(Status::invalid_argument(format!(
-            "Document name \"{name}\" lacks \"/documents\" at index {}.",
-            name.len() - rest.len()
+            "Document name \"{name}\" lacks \"/documents\"."
         ))),
     }
 }
 
 /// A parent: the root or a document. Returns the key that everything below starts with.
 pub(crate) fn parent(name: &str) -> Result<(DatabaseName, Vec<u8>), Status> {
-    let name = parse(name)?;
-    if name.path.is_empty() {
-        return Ok((name.database, Vec::new()));
+    let parsed = parse(name)?;
+    if parsed.path.is_empty() {
+        return Ok((parsed.database, Vec::new()));
     }
-    check_path(name.path)?;
-    Ok((name.database, keys::key_of(name.path)))
+    check_path(parsed.path)?;
+    Ok((parsed.database, keys::key_of(parsed.path)))
 }
 
 /// A document of `database`, by its full name. Returns its key.
 pub(crate) fn document(name: &str, database: &DatabaseName) -> Result<Vec<u8>, Status> {
-    let name_of = parse(name)?;
-    if name_of.database != *database {
+    let parsed = parse(name)?;
+    if parsed.database != *database {
         return Err(Status::invalid_argument(format!(
-            "Document name \"{name}\" is not in the database {} that the request names.",
+            "The document \"{name}\" is in a different database than the request's, {}.",
             database.resource()
         )));
     }
-    if name.len() > MAX_NAME_BYTES {
-        return Err(Status::invalid_argument(format!(
-            "Document name is longer than {MAX_NAME_BYTES} bytes."
-        )));
-    }
-    check_path(name_of.path)?;
-    Ok(keys::key_of(name_of.path))
+    check_path(parsed.path)?;
+    Ok(keys::key_of(parsed.path))
+}
+
+/// Checks the name in a reference, to a document of any database.
+pub(crate) fn check_reference(name: &str) -> Result<(), Status> {
+    check_path(parse(name)?.path)
 }
 
 fn check_path(path: &str) -> Result<(), Status> {
+    if path.len() > MAX_NAME_BYTES {
+        return Err(Status::invalid_argument(format!(
+            "A document's name is longer than {MAX_NAME_BYTES} bytes."
+        )));
+    }
     let mut count = 0;
     for id in path.split('/') {
-        check_id(id)?;
+        if count % 2 == 0 {
+            check_collection_id(id)
+        } else {
+            check_document_id(id)
+        }?;
         count += 1;
     }
     if count % 2 != 0 {
         return Err(Status::invalid_argument(format!(
-            "Document name \"{path}\" has an odd number of segments."
+            "Document name \"{path}\" lacks \"/\" at its end."
         )));
     }
-    if count > 200 {
-        return Err(Status::invalid_argument("Document name has too many levels."));
+    if count > 2 * MAX_LEVELS {
+        return Err(Status::invalid_argument(format!(
+            "Key path is too long. Cannot exceed {MAX_LEVELS} elements."
+        )));
     }
     Ok(())
 }
 
-/// Checks a document's or a collection's id.
-pub(crate) fn check_id(id: &str) -> Result<(), Status> {
-    let reserved = id.len() >= 4 && id.starts_with("__") && id.ends_with("__") && !is_numeric(id);
+/// Checks a document's id. Of the reserved form, Datastore's numbers are allowed; zero is none of them.
+pub(crate) fn check_document_id(id: &str) -> Result<(), Status> {
+    let is_number = matches!(keys::key_of(id).first(), Some(1)) && id != "__id0__";
+    if is_reserved(id) && !is_number {
+        return Err(Status::invalid_argument(format!(
+            "Resource id \"{id}\" is invalid because it is reserved."
+        )));
+    }
+    check_id(id)
+}
+
+/// Checks a collection's id.
+pub(crate) fn check_collection_id(id: &str) -> Result<(), Status> {
+    if is_reserved(id) {
+        return Err(Status::invalid_argument(format!(
+            "Collection id \"{id}\" is invalid because it is reserved."
+        )));
+    }
+    check_id(id)
+}
+
+/// Whether an id or a field's name is of the form that Firestore keeps for itself: `__.+__`.
+pub(crate) fn is_reserved(id: &str) -> bool {
+    id.len() > 4 && id.starts_with("__") && id.ends_with("__")
+}
+
+fn check_id(id: &str) -> Result<(), Status> {
     let problem = match id {
-        "" => "is empty",
-        "." | ".." => "is reserved",
-        _ if id.len() > MAX_ID_BYTES => "is longer than 1500 bytes",
-        _ if id.contains('/') => "contains a slash",
-        _ if reserved => "is reserved",
+        "" => "empty",
+        "." | ".." => "reserved",
+        _ if id.contains('/') => "not one segment",
+        _ if id.len() > MAX_ID_BYTES => "longer than 1500 bytes",
         _ => return Ok(()),
     };
     Err(Status::invalid_argument(format!(
-        "Resource id \"{id}\" is invalid because it {problem}."
+        "Resource id \"{id}\" is invalid because it is {problem}."
     )))
-}
-
-/// Whether an id is of the form that Datastore's numbers appear as.
-fn is_numeric(id: &str) -> bool {
-    matches!(keys::key_of(id).first(), Some(1))
 }

@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use ::firestore::gcloud_sdk::google::firestore::v1::structured_query::Direction;
+use ::firestore::gcloud_sdk::google::firestore::v1::structured_query::{self, CollectionSelector, Direction};
 use ::firestore::gcloud_sdk::google::firestore::v1::{Cursor, StructuredQuery, Value, value::ValueType};
 use tonic::Status;
 
@@ -15,6 +15,7 @@ use super::database::{Database, Found, Micros, Position};
 use super::filter::{Filter, Looked};
 use super::values::{self, FieldPath};
 use super::{keys, names};
+use crate::document::DatabaseName;
 
 /// Which documents a query looks at, by their keys.
 #[derive(Clone, Debug)]
@@ -99,22 +100,29 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Understands a query below `parent`, a key or nothing for the root, of the database with this `root`.
-    pub(crate) fn new(query: StructuredQuery, parent: &[u8], root: &str) -> Result<Self, Status> {
+    /// Understands a query below `parent`, a key or nothing for the root, of a database.
+    pub(crate) fn new(
+        query: StructuredQuery,
+        parent: &[u8],
+        database: &DatabaseName,
+    ) -> Result<Self, Status> {
         if query.find_nearest.is_some() {
             return Err(Status::unimplemented("The sandbox has no vector search."));
         }
-        let [from] = &query.from[..] else {
-            return Err(Status::invalid_argument(
-                "A query needs exactly one collection selector.",
-            ));
+        let from = match &query.from[..] {
+            [] => CollectionSelector::default(),
+            [from] => from.clone(),
+            _ => {
+                return Err(Status::invalid_argument(
+                    "StructuredQuery.from cannot have more than one collection selector.",
+                ));
+            }
         };
         let kindless = from.collection_id.is_empty();
         let depth = keys::segments(parent).count();
         let mut position = Position {
             start: Bound::Unbounded,
             end: Bound::Unbounded,
-            reverse: false,
         };
         if !parent.is_empty() {
             position.start = Bound::Excluded(parent.to_vec());
@@ -124,11 +132,11 @@ impl Plan {
             (true, true) => Selector::All,
             (true, false) => Selector::Depth(depth + 2),
             (false, true) => {
-                names::check_id(&from.collection_id)?;
+                names::check_collection_id(&from.collection_id)?;
                 Selector::Group(keys::key_of(&from.collection_id))
             }
             (false, false) => {
-                names::check_id(&from.collection_id)?;
+                names::check_collection_id(&from.collection_id)?;
                 let mut collection = parent.to_vec();
                 collection.extend(keys::key_of(&from.collection_id));
                 position.end = Bound::Excluded(keys::after_subtree(&collection));
@@ -149,63 +157,77 @@ impl Plan {
                 Some(select) => Projection::of_paths(select.fields.iter().map(|field| &field.field_path))?,
             },
             offset: usize::try_from(query.offset)
-                .map_err(|_| Status::invalid_argument("The offset is negative."))?,
+                .map_err(|_| Status::invalid_argument("offset is negative"))?,
             limit: match query.limit {
                 None => None,
-                Some(limit) => Some(
-                    usize::try_from(limit).map_err(|_| Status::invalid_argument("The limit is negative."))?,
-                ),
+                Some(limit) => {
+                    Some(usize::try_from(limit).map_err(|_| Status::invalid_argument("limit is negative"))?)
+                }
             },
-            kindless: kindless && from.all_descendants,
+            kindless,
         };
-        for cursor in plan.cursors.iter().flatten() {
-            if cursor.values.len() > plan.orders.len() {
-                return Err(Status::invalid_argument(
-                    "A cursor has more values than the query has orders.",
-                ));
-            }
-        }
+        plan.check(query.order_by.len())?;
         if plan.is_by_name() {
-            plan.narrow(root)?;
+            plan.narrow(database)?;
         }
         Ok(plan)
     }
 
-    /// Whether the results come in the order of names, one way or the other.
+    /// Whether the results come in the order of names.
     fn is_by_name(&self) -> bool {
         matches!(&self.orders[..], [order] if order.path.is_name())
     }
 
+    /// Refuses what Firestore refuses of a query that was asked for with so many orders.
+    fn check(&self, asked_orders: usize) -> Result<(), Status> {
+        if self
+            .cursors
+            .iter()
+            .flatten()
+            .any(|cursor| cursor.values.len() > asked_orders)
+        {
+            return Err(Status::invalid_argument("Cursor has too many values."));
+        }
+        let descending = self.is_by_name() && self.orders[0].descending;
+        if self.kindless && (descending || !self.is_by_name()) {
+            return Err(Status::invalid_argument(
+                "kind is required for all orders except __key__ ascending",
+            ));
+        }
+        if descending {
+            return Err(Status::failed_precondition(
+                "Firestore does not support descending key scans",
+            ));
+        }
+        if self.kindless && self.filter.as_ref().is_some_and(|filter| !filter.is_by_name()) {
+            return Err(Status::invalid_argument(
+                "kind is required for filters except on __key__",
+            ));
+        }
+        Ok(())
+    }
+
     /// Turns the cursors of a query by name into bounds of the range.
-    fn narrow(&mut self, root: &str) -> Result<(), Status> {
-        let reverse = self.orders[0].descending;
-        self.position.reverse = reverse;
+    fn narrow(&mut self, database: &DatabaseName) -> Result<(), Status> {
         let [start, end] = std::mem::take(&mut self.cursors);
         for (cursor, is_start) in [(start, true), (end, false)] {
             let Some(cursor) = cursor else { continue };
             let Some(value) = cursor.values.first() else {
                 continue;
             };
-            let key = cursor_key(value, root)?;
+            let key = cursor_key(value, database)?;
             // A cursor before its document lets a start have it and an end not.
             let bound = if cursor.before == is_start {
                 Bound::Included(key)
             } else {
                 Bound::Excluded(key)
             };
-            if is_start != reverse {
-                self.position.start = tighter(
-                    std::mem::replace(&mut self.position.start, Bound::Unbounded),
-                    bound,
-                    true,
-                );
+            let side = if is_start {
+                &mut self.position.start
             } else {
-                self.position.end = tighter(
-                    std::mem::replace(&mut self.position.end, Bound::Unbounded),
-                    bound,
-                    false,
-                );
-            }
+                &mut self.position.end
+            };
+            *side = tighter(std::mem::replace(side, Bound::Unbounded), bound, is_start);
         }
         Ok(())
     }
@@ -314,26 +336,16 @@ fn tighter(a: Bound<Vec<u8>>, b: Bound<Vec<u8>>, is_start: bool) -> Bound<Vec<u8
     }
 }
 
-fn cursor_key(value: &Value, root: &str) -> Result<Vec<u8>, Status> {
+fn cursor_key(value: &Value, database: &DatabaseName) -> Result<Vec<u8>, Status> {
     let Some(ValueType::ReferenceValue(name)) = &value.value_type else {
         return Err(Status::invalid_argument(
-            "A cursor on __name__ needs a reference.",
+            "Cursor __key__ value is not a document reference.",
         ));
     };
-    let path = name
-        .strip_prefix(root)
-        .and_then(|rest| rest.strip_prefix('/'))
-        .filter(|path| path.split('/').all(|segment| !segment.is_empty()))
-        .ok_or_else(|| {
-            Status::invalid_argument(format!("A cursor's reference \"{name}\" is not below {root}."))
-        })?;
-    Ok(keys::key_of(path))
+    names::document(name, database)
 }
 
-fn orders(
-    order_by: &[::firestore::gcloud_sdk::google::firestore::v1::structured_query::Order],
-    filter: Option<&Filter>,
-) -> Result<Vec<Order>, Status> {
+fn orders(order_by: &[structured_query::Order], filter: Option<&Filter>) -> Result<Vec<Order>, Status> {
     let mut orders = Vec::new();
     for order in order_by {
         let field = order

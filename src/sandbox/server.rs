@@ -22,7 +22,7 @@ use super::stream::{Pump, Source};
 use super::synthetic::Synthetic;
 use super::transaction::{self, Transactions};
 use super::usage::{Counters, add};
-use super::write::Staging;
+use super::write::{self, Prepared, Staging};
 use super::{SandboxConfig, aggregate, keys, list, names, partition};
 use crate::document::DatabaseName;
 
@@ -169,7 +169,8 @@ impl Service {
             connection,
             transaction,
             sent: 0,
-            answered: false,
+            skipped_told: false,
+            held: None,
             done: false,
             reset: false,
         };
@@ -182,12 +183,12 @@ impl Service {
         write: &messages::Write,
         database: &Database,
     ) -> Result<Option<super::database::Stored>, Status> {
-        let name = write.name().unwrap_or_default().to_owned();
-        let key = names::document(&name, &database.name)?;
+        let prepared = Prepared::new(write, &database.name)?;
+        let key = prepared.key().to_vec();
         self.bill_writes(std::slice::from_ref(write));
         let mut commit = database.write();
-        let mut staging = Staging::new(&mut commit, &database.name);
-        staging.write(write)?;
+        let mut staging = Staging::new(&mut commit);
+        staging.write(prepared)?;
         staging.apply(self.history());
         Ok(commit.get(&key))
     }
@@ -255,7 +256,7 @@ impl Firestore for Service {
         let Some(QueryType::StructuredQuery(query)) = request.query_type else {
             return Err(Status::invalid_argument("A query is missing."));
         };
-        let plan = Plan::new(query, &parent, &database.root)?;
+        let plan = Plan::new(query, &parent, &database.name)?;
         if plan.kindless && self.faults().refuses_kindless() {
             return Err(Status::invalid_argument(
                 "kind is required for all orders except __key__ ascending",
@@ -287,7 +288,7 @@ impl Firestore for Service {
         let Some(Inner::StructuredQuery(inner)) = query.query_type else {
             return Err(Status::invalid_argument("A query is missing."));
         };
-        let plan = Plan::new(inner, &parent, &database.root)?;
+        let plan = Plan::new(inner, &parent, &database.name)?;
         if plan.kindless && self.faults().refuses_kindless() {
             return Err(Status::invalid_argument(
                 "kind is required for all orders except __key__ ascending",
@@ -331,8 +332,8 @@ impl Firestore for Service {
             && query.offset == 0
             && query.start_at.is_none()
             && query.end_at.is_none();
-        let plan = Plan::new(query, &parent, &database.root)?;
-        if !group || !plain || !plan.counts_by_range() || plan.position.reverse || !parent.is_empty() {
+        let plan = Plan::new(query, &parent, &database.name)?;
+        if !group || !plain || !plan.counts_by_range() || !parent.is_empty() {
             return Err(Status::invalid_argument(
                 "A partition query needs the database's root as its parent, one named collection with all descendants, ordered by __name__ ascending, and no filter, limit, offset or cursor.",
             ));
@@ -348,7 +349,13 @@ impl Firestore for Service {
         let (time, _) = self.resolve(at, &database, plan.position.clone())?;
         let cursors = partition::cursors(&database, &plan, time, count);
         add(&self.counters().reads, 1);
-        let start = request.page_token.parse().unwrap_or(0).min(cursors.len());
+        let start: usize = match request.page_token.as_str() {
+            "" => 0,
+            token => token
+                .parse()
+                .map_err(|_| Status::invalid_argument("invalid page token"))?,
+        };
+        let start = start.min(cursors.len());
         let end = (start + page_size(request.page_size, MAX_PAGE)?).min(cursors.len());
         self.answer(&proto::PartitionQueryResponse {
             partitions: cursors[start..end].to_vec(),
@@ -391,7 +398,12 @@ impl Firestore for Service {
         let (request, _, _) = self.enter(Rpc::ListDocuments, request).await?;
         let (name, parent) = names::parent(&request.parent)?;
         let database = self.database(&name);
-        names::check_id(&request.collection_id)?;
+        names::check_collection_id(&request.collection_id)?;
+        if request.show_missing && !request.order_by.is_empty() {
+            return Err(Status::invalid_argument(
+                "cannot specify an order when show_missing is true",
+            ));
+        }
         if !matches!(request.order_by.as_str(), "" | "__name__" | "__name__ asc") {
             return Err(Status::unimplemented(
                 "The sandbox lists documents in the order of their names only.",
@@ -439,7 +451,7 @@ impl Firestore for Service {
         add(&self.counters().reads, 1);
         let found = database.get(&key, time);
         let found =
-            found.ok_or_else(|| Status::not_found(format!("Document \"{}\" not found.", request.name)))?;
+            found.ok_or_else(|| Status::not_found(format!("Document ({}) not found.", request.name)))?;
         add(&self.counters().documents_sent, 1);
         self.document_answer(Some(found.stored()), request.mask)
     }
@@ -451,14 +463,14 @@ impl Firestore for Service {
         let (request, _, _) = self.enter(Rpc::CreateDocument, request).await?;
         let (name, _) = names::parent(&request.parent)?;
         let database = self.database(&name);
-        names::check_id(&request.collection_id)?;
+        names::check_collection_id(&request.collection_id)?;
         let id = match request.document_id.as_str() {
             "" => {
                 let digit = |_| rand::rng().sample(rand::distr::Alphanumeric) as char;
                 (0..20).map(digit).collect()
             }
             id => {
-                names::check_id(id)?;
+                names::check_document_id(id)?;
                 id.to_owned()
             }
         };
@@ -560,26 +572,13 @@ impl Firestore for Service {
         let (request, _, _) = self.enter(Rpc::BatchWrite, request).await?;
         self.faults().check_size(request.writes.len(), bytes)?;
         let database = self.database(&names::database(&request.database)?);
-        let mut seen = HashSet::with_capacity(request.writes.len());
-        for write in &request.writes {
-            let name = write
-                .name()
-                .ok_or_else(|| Status::invalid_argument("A write needs an operation."))?;
-            if !seen.insert(name) {
-                return Err(Status::invalid_argument(format!(
-                    "Cannot write the document \"{name}\" twice in one request."
-                )));
-            }
-        }
+        let writes = write::prepare(&request.writes, &database.name, true)?;
         self.bill_writes(&request.writes);
         let mut answer = proto::BatchWriteResponse::default();
         if self.0.config.accept_and_discard {
             let now = Some(timestamp(database.read_time()));
-            for write in &request.writes {
-                let status = self
-                    .faults()
-                    .write_status(write.name().unwrap_or_default())
-                    .map_or(Ok(()), Err);
+            for write in &writes {
+                let status = self.faults().write_status(write.name()).map_or(Ok(()), Err);
                 let update_time = status.is_ok().then_some(now).flatten();
                 answer.write_results.push(proto::WriteResult {
                     update_time,
@@ -591,12 +590,12 @@ impl Firestore for Service {
         }
         let mut commit = database.write();
         let history = self.history();
-        for write in &request.writes {
-            let mut one = || {
-                if let Some(status) = self.faults().write_status(write.name().unwrap_or_default()) {
+        for write in writes {
+            let one = || {
+                if let Some(status) = self.faults().write_status(write.name()) {
                     return Err(status);
                 }
-                let mut staging = Staging::new(&mut commit, &database.name);
+                let mut staging = Staging::new(&mut commit);
                 let result = staging.write(write)?;
                 staging.apply(history);
                 Ok(result)
@@ -620,19 +619,24 @@ impl Firestore for Service {
         let (request, _, _) = self.enter(Rpc::Commit, request).await?;
         self.faults().check_size(request.writes.len(), bytes)?;
         let database = self.database(&names::database(&request.database)?);
+        let writes = write::prepare(&request.writes, &database.name, false)?;
         let transaction = match request.transaction.is_empty() {
             true => None,
-            false => Some(self.0.transactions.take(&request.transaction, &database.name)?),
+            false => Some(
+                self.0
+                    .transactions
+                    .take(&request.transaction, &database.name, writes.len())?,
+            ),
         };
         self.bill_writes(&request.writes);
         let discard = self.0.config.accept_and_discard;
         let mut commit = database.write();
         if let Some(transaction) = &transaction {
-            transaction.check(&database, commit.state(), request.writes.len())?;
+            transaction.check(&database, commit.state())?;
         }
-        let mut staging = Staging::new(&mut commit, &database.name);
-        let mut write_results = Vec::with_capacity(request.writes.len());
-        for write in &request.writes {
+        let mut staging = Staging::new(&mut commit);
+        let mut write_results = Vec::with_capacity(writes.len());
+        for write in writes {
             write_results.push(staging.write(write)?);
         }
         let time = staging.time();
@@ -664,8 +668,8 @@ impl Firestore for Service {
         request: Request<Received<proto::RollbackRequest>>,
     ) -> Result<Response<Answer>, Status> {
         let (request, _, _) = self.enter(Rpc::Rollback, request).await?;
-        let database = self.database(&names::database(&request.database)?);
-        self.0.transactions.take(&request.transaction, &database.name)?;
+        names::database(&request.database)?;
+        self.0.transactions.rollback(&request.transaction)?;
         self.answer(&())
     }
 }

@@ -17,6 +17,8 @@ use super::usage::add;
 
 /// Documents in a page. The store is locked for one page at a time.
 const PAGE: usize = 256;
+/// `done: true` of a query's last answer.
+const DONE: [u8; 2] = [6 << 3, 1];
 
 /// Where a stream's answers come from.
 pub(crate) enum Source {
@@ -38,7 +40,8 @@ pub(crate) struct Pump {
     /// A transaction that began with this request: told by the first answer.
     pub(crate) transaction: Vec<u8>,
     pub(crate) sent: u64,
-    pub(crate) answered: bool,
+    pub(crate) skipped_told: bool,
+    pub(crate) held: Option<Answer>,
     pub(crate) done: bool,
     /// Whether the connection is to be closed next.
     pub(crate) reset: bool,
@@ -77,7 +80,7 @@ impl Pump {
         if !self.transaction.is_empty() {
             answers.push(self.transaction_answer());
         }
-        let page = match self.next_page() {
+        let mut page = match self.next_page() {
             Ok(page) => page,
             Err(status) => {
                 self.done = true;
@@ -85,6 +88,15 @@ impl Pump {
             }
         };
         self.done = page.is_empty();
+        // The last answer waits until it is known whether more follow, because then it says so.
+        let held = std::mem::replace(&mut self.held, page.pop());
+        page.splice(0..0, held);
+        if self.done
+            && matches!(self.source, Source::Query(_))
+            && let Some(last) = page.last_mut()
+        {
+            last.extend_tail(&DONE);
+        }
         let first = self.sent;
         answers.extend(page);
         let mut ending = None;
@@ -116,10 +128,16 @@ impl Pump {
             Source::Names { .. } => answers.iter().filter(|answer| answer.is_billed()).count() as u64,
         };
         add(&usage.reads, reads);
-        if self.done && ending.is_none() && !self.answered && answers.is_empty() {
-            answers.push(self.empty_answer());
+        if self.done
+            && ending.is_none()
+            && self.sent == 0
+            && let Source::Query(walk) = &self.source
+        {
+            let mut message = Vec::new();
+            put_time_field(3, walk.time, &mut message);
+            message.extend_from_slice(&DONE);
+            answers.push(Answer::Message(message.into()));
         }
-        self.answered |= !answers.is_empty();
         let mut out: Vec<_> = answers.into_iter().map(Ok).collect();
         match ending {
             Some(StreamEnd::Status(code)) => {
@@ -141,19 +159,6 @@ impl Pump {
         }
     }
 
-    /// An answer without a document, that says the time and the skipped documents.
-    fn empty_answer(&self) -> Answer {
-        let mut message = Vec::new();
-        let (tag, time) = self.tail();
-        put_time_field(tag, time, &mut message);
-        if let Source::Query(walk) = &self.source
-            && walk.skipped > 0
-        {
-            prost::encoding::int32::encode(4, &(walk.skipped as i32), &mut message);
-        }
-        Answer::Message(message.into())
-    }
-
     fn transaction_answer(&mut self) -> Answer {
         let tag = match &self.source {
             Source::Query(_) => 2,
@@ -171,19 +176,23 @@ impl Pump {
         let tail = Bytes::from(tail);
         match &mut self.source {
             Source::Query(walk) => {
-                let skipped = walk.skipped;
+                let before = walk.skipped;
                 let page = walk.next(PAGE)?;
-                let mut answers = Vec::with_capacity(page.len() + 1);
-                if walk.skipped > skipped {
-                    add(&self.service.counters().reads, (walk.skipped - skipped) as u64);
-                }
-                if walk.skipped > 0 && !self.answered && !page.is_empty() {
-                    let mut message = tail.to_vec();
-                    prost::encoding::int32::encode(4, &(walk.skipped as i32), &mut message);
-                    answers.push(Answer::Message(message.into()));
-                }
+                add(&self.service.counters().reads, (walk.skipped - before) as u64);
                 let projection = &walk.plan.projection;
-                answers.extend(page.into_iter().map(|found| answer(found, projection, &tail)));
+                let mut answers: Vec<_> = page
+                    .into_iter()
+                    .map(|found| answer(found, projection, &tail))
+                    .collect();
+                if !self.skipped_told
+                    && walk.skipped > 0
+                    && let Some(first) = answers.first_mut()
+                {
+                    let mut skipped = Vec::new();
+                    prost::encoding::int32::encode(4, &(walk.skipped as i32), &mut skipped);
+                    first.extend_tail(&skipped);
+                    self.skipped_told = true;
+                }
                 Ok(answers)
             }
             Source::Names {

@@ -1,7 +1,8 @@
 //! Transactions: optimistic, as the server's own clients have them.
 //!
 //! A transaction reads at the time at which it began and remembers what it read. Its commit is refused with ABORTED when
-//! any of that has changed since. Nothing is locked, so other writers never wait for it.
+//! any of that has changed since. Nothing is locked, so other writers never wait for it. Google's emulator locks what a
+//! transaction reads instead and lets the *other* writer fail, with ABORTED too: clients must retry in both worlds.
 
 use std::collections::HashMap;
 use std::ops::Bound;
@@ -17,6 +18,8 @@ use crate::document::DatabaseName;
 
 /// How long a transaction may be open: as Firestore's.
 const LIFETIME: Duration = Duration::from_secs(270);
+/// What transactions' ids start with.
+const ID_PREFIX: &str = "transaction-";
 
 /// One transaction.
 #[derive(Clone, Debug)]
@@ -35,7 +38,7 @@ pub(crate) struct Transactions {
 }
 
 fn unknown() -> Status {
-    Status::invalid_argument("The referenced transaction has expired or is no longer valid.")
+    Status::invalid_argument("Transaction is invalid or closed.")
 }
 
 impl Transactions {
@@ -73,7 +76,7 @@ impl Transactions {
         let (next, open) = &mut *self.open();
         open.retain(|_, transaction| transaction.began.elapsed() < LIFETIME);
         *next += 1;
-        let id = format!("transaction-{next}").into_bytes();
+        let id = format!("{ID_PREFIX}{next}").into_bytes();
         open.insert(id.clone(), transaction);
         Ok((id, read_time))
     }
@@ -93,10 +96,20 @@ impl Transactions {
         Ok(transaction.read_time)
     }
 
-    /// Takes a transaction out, to commit it or to forget it.
-    pub(crate) fn take(&self, id: &[u8], database: &DatabaseName) -> Result<Transaction, Status> {
+    /// Takes a transaction out to commit so many writes.
+    pub(crate) fn take(
+        &self,
+        id: &[u8],
+        database: &DatabaseName,
+        writes: usize,
+    ) -> Result<Transaction, Status> {
         let (_, open) = &mut *self.open();
         match open.get(id) {
+            Some(transaction) if transaction.read_only && writes > 0 => {
+                return Err(Status::invalid_argument(
+                    "Cannot modify entities in a read-only transaction.",
+                ));
+            }
             Some(transaction) if transaction.database == *database => {}
             _ => return Err(unknown()),
         }
@@ -104,21 +117,20 @@ impl Transactions {
             .filter(|transaction| transaction.began.elapsed() < LIFETIME)
             .ok_or_else(unknown)
     }
+
+    /// Forgets a transaction; one that is over already is no error.
+    pub(crate) fn rollback(&self, id: &[u8]) -> Result<(), Status> {
+        if !id.starts_with(ID_PREFIX.as_bytes()) {
+            return Err(Status::invalid_argument("Invalid transaction."));
+        }
+        self.open().1.remove(id);
+        Ok(())
+    }
 }
 
 impl Transaction {
-    /// Refuses the commit when something that was read has changed since, or when a reader wants to write.
-    pub(crate) fn check(
-        &self,
-        database: &Database,
-        state: &super::database::State,
-        writes: usize,
-    ) -> Result<(), Status> {
-        if self.read_only && writes > 0 {
-            return Err(Status::invalid_argument(
-                "Cannot modify entities in a read-only transaction.",
-            ));
-        }
+    /// Refuses the commit when something that was read has changed since.
+    pub(crate) fn check(&self, database: &Database, state: &super::database::State) -> Result<(), Status> {
         if self
             .reads
             .iter()
@@ -137,6 +149,5 @@ pub(crate) fn one(key: Vec<u8>) -> Position {
     Position {
         start: Bound::Included(key.clone()),
         end: Bound::Included(key),
-        reverse: false,
     }
 }

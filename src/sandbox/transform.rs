@@ -30,6 +30,29 @@ pub(crate) fn apply(
     Ok(results)
 }
 
+/// Checks transforms as far as that needs no document.
+pub(crate) fn check(transforms: &[FieldTransform]) -> Result<(), Status> {
+    for transform in transforms {
+        FieldPath::parse(&transform.field_path)?;
+        match &transform.transform_type {
+            None => {
+                return Err(Status::invalid_argument(
+                    "A field transform needs a transform type.",
+                ));
+            }
+            Some(
+                TransformType::Increment(value)
+                | TransformType::Maximum(value)
+                | TransformType::Minimum(value),
+            ) => {
+                number(value)?;
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
 fn value(value: ValueType) -> Value {
     Value {
         value_type: Some(value),
@@ -82,7 +105,7 @@ fn array(current: Option<&Value>) -> Vec<Value> {
 
 fn number(value: &Value) -> Result<&Value, Status> {
     if rank(value) != 2 {
-        return Err(Status::invalid_argument("A numeric transform needs a number."));
+        return Err(Status::invalid_argument("Input must be int64 or double."));
     }
     Ok(value)
 }

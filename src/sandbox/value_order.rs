@@ -23,7 +23,7 @@ pub(crate) fn rank(value: &Value) -> u8 {
         Some(ValueType::GeoPointValue(_)) => 7,
         Some(ValueType::ArrayValue(_)) => 8,
         Some(ValueType::MapValue(map)) => {
-            if vector(map).is_some() {
+            if vector_elements(map).is_some() {
                 9
             } else {
                 10
@@ -33,7 +33,8 @@ pub(crate) fn rank(value: &Value) -> u8 {
     }
 }
 
-fn vector(map: &MapValue) -> Option<&[Value]> {
+/// The elements of a map that is a vector.
+pub(crate) fn vector_elements(map: &MapValue) -> Option<&[Value]> {
     match (
         &map.fields.get("__type__")?.value_type,
         &map.fields.get("value")?.value_type,
@@ -74,7 +75,7 @@ pub(crate) fn compare(a: &Value, b: &Value) -> Ordering {
             doubles(a.latitude, b.latitude).then(doubles(a.longitude, b.longitude))
         }
         (Some(ArrayValue(a)), Some(ArrayValue(b))) => sequences(&a.values, &b.values),
-        (Some(MapValue(a)), Some(MapValue(b))) => match (vector(a), vector(b)) {
+        (Some(MapValue(a)), Some(MapValue(b))) => match (vector_elements(a), vector_elements(b)) {
             (Some(a), Some(b)) => a.len().cmp(&b.len()).then_with(|| sequences(a, b)),
             _ => maps(a, b),
         },

@@ -9,11 +9,17 @@ use tonic::Status;
 
 use super::codec::put_bytes_field;
 use super::messages::Entry;
+use super::names;
+use super::value_order::vector_elements;
 
 /// The largest document, in bytes as Firestore counts them.
 const MAX_DOCUMENT_BYTES: usize = 1 << 20;
 /// The largest value that an index entry could need: 1 MiB less 89 bytes.
 const MAX_VALUE_BYTES: usize = (1 << 20) - 89;
+/// The longest name of a field, in bytes.
+const MAX_FIELD_NAME_BYTES: usize = 1500;
+/// The most dimensions of a vector.
+const MAX_DIMENSIONS: usize = 2048;
 /// How deep maps and arrays nest.
 const MAX_DEPTH: usize = 20;
 
@@ -54,11 +60,19 @@ pub(crate) fn encode_tree(tree: &Tree) -> Vec<u8> {
     out
 }
 
-/// Checks the fields of a document to be written, and returns them as map entries under tag 2.
+/// Fields that may be stored.
+pub(crate) struct Checked {
+    /// Map entries under tag 2.
+    pub(crate) fields: Vec<u8>,
+    /// Bytes as Firestore counts them, the document's name not included.
+    size: usize,
+}
+
+/// Checks the fields of a document to be written.
 ///
 /// The bytes stay what they were, unless a timestamp has to be cut to microseconds or a name comes twice.
-pub(crate) fn checked(name: &str, entries: &[Bytes]) -> Result<Vec<u8>, Status> {
-    let mut size = document_name_size(name) + 32;
+pub(crate) fn checked(entries: &[Bytes]) -> Result<Checked, Status> {
+    let mut size = 0;
     let mut rewrite = false;
     let mut names = Vec::with_capacity(entries.len());
     for bytes in entries {
@@ -70,35 +84,39 @@ pub(crate) fn checked(name: &str, entries: &[Bytes]) -> Result<Vec<u8>, Status> 
         rewrite |= check.rewrite;
         names.push(entry.name);
     }
-    if size > MAX_DOCUMENT_BYTES {
-        return Err(Status::invalid_argument(format!(
-            "Document '{name}' cannot be written because its size ({size} bytes) exceeds the maximum allowed size of {MAX_DOCUMENT_BYTES} bytes."
-        )));
-    }
     names.sort_unstable();
-    if rewrite || names.windows(2).any(|pair| pair[0] == pair[1]) {
+    let fields = if rewrite || names.windows(2).any(|pair| pair[0] == pair[1]) {
         let mut tree = tree(entries.iter().map(|entry| &entry[..]))?;
         tree.values_mut().for_each(cut_times);
-        return Ok(encode_tree(&tree));
-    }
-    let mut out = Vec::with_capacity(entries.iter().map(|entry| entry.len() + 4).sum());
-    for entry in entries {
-        put_bytes_field(2, entry, &mut out);
-    }
-    Ok(out)
+        encode_tree(&tree)
+    } else {
+        let mut fields = Vec::with_capacity(entries.iter().map(|entry| entry.len() + 4).sum());
+        entries
+            .iter()
+            .for_each(|entry| put_bytes_field(2, entry, &mut fields));
+        fields
+    };
+    Ok(Checked { fields, size })
 }
 
 /// Checks fields that were put together from a document and a request.
-pub(crate) fn checked_tree(name: &str, mut tree: Tree) -> Result<Vec<u8>, Status> {
-    tree.values_mut().for_each(cut_times);
-    let mut entries = Vec::with_capacity(tree.len());
-    for (name, value) in &tree {
-        let mut entry = Vec::new();
-        put_bytes_field(1, name.as_bytes(), &mut entry);
-        put_bytes_field(2, &value.encode_to_vec(), &mut entry);
-        entries.push(Bytes::from(entry));
+pub(crate) fn checked_tree(tree: &Tree) -> Result<Checked, Status> {
+    let fields = encode_tree(tree);
+    let document = super::messages::Document::decode(&fields[..]).map_err(bad)?;
+    checked(&document.fields)
+}
+
+impl Checked {
+    /// Refuses a document that is too large as a whole.
+    pub(crate) fn into_fields(self, name: &str) -> Result<Vec<u8>, Status> {
+        let size = self.size + document_name_size(name) + 32;
+        if size > MAX_DOCUMENT_BYTES {
+            return Err(Status::invalid_argument(format!(
+                "Document '{name}' cannot be written because its size ({size} bytes) exceeds the maximum allowed size of {MAX_DOCUMENT_BYTES} bytes."
+            )));
+        }
+        Ok(self.fields)
     }
-    checked(name, &entries)
 }
 
 fn document_name_size(name: &str) -> usize {
@@ -108,16 +126,16 @@ fn document_name_size(name: &str) -> usize {
 
 fn check_field_name(name: &str) -> Result<(), Status> {
     if name.is_empty() {
-        return Err(Status::invalid_argument("Document fields must not be empty."));
+        return Err(Status::invalid_argument("The property.name is the empty string."));
     }
-    if name.len() > 1500 {
-        return Err(Status::invalid_argument(
-            "The name of a field is longer than 1500 bytes.",
-        ));
-    }
-    if name.len() >= 4 && name.starts_with("__") && name.ends_with("__") {
+    if name.len() > MAX_FIELD_NAME_BYTES {
         return Err(Status::invalid_argument(format!(
-            "Property name \"{name}\" is reserved."
+            "The property.name is longer than {MAX_FIELD_NAME_BYTES} bytes."
+        )));
+    }
+    if names::is_reserved(name) {
+        return Err(Status::invalid_argument(format!(
+            "field name '{name}' is reserved."
         )));
     }
     Ok(())
@@ -157,7 +175,10 @@ impl Check {
             }
             ValueType::StringValue(text) => sized(text.len(), field)? + 1,
             ValueType::BytesValue(bytes) => sized(bytes.len(), field)?,
-            ValueType::ReferenceValue(name) => document_name_size(name),
+            ValueType::ReferenceValue(name) => {
+                names::check_reference(name)?;
+                document_name_size(name)
+            }
             ValueType::GeoPointValue(point) => {
                 if !(-90.0..=90.0).contains(&point.latitude) || !(-180.0..=180.0).contains(&point.longitude) {
                     return Err(Status::invalid_argument(format!(
@@ -178,13 +199,11 @@ impl Check {
                 }
                 size
             }
+            ValueType::MapValue(map) if map.fields.contains_key("__type__") => vector_size(map, field)?,
             ValueType::MapValue(map) => {
                 let mut size = 0;
-                let vector = is_vector(map);
                 for (name, value) in &map.fields {
-                    if !(vector && name == "__type__") {
-                        check_field_name(name)?;
-                    }
+                    check_field_name(name)?;
                     size += name.len() + 1 + self.value(value, depth + 1, name)?;
                 }
                 size
@@ -198,8 +217,22 @@ impl Check {
     }
 }
 
-fn is_vector(map: &MapValue) -> bool {
-    matches!(map.fields.get("__type__"), Some(Value { value_type: Some(ValueType::StringValue(kind)) }) if kind == "__vector__")
+/// Checks a map that says that it is a vector.
+fn vector_size(map: &MapValue, field: &str) -> Result<usize, Status> {
+    let Some(elements) = vector_elements(map) else {
+        return Err(Status::invalid_argument(format!(
+            "Property {field} contains an invalid nested entity."
+        )));
+    };
+    let is_double = |value: &Value| matches!(value.value_type, Some(ValueType::DoubleValue(_)));
+    let problem = match elements.len() {
+        _ if map.fields.len() > 2 => "Vector Value map has extraneous entries.",
+        0 => "Cannot have a zero length vector.",
+        length if length > MAX_DIMENSIONS => "Vectors must be at most 2048 dimensions.",
+        _ if !elements.iter().all(is_double) => "Vector must only contain values of type 'double'",
+        length => return Ok(length * 8 + 32),
+    };
+    Err(Status::invalid_argument(problem))
 }
 
 fn sized(bytes: usize, field: &str) -> Result<usize, Status> {

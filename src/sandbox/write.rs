@@ -1,22 +1,21 @@
 //! Writes: preconditions, masks, transforms, and what they make of a document.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use ::firestore::gcloud_sdk::google::firestore::v1::{
-    Precondition, Value, WriteResult, precondition::ConditionType,
+    Precondition, WriteResult, precondition::ConditionType,
 };
 use tonic::Status;
 
 use super::database::{Commit, Micros, Stored, micros, timestamp};
-use super::messages::{Document, Write};
-use super::values::{self, Tree};
+use super::messages::Write;
+use super::values::{self, Checked, FieldPath, Tree};
 use super::{names, transform};
 use crate::document::DatabaseName;
 
 /// Writes that are done together or not at all, before they are.
 pub(crate) struct Staging<'a, 'b> {
     commit: &'a mut Commit<'b>,
-    database: &'a DatabaseName,
     time: Micros,
     staged: HashMap<Vec<u8>, Option<Stored>>,
     /// The order in which documents were first written.
@@ -24,11 +23,10 @@ pub(crate) struct Staging<'a, 'b> {
 }
 
 impl<'a, 'b> Staging<'a, 'b> {
-    pub(crate) fn new(commit: &'a mut Commit<'b>, database: &'a DatabaseName) -> Self {
+    pub(crate) fn new(commit: &'a mut Commit<'b>) -> Self {
         let time = commit.tick();
         Self {
             commit,
-            database,
             time,
             staged: HashMap::new(),
             keys: Vec::new(),
@@ -48,37 +46,34 @@ impl<'a, 'b> Staging<'a, 'b> {
     }
 
     /// Stages one write.
-    pub(crate) fn write(&mut self, write: &Write) -> Result<WriteResult, Status> {
-        let name = write
-            .name()
-            .ok_or_else(|| Status::invalid_argument("A write needs an operation."))?;
-        let key = names::document(name, self.database)?;
+    pub(crate) fn write(&mut self, prepared: Prepared<'_>) -> Result<WriteResult, Status> {
+        let Prepared {
+            write,
+            name,
+            key,
+            fields,
+            mask,
+        } = prepared;
         let current = self.current(&key);
         check_precondition(name, current.as_ref(), write.current_document.as_ref())?;
         let mut transform_results = Vec::new();
-        let new = match write {
-            Write {
-                update: Some(document),
-                ..
-            } => {
-                let fields = updated_fields(
-                    document,
-                    write,
-                    current.as_ref(),
-                    self.time,
-                    &mut transform_results,
-                )?;
-                Some(self.document(name, fields, current.as_ref()))
+        let transforms = match &write.transform {
+            Some(transform) => &transform.field_transforms,
+            None => &write.update_transforms,
+        };
+        let fields = match fields {
+            _ if write.delete.is_some() => None,
+            Some(fields) if mask.is_none() && transforms.is_empty() => Some(fields),
+            fields => {
+                let sent = fields.map(|fields| values::stored_tree(&fields.fields));
+                let mut tree = masked(sent, mask.as_deref(), current.as_ref());
+                transform_results = transform::apply(transforms, &mut tree, self.time)?;
+                Some(values::checked_tree(&tree)?)
             }
-            Write {
-                transform: Some(transform),
-                ..
-            } => {
-                let mut tree = tree_of(current.as_ref());
-                transform_results = transform::apply(&transform.field_transforms, &mut tree, self.time)?;
-                Some(self.document(name, values::checked_tree(name, tree)?, current.as_ref()))
-            }
-            _ => None,
+        };
+        let new = match fields {
+            Some(fields) => Some(self.document(name, fields.into_fields(name)?, current.as_ref())),
+            None => None,
         };
         let update_time = new.as_ref().map(|document| timestamp(document.update_time));
         if !self.staged.contains_key(&key) {
@@ -119,35 +114,96 @@ impl<'a, 'b> Staging<'a, 'b> {
     }
 }
 
-fn tree_of(current: Option<&Stored>) -> Tree {
-    current
-        .map(|current| values::stored_tree(current.fields()))
-        .unwrap_or_default()
-}
-
-fn updated_fields(
-    document: &Document,
-    write: &Write,
-    current: Option<&Stored>,
-    time: Micros,
-    transform_results: &mut Vec<Value>,
-) -> Result<Vec<u8>, Status> {
-    if write.update_mask.is_none() && write.update_transforms.is_empty() {
-        return values::checked(&document.name, &document.fields);
-    }
-    let sent = values::tree(document.fields.iter().map(|entry| &entry[..]))?;
-    let mut tree = match &write.update_mask {
-        None => sent,
-        Some(mask) => {
-            let mut tree = tree_of(current);
-            for path in values::mask(&mask.field_paths)? {
-                path.set(&mut tree, path.get(&sent).cloned());
-            }
+/// The fields before transforms: what was sent, or the masked part of it over what is there.
+fn masked(sent: Option<Tree>, mask: Option<&[FieldPath]>, current: Option<&Stored>) -> Tree {
+    let there = || {
+        current
+            .map(|current| values::stored_tree(current.fields()))
+            .unwrap_or_default()
+    };
+    match (sent, mask) {
+        (Some(sent), None) => sent,
+        (None, _) => there(),
+        (Some(sent), Some(mask)) => {
+            let mut tree = there();
+            mask.iter()
+                .for_each(|path| path.set(&mut tree, path.get(&sent).cloned()));
             tree
         }
-    };
-    *transform_results = transform::apply(&write.update_transforms, &mut tree, time)?;
-    values::checked_tree(&document.name, tree)
+    }
+}
+
+/// A write that is in order by itself, whatever is stored.
+pub(crate) struct Prepared<'a> {
+    write: &'a Write,
+    name: &'a str,
+    key: Vec<u8>,
+    /// What was sent, `None` unless the write is an update.
+    fields: Option<Checked>,
+    mask: Option<Vec<FieldPath>>,
+}
+
+impl<'a> Prepared<'a> {
+    /// Checks a write. What is wrong here fails the whole request, of a BatchWrite too.
+    pub(crate) fn new(write: &'a Write, database: &DatabaseName) -> Result<Self, Status> {
+        let name = write
+            .name()
+            .ok_or_else(|| Status::invalid_argument("empty write operation"))?;
+        let key = names::document(name, database)?;
+        let fields = write
+            .update
+            .as_ref()
+            .map(|document| values::checked(&document.fields))
+            .transpose()?;
+        let mask = write
+            .update_mask
+            .as_ref()
+            .map(|mask| values::mask(&mask.field_paths))
+            .transpose()?;
+        transform::check(&write.update_transforms)?;
+        transform::check(
+            write
+                .transform
+                .as_ref()
+                .map_or(&[][..], |transform| &transform.field_transforms),
+        )?;
+        Ok(Self {
+            write,
+            name,
+            key,
+            fields,
+            mask,
+        })
+    }
+
+    /// The document's full name.
+    pub(crate) fn name(&self) -> &'a str {
+        self.name
+    }
+
+    /// The document's key.
+    pub(crate) fn key(&self) -> &[u8] {
+        &self.key
+    }
+}
+
+/// Checks all writes of a request, each of another document if `once`.
+pub(crate) fn prepare<'a>(
+    writes: &'a [Write],
+    database: &DatabaseName,
+    once: bool,
+) -> Result<Vec<Prepared<'a>>, Status> {
+    let mut seen = HashSet::with_capacity(writes.len());
+    let prepared = writes.iter().map(|write| {
+        let prepared = Prepared::new(write, database)?;
+        if once && !seen.insert(prepared.name) {
+            return Err(Status::invalid_argument(
+                "the same document cannot be written more than once in a single request",
+            ));
+        }
+        Ok(prepared)
+    });
+    prepared.collect()
 }
 
 fn check_precondition(

@@ -4,6 +4,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod archive_damage;
+mod archive_golden;
+mod archive_layers;
+mod archive_roundtrip;
+mod archive_sessions;
+mod archive_support;
 mod conformance;
 mod firestore_client;
+mod sandbox;
+mod store_conformance;
 mod support;

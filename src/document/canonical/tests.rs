@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::document::testing;
+use crate::document::{Timestamp, testing};
 
 fn defect(body: &[u8]) -> Defect {
     let error = decode(body).unwrap_err();

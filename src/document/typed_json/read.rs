@@ -30,6 +30,19 @@ pub fn value_from_str(text: &str) -> Result<Value, TypedJsonError> {
 /// Reads a document's fields from the text of their typed JSON: an object with a member a field.
 pub fn fields_from_str(text: &str) -> Result<Fields, TypedJsonError> {
     let raw: &RawValue = serde_json::from_str(text).map_err(TypedJsonError::Syntax)?;
+    fields_from_raw(raw)
+}
+
+/// Reads the value of the field `name` from its text.
+pub(crate) fn field_from_raw(name: &str, raw: &RawValue) -> Result<Value, TypedJsonError> {
+    interpret(raw, |reading, text| {
+        let value = AnyValue { reading, depth: 1 };
+        reading.key(name, parse(text, value))
+    })
+}
+
+/// Reads a document's fields from their text.
+pub(crate) fn fields_from_raw(raw: &RawValue) -> Result<Fields, TypedJsonError> {
     interpret(raw, |reading, text| parse(text, PlainMap { reading, depth: 1 }))
 }
 
@@ -66,7 +79,7 @@ impl<'de> DeserializeSeed<'de> for FieldsSeed {
     type Value = Fields;
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Fields, D::Error> {
         let raw = Box::<RawValue>::deserialize(deserializer)?;
-        interpret(&raw, |reading, text| parse(text, PlainMap { reading, depth: 1 })).map_err(D::Error::custom)
+        fields_from_raw(&raw).map_err(D::Error::custom)
     }
 }
 

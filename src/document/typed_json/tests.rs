@@ -3,7 +3,7 @@ use serde_json::json;
 
 use super::*;
 use crate::document::canonical::MAX_DEPTH;
-use crate::document::{DocumentPath, GeoPoint, Reference, testing};
+use crate::document::{DocumentPath, GeoPoint, Reference, Timestamp, testing};
 
 fn reference(path: &str) -> Value {
     Value::Reference(Reference::Relative(DocumentPath::parse(path).unwrap()))

@@ -2,8 +2,9 @@
 
 use std::cell::RefCell;
 
+use super::cursor::{Cursor, Span, tag};
 use super::{BatchGetAnswer, QueryAnswer, ValueKind, WireError, number};
-use crate::document::canonical::{self, MAX_DEPTH, NANOS_PER_SECOND};
+use crate::document::canonical::{self, MAX_DEPTH, is_utf8};
 use crate::document::path::{append_key, is_document_path};
 use crate::document::{DocumentBatch, FieldPath, Timestamp};
 
@@ -127,8 +128,8 @@ impl Fault {
     }
 
     #[cold]
-    fn under_key(mut self: Box<Self>, key: &str) -> Box<Self> {
-        self.field.push_key(key);
+    fn under_key(mut self: Box<Self>, key: &[u8]) -> Box<Self> {
+        self.field.push_key(&String::from_utf8_lossy(key));
         self
     }
 
@@ -175,6 +176,13 @@ impl<'w> Envelope<'w> {
         let mut fault = None;
         let mut cursor = Cursor::new(wire);
         loop {
+            if let Some(span) = cursor.delimited(tag(number::DOCUMENT_FIELDS))
+                && let Ok(entry) = Entry::read(wire, span)
+            {
+                sorted &= entries.last().is_none_or(|last| last.is_before(&entry, wire));
+                entries.push(entry);
+                continue;
+            }
             let step = cursor.field().and_then(|field| {
                 let Some((field, payload)) = field else {
                     return Ok(false);
@@ -234,27 +242,6 @@ fn path_below<'n>(name: &'n str, root: &str) -> Option<&'n str> {
     is_document_path(path).then_some(path)
 }
 
-/// A part of the message: positions, so that the scratch buffer outlives it. Messages stay far below 4 GiB.
-#[derive(Clone, Copy)]
-struct Span {
-    start: u32,
-    end: u32,
-}
-
-impl Span {
-    fn new(start: usize, end: usize) -> Result<Self, &'static str> {
-        match (u32::try_from(start), u32::try_from(end)) {
-            (Ok(start), Ok(end)) => Ok(Self { start, end }),
-            _ => Err("it is larger than 4 GiB"),
-        }
-    }
-
-    #[inline]
-    fn of(self, wire: &[u8]) -> &[u8] {
-        &wire[self.start as usize..self.end as usize]
-    }
-}
-
 /// One entry of a protobuf map.
 #[derive(Clone, Copy)]
 struct Entry {
@@ -265,7 +252,25 @@ struct Entry {
 }
 
 impl Entry {
+    #[inline]
     fn read(wire: &[u8], span: Span) -> Result<Self, &'static str> {
+        // As every encoder writes it: the key, the value, nothing else.
+        let mut cursor = Cursor::over(wire, span);
+        if let Some(key) = cursor.delimited(tag(number::ENTRY_KEY))
+            && let Some(value) = cursor.delimited(tag(number::ENTRY_VALUE))
+            && cursor.is_at_end()
+        {
+            return Ok(Self {
+                prefix: prefix(key, wire),
+                key,
+                value,
+            });
+        }
+        Self::read_any(wire, span)
+    }
+
+    #[cold]
+    fn read_any(wire: &[u8], span: Span) -> Result<Self, &'static str> {
         let empty = Span {
             start: span.end,
             end: span.end,
@@ -282,7 +287,7 @@ impl Entry {
             }
         }
         Ok(Self {
-            prefix: prefix(key.of(wire)),
+            prefix: prefix(key, wire),
             key,
             value: value.unwrap_or(empty),
         })
@@ -295,12 +300,15 @@ impl Entry {
 }
 
 #[inline]
-fn prefix(key: &[u8]) -> u64 {
-    match key.first_chunk::<8>() {
-        Some(bytes) => u64::from_be_bytes(*bytes),
+fn prefix(key: Span, wire: &[u8]) -> u64 {
+    let length = (key.end - key.start) as usize;
+    match wire[key.start as usize..].first_chunk::<8>() {
+        Some(bytes) if length >= 8 => u64::from_be_bytes(*bytes),
+        // What follows the key is read with it and cut off again.
+        Some(bytes) => u64::from_be_bytes(*bytes) & !(u64::MAX >> (8 * length)),
         None => {
             let mut bytes = [0; 8];
-            bytes[..key.len()].copy_from_slice(key);
+            bytes[..length].copy_from_slice(key.of(wire));
             u64::from_be_bytes(bytes)
         }
     }
@@ -335,8 +343,11 @@ impl<'w> Transcoder<'w, '_> {
         canonical::put_map_header(end - map.base, self.out);
         for index in map.base..end {
             let entry = self.entries[index];
-            let key = std::str::from_utf8(entry.key.of(self.wire)).map_err(|_| "a map's key is not UTF-8")?;
-            canonical::put_str(key, self.out);
+            let key = entry.key.of(self.wire);
+            if !is_utf8(key) {
+                return Err("a map's key is not UTF-8".into());
+            }
+            canonical::put_text(key, self.out);
             self.value(entry.value, depth)
                 .map_err(|fault| fault.under_key(key))?;
         }
@@ -369,12 +380,44 @@ impl<'w> Transcoder<'w, '_> {
         if depth > MAX_DEPTH {
             return Err("values nest too deep".into());
         }
+        // As every encoder writes the most common values. What looks different in any way takes the long way.
+        match span.of(self.wire) {
+            [STRING_TAG, STRING_TAG_END, length, text @ ..]
+                if *length < 0x80 && text.len() == usize::from(*length) =>
+            {
+                return self.text(text);
+            }
+            [STRING_TAG, STRING_TAG_END, low, high, text @ ..]
+                if *low >= 0x80 && *high < 0x80 && text.len() == two_bytes(*low, *high) =>
+            {
+                return self.text(text);
+            }
+            [INTEGER_TAG, value] if *value < 0x80 => {
+                canonical::put_integer(i64::from(*value), self.out);
+                return Ok(());
+            }
+            [INTEGER_TAG, low, high] if *low >= 0x80 && *high < 0x80 => {
+                canonical::put_integer(two_bytes(*low, *high) as i64, self.out);
+                return Ok(());
+            }
+            [DOUBLE_TAG, bytes @ ..] => {
+                if let Ok(bytes) = bytes.try_into() {
+                    canonical::put_double(u64::from_le_bytes(bytes), self.out);
+                    return Ok(());
+                }
+            }
+            [BOOLEAN_TAG, value @ (0 | 1)] => {
+                canonical::put_boolean(*value == 1, self.out);
+                return Ok(());
+            }
+            _ => {}
+        }
         let mut cursor = Cursor::over(self.wire, span);
         let Some((field, payload)) = cursor.field()? else {
             return Err(Fault::unsupported(ValueKind::Unset));
         };
         match field {
-            number::STRING => canonical::put_str(payload.text(self.wire)?, self.out),
+            number::STRING => self.text(payload.bytes(self.wire)?)?,
             number::INTEGER => canonical::put_integer(payload.varint()? as i64, self.out),
             number::DOUBLE => canonical::put_double(payload.fixed64()?, self.out),
             number::BOOLEAN => canonical::put_boolean(payload.varint()? != 0, self.out),
@@ -404,18 +447,25 @@ impl<'w> Transcoder<'w, '_> {
         }
     }
 
+    #[inline]
+    fn text(&mut self, text: &[u8]) -> Result<(), Box<Fault>> {
+        if !is_utf8(text) {
+            return Err("a text is not UTF-8".into());
+        }
+        canonical::put_text(text, self.out);
+        Ok(())
+    }
+
     fn map(&mut self, span: Span, depth: usize) -> Result<(), Box<Fault>> {
         let base = self.entries.len();
         let mut sorted = true;
         let mut cursor = Cursor::over(self.wire, span);
-        while let Some((field, payload)) = cursor.field()? {
-            if field == number::MAP_FIELDS {
-                let entry = Entry::read(self.wire, payload.span()?)?;
-                if let Some(last) = self.entries[base..].last() {
-                    sorted &= last.is_before(&entry, self.wire);
-                }
-                self.entries.push(entry);
+        while let Some(entry) = cursor.repeated(number::MAP_FIELDS)? {
+            let entry = Entry::read(self.wire, entry)?;
+            if let Some(last) = self.entries[base..].last() {
+                sorted &= last.is_before(&entry, self.wire);
             }
+            self.entries.push(entry);
         }
         self.collected(Collected { base, sorted }, depth)
     }
@@ -424,21 +474,16 @@ impl<'w> Transcoder<'w, '_> {
         // The header comes first and holds the length: so the elements are counted by a run over their lengths.
         let mut count = 0;
         let mut cursor = Cursor::over(self.wire, span);
-        while let Some((field, payload)) = cursor.field()? {
-            if field == number::ARRAY_VALUES {
-                payload.span()?;
-                count += 1;
-            }
+        while cursor.repeated(number::ARRAY_VALUES)?.is_some() {
+            count += 1;
         }
         canonical::put_array_header(count, self.out);
         let mut index = 0;
         let mut cursor = Cursor::over(self.wire, span);
-        while let Some((field, payload)) = cursor.field()? {
-            if field == number::ARRAY_VALUES {
-                self.value(payload.span()?, depth)
-                    .map_err(|fault| fault.under_index(index))?;
-                index += 1;
-            }
+        while let Some(value) = cursor.repeated(number::ARRAY_VALUES)? {
+            self.value(value, depth)
+                .map_err(|fault| fault.under_index(index))?;
+            index += 1;
         }
         Ok(())
     }
@@ -458,6 +503,19 @@ impl<'w> Transcoder<'w, '_> {
     }
 }
 
+/// The first two bytes of a string value, the others' first byte.
+const STRING_TAG: u8 = 0x8a;
+const STRING_TAG_END: u8 = 0x01;
+const INTEGER_TAG: u8 = 0x10;
+const DOUBLE_TAG: u8 = 0x19;
+const BOOLEAN_TAG: u8 = 0x08;
+
+/// A varint of two bytes.
+#[inline]
+fn two_bytes(low: u8, high: u8) -> usize {
+    usize::from(low & 0x7f) | usize::from(high) << 7
+}
+
 fn is_known(field: u32) -> bool {
     matches!(
         field,
@@ -473,172 +531,4 @@ fn is_known(field: u32) -> bool {
             | number::STRING
             | number::BYTES
     )
-}
-
-/// What stands behind a tag.
-#[derive(Clone, Copy)]
-enum Payload {
-    Varint(u64),
-    Fixed64(u64),
-    Fixed32,
-    Delimited { start: usize, end: usize },
-}
-
-const WRONG_TYPE: &str = "a field has the wrong wire type";
-const CUT_OFF: &str = "it is cut off";
-
-impl Payload {
-    #[inline]
-    fn varint(self) -> Result<u64, &'static str> {
-        match self {
-            Self::Varint(value) => Ok(value),
-            _ => Err(WRONG_TYPE),
-        }
-    }
-
-    #[inline]
-    fn fixed64(self) -> Result<u64, &'static str> {
-        match self {
-            Self::Fixed64(value) => Ok(value),
-            _ => Err(WRONG_TYPE),
-        }
-    }
-
-    #[inline]
-    fn span(self) -> Result<Span, &'static str> {
-        match self {
-            Self::Delimited { start, end } => Span::new(start, end),
-            _ => Err(WRONG_TYPE),
-        }
-    }
-
-    #[inline]
-    fn bytes(self, wire: &[u8]) -> Result<&[u8], &'static str> {
-        match self {
-            Self::Delimited { start, end } => Ok(&wire[start..end]),
-            _ => Err(WRONG_TYPE),
-        }
-    }
-
-    #[inline]
-    fn text(self, wire: &[u8]) -> Result<&str, &'static str> {
-        std::str::from_utf8(self.bytes(wire)?).map_err(|_| "a text is not UTF-8")
-    }
-}
-
-/// Reads the fields of one message, which lies within `wire`.
-struct Cursor<'w> {
-    wire: &'w [u8],
-    /// The whole message's bytes up to the end of this one: positions are those of the whole.
-    window: &'w [u8],
-    at: usize,
-}
-
-impl<'w> Cursor<'w> {
-    fn new(wire: &'w [u8]) -> Self {
-        Self {
-            wire,
-            window: wire,
-            at: 0,
-        }
-    }
-
-    #[inline]
-    fn over(wire: &'w [u8], span: Span) -> Self {
-        Self {
-            wire,
-            window: &wire[..span.end as usize],
-            at: span.start as usize,
-        }
-    }
-
-    /// The next field's number and payload, `None` at the end.
-    #[inline]
-    fn field(&mut self) -> Result<Option<(u32, Payload)>, &'static str> {
-        if self.at == self.window.len() {
-            return Ok(None);
-        }
-        let tag = u32::try_from(self.varint()?).map_err(|_| "a field's tag is too large")?;
-        let field = tag >> 3;
-        if field == 0 {
-            return Err("a field has the number 0");
-        }
-        let payload = match tag & 7 {
-            0 => Payload::Varint(self.varint()?),
-            1 => {
-                let end = self.advance(8)?;
-                let bytes = self.window[..end].last_chunk::<8>().ok_or(CUT_OFF)?;
-                Payload::Fixed64(u64::from_le_bytes(*bytes))
-            }
-            2 => {
-                let length = self.varint()?;
-                let start = self.at;
-                let end = self.advance(usize::try_from(length).map_err(|_| CUT_OFF)?)?;
-                Payload::Delimited { start, end }
-            }
-            5 => {
-                self.advance(4)?;
-                Payload::Fixed32
-            }
-            3 | 4 => return Err("it holds a group"),
-            _ => return Err("a field has an unknown wire type"),
-        };
-        Ok(Some((field, payload)))
-    }
-
-    #[inline]
-    fn advance(&mut self, length: usize) -> Result<usize, &'static str> {
-        if length > self.window.len() - self.at {
-            return Err(CUT_OFF);
-        }
-        self.at += length;
-        Ok(self.at)
-    }
-
-    #[inline]
-    fn varint(&mut self) -> Result<u64, &'static str> {
-        match self.window.get(self.at) {
-            Some(&byte) if byte < 0x80 => {
-                self.at += 1;
-                Ok(u64::from(byte))
-            }
-            _ => self.long_varint(),
-        }
-    }
-
-    fn long_varint(&mut self) -> Result<u64, &'static str> {
-        let mut value = 0;
-        for shift in (0..64).step_by(7) {
-            let byte = *self.window.get(self.at).ok_or(CUT_OFF)?;
-            self.at += 1;
-            if shift == 63 && byte > 1 {
-                break;
-            }
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return Ok(value);
-            }
-        }
-        Err("a number has more than 64 bits")
-    }
-
-    /// The `google.protobuf.Timestamp` in a field of this message, merged into an earlier one of the same field.
-    fn time(&self, payload: Payload, earlier: Option<Timestamp>) -> Result<Timestamp, &'static str> {
-        let mut time = earlier.unwrap_or_default();
-        let mut cursor = Cursor::over(self.wire, payload.span()?);
-        while let Some((field, payload)) = cursor.field()? {
-            match field {
-                number::TIMESTAMP_SECONDS => time.seconds = payload.varint()? as i64,
-                number::TIMESTAMP_NANOS => {
-                    let nanos = payload.varint()?;
-                    if nanos >= u64::from(NANOS_PER_SECOND) {
-                        return Err("a timestamp's nanoseconds are negative or a second and more");
-                    }
-                    time.nanos = nanos as u32;
-                }
-                _ => {}
-            }
-        }
-        Ok(time)
-    }
 }

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 
 use super::{WireError, number};
 use crate::document::DocumentPath;
-use crate::document::canonical::{CanonicalError, Reader, ReferenceRef, Token, check_depth};
+use crate::document::canonical::{CanonicalError, Reader, ReferenceRef, Text, Token, check_depth};
 
 /// Appends `google.firestore.v1.Document{name, fields}` to `out`: the document at `path` below `root`
 /// (`projects/P/databases/D/documents`) with the fields that `body` is the canonical form of. Relative references
@@ -29,8 +29,9 @@ pub fn append_document_message(
         let start = out.len();
         let result = measure(body, root, sizes).and_then(|()| {
             out.reserve(body.len() + body.len() / 2 + root.len() + path.as_str().len());
-            put_tag(number::DOCUMENT_NAME, DELIMITED, out);
-            put_varint((root.len() + 1 + path.as_str().len()) as u64, out);
+            let mut head = Head::new();
+            head.length(number::DOCUMENT_NAME, root.len() + 1 + path.as_str().len());
+            head.put(out);
             out.extend_from_slice(root.as_bytes());
             out.push(b'/');
             out.extend_from_slice(path.as_str().as_bytes());
@@ -50,10 +51,6 @@ pub fn append_document_message(
 }
 
 const MAX_KEPT_SIZES: usize = 16 * 1024;
-
-const VARINT: u32 = 0;
-const FIXED64: u32 = 1;
-const DELIMITED: u32 = 2;
 
 /// Checks `body` and collects the lengths of its arrays' and maps' messages in the order in which they begin.
 fn measure(body: &[u8], root: &str, sizes: &mut Vec<usize>) -> Result<(), Box<CanonicalError>> {
@@ -80,6 +77,7 @@ impl Measure<'_, '_> {
         let mut previous = None;
         for _ in 0..count {
             let key = self.reader.key(previous)?;
+            key.check()?;
             let value = self.value(depth).map_err(|fault| fault.under_key(key))?;
             size += delimited(entry_size(key, value));
             previous = Some(key);
@@ -109,14 +107,18 @@ impl Measure<'_, '_> {
                 self.sizes[slot] = size;
                 Ok(delimited(size))
             }
+            Token::String(text) => {
+                text.check()?;
+                Ok(scalar_size(Token::String(text), self.root))
+            }
             token => Ok(scalar_size(token, self.root)),
         }
     }
 }
 
 /// The length of a map's entry.
-fn entry_size(key: &str, value: usize) -> usize {
-    delimited(key.len()) + delimited(value)
+fn entry_size(key: Text<'_>, value: usize) -> usize {
+    delimited(key.as_bytes().len()) + delimited(value)
 }
 
 /// The length of a delimited field with a one-byte tag.
@@ -140,7 +142,7 @@ fn scalar_size(token: Token<'_>, root: &str) -> usize {
         Token::Double(_) => 9,
         Token::Timestamp(time) => delimited(timestamp_size(time)),
         // Their field numbers take two bytes.
-        Token::String(text) => 1 + delimited(text.len()),
+        Token::String(text) => 1 + delimited(text.as_bytes().len()),
         Token::Bytes(bytes) => 1 + delimited(bytes.len()),
         Token::Reference(ReferenceRef::Relative(path)) => delimited(root.len() + 1 + path.len()),
         Token::Reference(ReferenceRef::Absolute(name)) => delimited(name.len()),
@@ -186,18 +188,23 @@ struct Writer<'a, 'm> {
 impl Writer<'_, '_> {
     fn entries(&mut self, field: u32, count: usize) -> Result<(), Box<CanonicalError>> {
         for _ in 0..count {
-            let key = self.reader.key(None)?;
+            let key = self.reader.key(None)?.as_bytes();
             let token = self.reader.token()?;
             let (value, content) = self.value_size(token);
-            put_length(field, entry_size(key, value), self.out);
-            put_text(number::ENTRY_KEY, key.as_bytes(), self.out);
-            put_length(number::ENTRY_VALUE, value, self.out);
-            self.value(token, content)?;
+            let mut head = Head::new();
+            head.length(field, delimited(key.len()) + delimited(value));
+            head.length(number::ENTRY_KEY, key.len());
+            head.put(self.out);
+            self.out.extend_from_slice(key);
+            let mut head = Head::new();
+            head.length(number::ENTRY_VALUE, value);
+            self.value(head, token, content)?;
         }
         Ok(())
     }
 
     /// The length of the value that begins with `token`, and of what an array or map holds.
+    #[inline]
     fn value_size(&mut self, token: Token<'_>) -> (usize, usize) {
         match token {
             Token::Array(_) | Token::Map(_) => {
@@ -208,86 +215,132 @@ impl Writer<'_, '_> {
         }
     }
 
-    fn value(&mut self, token: Token<'_>, content: usize) -> Result<(), Box<CanonicalError>> {
-        let out = &mut *self.out;
+    /// Writes a value after `head`.
+    #[inline]
+    fn value(&mut self, mut head: Head, token: Token<'_>, content: usize) -> Result<(), Box<CanonicalError>> {
+        let mut rest: [&[u8]; 3] = [b""; 3];
         match token {
-            Token::Null => put_number(number::NULL, 0, out),
-            Token::Boolean(value) => put_number(number::BOOLEAN, u64::from(value), out),
-            Token::Integer(value) => put_number(number::INTEGER, value as u64, out),
-            Token::Double(bits) => put_fixed64(number::DOUBLE, bits, out),
+            Token::Null => head.number(number::NULL, 0),
+            Token::Boolean(value) => head.number(number::BOOLEAN, u64::from(value)),
+            Token::Integer(value) => head.number(number::INTEGER, value as u64),
+            Token::Double(bits) => head.fixed64(number::DOUBLE, bits),
             Token::Timestamp(time) => {
-                put_length(number::TIMESTAMP, timestamp_size(time), out);
+                head.length(number::TIMESTAMP, timestamp_size(time));
                 if time.seconds != 0 {
-                    put_number(number::TIMESTAMP_SECONDS, time.seconds as u64, out);
+                    head.number(number::TIMESTAMP_SECONDS, time.seconds as u64);
                 }
                 if time.nanos != 0 {
-                    put_number(number::TIMESTAMP_NANOS, u64::from(time.nanos), out);
+                    head.number(number::TIMESTAMP_NANOS, u64::from(time.nanos));
                 }
             }
-            Token::String(text) => put_text(number::STRING, text.as_bytes(), out),
-            Token::Bytes(bytes) => put_text(number::BYTES, bytes, out),
+            Token::String(text) => {
+                rest[0] = text.as_bytes();
+                head.length(number::STRING, rest[0].len());
+            }
+            Token::Bytes(bytes) => {
+                rest[0] = bytes;
+                head.length(number::BYTES, bytes.len());
+            }
             Token::Reference(ReferenceRef::Absolute(name)) => {
-                put_text(number::REFERENCE, name.as_bytes(), out);
+                rest[0] = name.as_bytes();
+                head.length(number::REFERENCE, name.len());
             }
             Token::Reference(ReferenceRef::Relative(path)) => {
-                put_length(number::REFERENCE, self.root.len() + 1 + path.len(), out);
-                out.extend_from_slice(self.root.as_bytes());
-                out.push(b'/');
-                out.extend_from_slice(path.as_bytes());
+                rest = [self.root.as_bytes(), b"/", path.as_bytes()];
+                head.length(number::REFERENCE, self.root.len() + 1 + path.len());
             }
             Token::GeoPoint(latitude, longitude) => {
-                put_length(number::GEO_POINT, GEO_POINT_SIZE, out);
-                put_fixed64(number::LATITUDE, latitude, out);
-                put_fixed64(number::LONGITUDE, longitude, out);
+                head.length(number::GEO_POINT, GEO_POINT_SIZE);
+                head.fixed64(number::LATITUDE, latitude);
+                head.fixed64(number::LONGITUDE, longitude);
             }
             Token::Array(count) => {
-                put_length(number::ARRAY, content, out);
-                for _ in 0..count {
-                    let token = self.reader.token()?;
-                    let (value, content) = self.value_size(token);
-                    put_length(number::ARRAY_VALUES, value, self.out);
-                    self.value(token, content)?;
-                }
+                head.length(number::ARRAY, content);
+                head.put(self.out);
+                return self.elements(count);
             }
             Token::Map(count) => {
-                put_length(number::MAP, content, out);
-                self.entries(number::MAP_FIELDS, count)?;
+                head.length(number::MAP, content);
+                head.put(self.out);
+                return self.entries(number::MAP_FIELDS, count);
             }
+        }
+        head.put(self.out);
+        for bytes in rest {
+            if !bytes.is_empty() {
+                self.out.extend_from_slice(bytes);
+            }
+        }
+        Ok(())
+    }
+
+    fn elements(&mut self, count: usize) -> Result<(), Box<CanonicalError>> {
+        for _ in 0..count {
+            let token = self.reader.token()?;
+            let (value, content) = self.value_size(token);
+            let mut head = Head::new();
+            head.length(number::ARRAY_VALUES, value);
+            self.value(head, token, content)?;
         }
         Ok(())
     }
 }
 
-#[inline]
-fn put_varint(mut value: u64, out: &mut Vec<u8>) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
+/// A few tags, lengths and numbers, put together before they are appended at once.
+///
+/// The longest is an array's or a map's element that is a timestamp: a length of 11 bytes at most, one of 2, numbers of 11
+/// and 6.
+struct Head {
+    bytes: [u8; 64],
+    length: usize,
+}
+
+impl Head {
+    #[inline]
+    fn new() -> Self {
+        Self {
+            bytes: [0; 64],
+            length: 0,
+        }
     }
-    out.push(value as u8);
-}
 
-#[inline]
-fn put_tag(field: u32, wire_type: u32, out: &mut Vec<u8>) {
-    put_varint(u64::from(field << 3 | wire_type), out);
-}
+    #[inline]
+    fn put(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.bytes[..self.length]);
+    }
 
-fn put_length(field: u32, length: usize, out: &mut Vec<u8>) {
-    put_tag(field, DELIMITED, out);
-    put_varint(length as u64, out);
-}
+    #[inline]
+    fn push(&mut self, byte: u8) {
+        self.bytes[self.length] = byte;
+        self.length += 1;
+    }
 
-fn put_text(field: u32, bytes: &[u8], out: &mut Vec<u8>) {
-    put_length(field, bytes.len(), out);
-    out.extend_from_slice(bytes);
-}
+    #[inline]
+    fn varint(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            self.push(value as u8 | 0x80);
+            value >>= 7;
+        }
+        self.push(value as u8);
+    }
 
-fn put_number(field: u32, value: u64, out: &mut Vec<u8>) {
-    put_tag(field, VARINT, out);
-    put_varint(value, out);
-}
+    #[inline]
+    fn length(&mut self, field: u32, length: usize) {
+        self.varint(u64::from(field << 3 | 2));
+        self.varint(length as u64);
+    }
 
-fn put_fixed64(field: u32, bits: u64, out: &mut Vec<u8>) {
-    put_tag(field, FIXED64, out);
-    out.extend_from_slice(&bits.to_le_bytes());
+    #[inline]
+    fn number(&mut self, field: u32, value: u64) {
+        self.varint(u64::from(field << 3));
+        self.varint(value);
+    }
+
+    #[inline]
+    fn fixed64(&mut self, field: u32, bits: u64) {
+        self.varint(u64::from(field << 3 | 1));
+        for byte in bits.to_le_bytes() {
+            self.push(byte);
+        }
+    }
 }

@@ -5,6 +5,7 @@ use firestore::gcloud_sdk::google::firestore::v1::structured_query::{
     CollectionSelector, Direction, FieldReference, Order, Projection,
 };
 use firestore::gcloud_sdk::google::firestore::v1::*;
+use firestore::gcloud_sdk::google::r#type::LatLng;
 use firestore::gcloud_sdk::prost_types::Timestamp;
 use tonic::metadata::MetadataValue;
 use tonic::service::Interceptor;
@@ -31,12 +32,10 @@ pub(crate) struct Server {
     pub(crate) project: String,
     /// `projects/…/databases/…`.
     pub(crate) database: String,
-    /// Whether it is Google's: for the few answers that are known to differ.
-    pub(crate) is_emulator: bool,
 }
 
 impl Server {
-    pub(crate) async fn connect(address: &str, test: &str, is_emulator: bool) -> Self {
+    pub(crate) async fn connect(address: &str, test: &str) -> Self {
         let channel = Channel::from_shared(format!("http://{address}"))
             .unwrap()
             .connect()
@@ -49,7 +48,6 @@ impl Server {
             client,
             project,
             database,
-            is_emulator,
         }
     }
 
@@ -59,7 +57,6 @@ impl Server {
             client: self.client.clone(),
             project: self.project.clone(),
             database: format!("projects/{}/databases/{database}", self.project),
-            is_emulator: self.is_emulator,
         }
     }
 
@@ -327,4 +324,45 @@ pub(crate) fn selecting(query: StructuredQuery, fields: &[&str]) -> StructuredQu
         select: Some(Projection { fields }),
         ..query
     }
+}
+
+/// The kindless query, changed.
+pub(crate) fn query(change: impl FnOnce(&mut StructuredQuery)) -> StructuredQuery {
+    let mut query = kindless();
+    change(&mut query);
+    query
+}
+
+/// The status code of a result, 0 for success.
+pub(crate) fn code<T>(result: Result<T, Status>) -> i32 {
+    result.err().map_or(0, |status| status.code() as i32)
+}
+
+pub(crate) fn null() -> Value {
+    value(value::ValueType::NullValue(0))
+}
+
+pub(crate) fn boolean(boolean: bool) -> Value {
+    value(value::ValueType::BooleanValue(boolean))
+}
+
+pub(crate) fn bytes(bytes: &[u8]) -> Value {
+    value(value::ValueType::BytesValue(bytes.to_vec()))
+}
+
+pub(crate) fn timestamp(seconds: i64, nanos: i32) -> Value {
+    value(value::ValueType::TimestampValue(Timestamp { seconds, nanos }))
+}
+
+pub(crate) fn reference(name: &str) -> Value {
+    value(value::ValueType::ReferenceValue(name.to_owned()))
+}
+
+pub(crate) fn point(latitude: f64, longitude: f64) -> Value {
+    value(value::ValueType::GeoPointValue(LatLng { latitude, longitude }))
+}
+
+pub(crate) fn vector(elements: &[f64]) -> Value {
+    let elements = elements.iter().map(|&element| double(element)).collect();
+    map(&[("__type__", text("__vector__")), ("value", array(elements))])
 }

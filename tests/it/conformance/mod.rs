@@ -3,8 +3,12 @@
 //! Every check is a function of a server. Where the two differ and Firestore is not known to side with the sandbox, the
 //! emulator is right.
 
-mod client;
+pub(crate) mod client;
+mod lists;
 mod names;
+mod queries;
+mod values;
+mod writes;
 
 use client::Server;
 
@@ -18,7 +22,7 @@ macro_rules! conformance {
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $check() {
                     let sandbox = crate::support::sandbox().await;
-                    let server = super::Server::connect(&sandbox.address().to_string(), stringify!($check), false).await;
+                    let server = super::Server::connect(&sandbox.address().to_string(), stringify!($check)).await;
                     super::$module::$check(&server).await;
                 }
             )*)*
@@ -28,7 +32,7 @@ macro_rules! conformance {
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $check() {
                     let Some(address) = super::support::emulator() else { return };
-                    let server = super::Server::connect(address, stringify!($check), true).await;
+                    let server = super::Server::connect(address, stringify!($check)).await;
                     super::$module::$check(&server).await;
                 }
             )*)*
@@ -39,5 +43,44 @@ macro_rules! conformance {
 conformance! {
     names::{
         kindless_query_follows_name_order,
+        cursors_cut_at_every_name,
+        pages_by_cursor_repeat_and_skip_nothing,
+        smallest_ids_bound_a_root_collection,
+        names_are_checked,
+        databases_keep_apart,
+    }
+    queries::{
+        selectors_choose_collections,
+        limits_and_offsets_count_documents,
+        answers_say_their_time_and_the_end,
+        projections_keep_names_and_times,
+        cursors_are_checked,
+        descending_names_are_refused,
+        reads_see_the_past,
+        filters_select_by_value,
+        orders_follow_the_order_of_values,
+    }
+    values::{
+        values_come_back_bit_for_bit,
+        timestamps_are_cut_to_microseconds,
+        bad_values_fail_the_request,
+        large_documents_fail_alone,
+    }
+    writes::{
+        preconditions_fail_alone_in_a_batch,
+        batches_refuse_as_a_whole,
+        times_are_the_servers,
+        commits_apply_in_order,
+        masks_change_what_they_name,
+        transforms_compute_from_what_is_there,
+        single_documents_are_created_updated_deleted,
+        transactions_begin_commit_and_end,
+        one_of_two_contending_transactions_is_aborted,
+    }
+    lists::{
+        collection_ids_come_in_pages,
+        documents_are_listed_with_missing_ones,
+        documents_are_got_by_name,
+        counts_follow_the_query,
     }
 }

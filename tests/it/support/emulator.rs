@@ -19,19 +19,24 @@ const WATCH: &str =
 
 /// The emulator's address, `host:port`; `None` where it is not installed, which is said on standard error.
 ///
+/// `FIREBANK_EMULATOR` names one that runs already, for runners that start a process for each test.
+///
 /// # Panics
 /// Where `CI` is set and there is no emulator: a check that cannot be made must not look passed.
 pub(crate) fn emulator() -> Option<&'static str> {
-    static EMULATOR: OnceLock<Option<(String, Child)>> = OnceLock::new();
+    static EMULATOR: OnceLock<Option<(String, Option<Child>)>> = OnceLock::new();
     EMULATOR
         .get_or_init(start)
         .as_ref()
         .map(|(address, _)| address.as_str())
 }
 
-fn start() -> Option<(String, Child)> {
+fn start() -> Option<(String, Option<Child>)> {
+    if let Ok(address) = std::env::var("FIREBANK_EMULATOR") {
+        return Some((address, None));
+    }
     match try_start() {
-        Ok(started) => Some(started),
+        Ok((address, child)) => Some((address, Some(child))),
         Err(reason) => {
             assert!(
                 std::env::var_os("CI").is_none(),

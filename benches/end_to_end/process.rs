@@ -1,0 +1,126 @@
+//! Processes and what they cost: CPU seconds of user and system, wall time, and the most memory that was resident.
+
+use std::io::{BufReader, Read};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
+use serde::{Deserialize, Serialize};
+use wait4::Wait4;
+
+/// What a piece of work took.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Cost {
+    /// Seconds of all cores, user and system.
+    pub(crate) cpu: f64,
+    /// Seconds on the clock.
+    pub(crate) wall: f64,
+    /// The most bytes that were resident at a time; 0 where it was not a process of its own.
+    pub(crate) peak_bytes: u64,
+}
+
+/// Takes the time of a part of this process.
+pub(crate) struct Stopwatch {
+    wall: Instant,
+    cpu: f64,
+}
+
+impl Stopwatch {
+    pub(crate) fn start() -> anyhow::Result<Self> {
+        Ok(Self {
+            cpu: own_cpu_seconds()?,
+            wall: Instant::now(),
+        })
+    }
+
+    pub(crate) fn stop(self) -> anyhow::Result<Cost> {
+        let wall = self.wall.elapsed().as_secs_f64();
+        Ok(Cost {
+            cpu: own_cpu_seconds()? - self.cpu,
+            wall,
+            peak_bytes: 0,
+        })
+    }
+}
+
+fn own_cpu_seconds() -> anyhow::Result<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF)?;
+    let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    Ok(seconds(usage.user_time()) + seconds(usage.system_time()))
+}
+
+/// Runs a command to its end. Answers what the whole process took and what it printed.
+pub(crate) fn run(command: &mut Command) -> anyhow::Result<(Cost, Vec<u8>)> {
+    let start = Instant::now();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start {command:?}"))?;
+    let mut printed = Vec::new();
+    child
+        .stdout
+        .take()
+        .context("standard output is piped")?
+        .read_to_end(&mut printed)?;
+    let ended = child.wait4()?;
+    ensure!(ended.status.success(), "{command:?} ended with {}", ended.status);
+    let cost = Cost {
+        cpu: (ended.rusage.utime + ended.rusage.stime).as_secs_f64(),
+        wall: start.elapsed().as_secs_f64(),
+        peak_bytes: ended.rusage.maxrss,
+    };
+    Ok((cost, printed))
+}
+
+/// The command line tool, with nothing of this process's environment.
+pub(crate) fn firebank() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_firebank"));
+    command.env_clear();
+    command
+}
+
+/// A sandbox in a process of its own. It is stopped when this is dropped.
+pub(crate) struct Sandbox {
+    process: Child,
+    /// `host:port`.
+    pub(crate) address: String,
+}
+
+impl Sandbox {
+    /// Starts one with these options besides the port.
+    pub(crate) fn start(options: &[String]) -> anyhow::Result<Self> {
+        let mut process = firebank()
+            .args(["sandbox", "--port", "0", "--json"])
+            .args(options)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start the sandbox")?;
+        let output = process.stdout.take().context("standard output is piped")?;
+        let mut sandbox = Self {
+            process,
+            address: String::new(),
+        };
+        // It says where it listens and stays.
+        let said = serde_json::Deserializer::from_reader(BufReader::new(output))
+            .into_iter::<serde_json::Value>()
+            .next()
+            .context("the sandbox said nothing")??;
+        let address = said["address"].as_str();
+        sandbox.address = address
+            .context("the sandbox did not say where it listens")?
+            .to_owned();
+        Ok(sandbox)
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        // It has ended by itself, or it ends now.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

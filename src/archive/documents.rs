@@ -1,0 +1,418 @@
+//! Fetches the bodies of merged records: a pipeline of small windows, so that memory stays bounded whatever the archive.
+//!
+//! A window is a stretch of records that needs at most a few frames which are not at hand. Neighbouring records of one run
+//! lie in the same frames; the frame that a window ends in is the first that the next one needs, in every layer. So a plan keeps
+//! account of which decoded frames stay (least recently used go), windows are fetched ahead by one, and decoded in order
+//! on blocking threads: each frame is fetched, decompressed and hashed once.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use futures::stream::{self, Stream, StreamExt, TryStreamExt};
+use tokio::task::JoinHandle;
+
+use super::chunk::{FrameRow, FrameTable, header_len, with_decoder};
+use super::error::{ArchiveError, DamageKind, Result, show_key};
+use super::ids::{ChunkId, ChunkRef, SessionId};
+use super::reader::data_table;
+use super::record::{BodyLocation, RecordBatch};
+use super::repository::Repository;
+use crate::document::{DocumentBatch, DocumentRef};
+use crate::store::Store;
+
+/// Bytes of frames that a window fetches at most, unless one document needs more.
+const WINDOW_LEN: u64 = 4 << 20;
+/// Records of a window at most.
+const WINDOW_RECORDS: usize = 8192;
+/// Decoded frames that stay between windows at most.
+const MAX_RESIDENT: usize = 32;
+/// A chunk up to this size is fetched whole with its table.
+const SMALL_CHUNK: u64 = 512 << 10;
+/// A gap between two wanted frames up to this size is fetched along.
+const MAX_GAP: u64 = 64 << 10;
+/// Frame tables kept.
+const MAX_TABLES: usize = 256;
+
+/// A frame of a stored chunk.
+type FrameKey = (ChunkId, SessionId, u32);
+
+/// The documents of records, in their order.
+pub(crate) fn stream(
+    repository: &Repository,
+    records: impl Stream<Item = Result<RecordBatch>> + Send + 'static,
+    runs: usize,
+) -> impl Stream<Item = Result<DocumentBatch>> + Send + 'static {
+    let parameters = repository.parameters();
+    let frame_len = parameters.frame_len;
+    let planner = Planner {
+        records: records.boxed(),
+        batch: Arc::new(RecordBatch::default()),
+        next: 0,
+        frame_len,
+        resident: Resident::new((2 * runs).clamp(2, MAX_RESIDENT)),
+    };
+    let fetcher = Fetcher {
+        store: repository.store().clone(),
+        frame_len,
+        tables: Arc::default(),
+    };
+    let fetched = stream::try_unfold(planner, |mut planner| async move {
+        Ok(planner.window().await?.map(|window| (window, planner)))
+    })
+    .map_ok(move |window| fetcher.clone().spawn(window))
+    .try_buffered(2);
+    let state = (fetched.boxed(), Frames::new(), repository.clone());
+    stream::try_unfold(state, |(mut fetched, mut frames, repository)| async move {
+        let Some(window) = fetched.try_next().await? else {
+            return Ok(None);
+        };
+        let at_work = repository.clone();
+        let (batch, frames) = tokio::task::spawn_blocking(move || {
+            let batch = window.assemble(&mut frames, &at_work)?;
+            Ok::<_, ArchiveError>((batch, frames))
+        })
+        .await??;
+        Ok(Some((batch, (fetched, frames, repository))))
+    })
+}
+
+/// Which frames are decoded and at hand after the windows planned so far, with when they were last wanted.
+struct Resident {
+    capacity: usize,
+    used: HashMap<FrameKey, u64>,
+    clock: u64,
+}
+
+impl Resident {
+    fn new(capacity: usize) -> Self {
+        Self {
+            capacity,
+            used: HashMap::new(),
+            clock: 0,
+        }
+    }
+
+    /// The frames that go after a window, the least recently used first.
+    fn evict(&mut self) -> Vec<FrameKey> {
+        let excess = self.used.len().saturating_sub(self.capacity);
+        let mut by_age: Vec<(u64, FrameKey)> = self.used.iter().map(|(key, used)| (*used, *key)).collect();
+        by_age.sort_unstable();
+        by_age.truncate(excess);
+        for (_, key) in &by_age {
+            self.used.remove(key);
+        }
+        by_age.into_iter().map(|(_, key)| key).collect()
+    }
+}
+
+/// A stretch of records, with the frames to fetch for it and those to let go after it.
+struct Window {
+    batch: Arc<RecordBatch>,
+    first: usize,
+    end: usize,
+    fetch: BTreeMap<FrameKey, ChunkRef>,
+    evict: Vec<FrameKey>,
+}
+
+impl Window {
+    /// Says which keys a damage affects: at most those of the window.
+    fn locate(&self, error: ArchiveError) -> ArchiveError {
+        let damage = match error.into_damage() {
+            Ok(damage) => damage,
+            Err(error) => return error,
+        };
+        ArchiveError::Damaged(Box::new(
+            match (self.batch.get(self.first), self.batch.get(self.end - 1)) {
+                (Some(first), Some(last)) => damage.within(first.key, last.key),
+                _ => damage,
+            },
+        ))
+    }
+}
+
+struct Planner {
+    records: stream::BoxStream<'static, Result<RecordBatch>>,
+    batch: Arc<RecordBatch>,
+    next: usize,
+    frame_len: u32,
+    resident: Resident,
+}
+
+impl Planner {
+    async fn window(&mut self) -> Result<Option<Window>> {
+        while self.next >= self.batch.len() {
+            match self.records.try_next().await? {
+                Some(batch) => (self.batch, self.next) = (Arc::new(batch), 0),
+                None => return Ok(None),
+            }
+        }
+        let frame_len = u64::from(self.frame_len);
+        let first = self.next;
+        let mut fetch = BTreeMap::new();
+        let mut body_bytes = 0;
+        while let Some(record) = self.batch.get(self.next) {
+            let Some(body) = record.body else {
+                return Err(ArchiveError::Misuse("a tombstone has no body".to_owned()));
+            };
+            let frames = frames_of(&body, self.frame_len);
+            let key = |frame| (body.chunk.id, body.chunk.session, frame);
+            let new = frames
+                .clone()
+                .filter(|&frame| !self.resident.used.contains_key(&key(frame)))
+                .count();
+            let bytes = (fetch.len() + new) as u64 * frame_len;
+            let full = bytes > WINDOW_LEN.max(2 * frame_len)
+                || body_bytes + u64::from(body.length) > WINDOW_LEN
+                || self.next - first >= WINDOW_RECORDS;
+            if full && self.next > first {
+                break;
+            }
+            body_bytes += u64::from(body.length);
+            self.resident.clock += 1;
+            for frame in frames {
+                if self
+                    .resident
+                    .used
+                    .insert(key(frame), self.resident.clock)
+                    .is_none()
+                {
+                    fetch.insert(key(frame), body.chunk);
+                }
+            }
+            self.next += 1;
+        }
+        Ok(Some(Window {
+            batch: Arc::clone(&self.batch),
+            first,
+            end: self.next,
+            fetch,
+            evict: self.resident.evict(),
+        }))
+    }
+}
+
+/// The frames that a body lies in.
+fn frames_of(body: &BodyLocation, frame_len: u32) -> std::ops::Range<u32> {
+    let end = (u64::from(body.offset) + u64::from(body.length)).div_ceil(u64::from(frame_len));
+    body.offset / frame_len..end as u32
+}
+
+/// A window whose frames are here, compressed.
+struct Fetched {
+    window: Window,
+    frames: Vec<(FrameKey, FrameRow, Bytes)>,
+    frame_len: u32,
+}
+
+/// The tables of chunks that were opened, by the chunk and the session that wrote it.
+type FrameTables = HashMap<(ChunkId, SessionId), Arc<FrameTable>>;
+
+#[derive(Clone)]
+struct Fetcher {
+    store: Store,
+    frame_len: u32,
+    tables: Arc<Mutex<FrameTables>>,
+}
+
+/// A fetch under way; dropping it stops it.
+struct Fetching(JoinHandle<Result<Fetched>>);
+
+impl Drop for Fetching {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Fetcher {
+    fn spawn(self, window: Window) -> impl Future<Output = Result<Fetched>> + Send {
+        let mut fetching = Fetching(tokio::spawn(self.fetch(window)));
+        async move { (&mut fetching.0).await? }
+    }
+
+    async fn fetch(self, window: Window) -> Result<Fetched> {
+        let mut chunks: Vec<(ChunkRef, Vec<u32>)> = Vec::new();
+        for (&(_, _, frame), chunk) in &window.fetch {
+            match chunks.last_mut() {
+                Some((last, frames)) if (last.id, last.session) == (chunk.id, chunk.session) => {
+                    frames.push(frame)
+                }
+                _ => chunks.push((*chunk, vec![frame])),
+            }
+        }
+        let frames: Vec<Vec<(FrameKey, FrameRow, Bytes)>> = stream::iter(chunks)
+            .map(|(chunk, frames)| self.fetch_frames(chunk, frames))
+            .buffer_unordered(8)
+            .try_collect()
+            .await
+            .map_err(|error| window.locate(error))?;
+        Ok(Fetched {
+            window,
+            frames: frames.into_iter().flatten().collect(),
+            frame_len: self.frame_len,
+        })
+    }
+
+    /// Fetches frames of one chunk, ascending: what lies close together with one get.
+    async fn fetch_frames(
+        &self,
+        chunk: ChunkRef,
+        wanted: Vec<u32>,
+    ) -> Result<Vec<(FrameKey, FrameRow, Bytes)>> {
+        let (table, front) = self.table(&chunk, &wanted).await?;
+        let name = chunk.name();
+        let rows = table.rows();
+        if wanted.last().is_some_and(|&last| last as usize >= rows.len()) {
+            return Err(ArchiveError::damaged(
+                name,
+                DamageKind::Inconsistent,
+                "the index points past its last frame",
+            ));
+        }
+        let mut frames = Vec::with_capacity(wanted.len());
+        let mut take = |frame: u32, start: u64, bytes: &Bytes| {
+            let range = table.stored_range(frame as usize);
+            let slice = bytes.slice((range.start - start) as usize..(range.end - start) as usize);
+            frames.push(((chunk.id, chunk.session, frame), rows[frame as usize], slice));
+        };
+        let mut rest = &wanted[..];
+        while let Some(&first) = rest.first() {
+            let start = table.stored_range(first as usize).start;
+            let mut end = table.stored_range(first as usize).end;
+            if end <= front.len() as u64 {
+                take(first, 0, &front);
+                rest = &rest[1..];
+                continue;
+            }
+            let mut together = 1;
+            while let Some(&next) = rest.get(together) {
+                let range = table.stored_range(next as usize);
+                if range.start - end > MAX_GAP {
+                    break;
+                }
+                end = range.end;
+                together += 1;
+            }
+            let bytes = self.store.get_range(&name, start..end).await?;
+            for &frame in &rest[..together] {
+                take(frame, start, &bytes);
+            }
+            rest = &rest[together..];
+        }
+        Ok(frames)
+    }
+
+    /// The chunk's table, and the bytes from the object's start that came along with it.
+    ///
+    /// Who reads a chunk for the first time most often reads it from its start: then the frames that are wanted now are
+    /// most likely in the first bytes, as far as the chunk's own ratio of compression tells.
+    async fn table(&self, chunk: &ChunkRef, wanted: &[u32]) -> Result<(Arc<FrameTable>, Bytes)> {
+        let key = (chunk.id, chunk.session);
+        let lock = || self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(table) = lock().get(&key) {
+            return Ok((Arc::clone(table), Bytes::new()));
+        }
+        let frames = super::reader::data_frames(chunk.raw_len, self.frame_len);
+        let header = header_len(frames);
+        let guess = match wanted {
+            _ if chunk.stored_len <= SMALL_CHUNK => chunk.stored_len,
+            [0, ..] => {
+                let run = wanted
+                    .iter()
+                    .zip(0..)
+                    .take_while(|(frame, at)| **frame == *at)
+                    .count() as u64;
+                let average = chunk.stored_len.saturating_sub(header) / frames.max(1) as u64;
+                header + run * average + average / 2
+            }
+            _ => header,
+        };
+        let body = BodyLocation {
+            chunk: *chunk,
+            offset: 0,
+            length: 0,
+        };
+        let (table, bytes) = data_table(&self.store, &body, self.frame_len, guess).await?;
+        let table = Arc::new(table);
+        let mut tables = lock();
+        if tables.len() >= MAX_TABLES {
+            tables.clear();
+        }
+        tables.insert(key, Arc::clone(&table));
+        Ok((table, bytes))
+    }
+}
+
+/// Decoded frames at hand.
+struct Frames(HashMap<FrameKey, Vec<u8>>);
+
+impl Frames {
+    fn new() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl Fetched {
+    /// Decodes and verifies the frames and copies the bodies together.
+    fn assemble(self, frames: &mut Frames, repository: &Repository) -> Result<DocumentBatch> {
+        for (key, row, stored) in &self.frames {
+            let mut plain = Vec::with_capacity(row.raw_len as usize);
+            let name = super::ids::chunk_name(&key.0, key.1);
+            with_decoder(|decoder| decoder.decode(&name, row, stored, &mut plain))
+                .map_err(|error| self.window.locate(error))?;
+            frames.0.insert(*key, plain);
+        }
+        let mut documents = DocumentBatch::new();
+        let mut scratch = Vec::new();
+        for number in self.window.first..self.window.end {
+            let Some(record) = self.window.batch.get(number) else {
+                break;
+            };
+            let Some(body) = record.body else { continue };
+            let wrong = |kind, what: &str| {
+                let damage = super::error::Damage::new(
+                    body.chunk.name(),
+                    kind,
+                    format!("{} {what}", show_key(record.key)),
+                );
+                ArchiveError::Damaged(Box::new(damage.within(record.key, record.key)))
+            };
+            let start = (body.offset % self.frame_len) as usize;
+            let key = |frame| (body.chunk.id, body.chunk.session, frame);
+            let mut spanned = frames_of(&body, self.frame_len);
+            let first = spanned.next().and_then(|frame| frames.0.get(&key(frame)));
+            let first = first.ok_or_else(|| wrong(DamageKind::Inconsistent, "has no frame"))?;
+            let length = body.length as usize;
+            let bytes = match first.get(start..start + length) {
+                Some(bytes) => bytes,
+                None => {
+                    scratch.clear();
+                    scratch.extend_from_slice(first.get(start..).unwrap_or_default());
+                    for frame in spanned {
+                        let frame = frames.0.get(&key(frame));
+                        let frame = frame.ok_or_else(|| wrong(DamageKind::Inconsistent, "has no frame"))?;
+                        let more = (length - scratch.len()).min(frame.len());
+                        scratch.extend_from_slice(&frame[..more]);
+                    }
+                    &scratch[..]
+                }
+            };
+            if bytes.len() != length || repository.body_hash(bytes) != record.body_hash {
+                return Err(wrong(
+                    DamageKind::Document,
+                    "has another body than its record says",
+                ));
+            }
+            documents.push(DocumentRef {
+                key: record.key,
+                create_time: record.create_time,
+                update_time: record.update_time,
+                body: bytes,
+            });
+        }
+        for key in &self.window.evict {
+            frames.0.remove(key);
+        }
+        Ok(documents)
+    }
+}

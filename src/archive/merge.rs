@@ -1,0 +1,369 @@
+//! The merge: one ascending stream of records out of a stack of runs, where the newest record of a key hides the older ones.
+//!
+//! Each run is a cursor that holds one page; the cursors stand in a heap by their keys, the newer run first among equals. A
+//! merge never looks at a body. Large runs load their next page while the present one is read; small ones do not, because a
+//! deep stack of nightly layers would hold as many pages again.
+
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+
+use super::error::{ArchiveError, DamageKind, Result, show_key};
+use super::ids::ChunkRef;
+use super::index_page::PageCursor;
+use super::reader::{Blocks, Run};
+use super::record::RecordBatch;
+use super::run::DirectoryBlock;
+use crate::document::KeyRange;
+
+/// Records of a batch at most.
+const BATCH_RECORDS: usize = 4096;
+/// Bytes of keys after which a batch ends.
+const BATCH_KEY_BYTES: usize = 1 << 20;
+
+/// A page, and the entry that it is listed in.
+struct LoadedPage {
+    block: Arc<DirectoryBlock>,
+    entry: usize,
+    name: Arc<str>,
+    cursor: PageCursor,
+}
+
+/// Goes through the pages of a run that meet a range.
+struct PageSource {
+    blocks: Blocks,
+    run: Arc<Run>,
+    range: KeyRange,
+    block: usize,
+    loaded: Option<Arc<DirectoryBlock>>,
+    entry: usize,
+    page: usize,
+}
+
+impl PageSource {
+    fn new(blocks: Blocks, run: Arc<Run>, range: KeyRange) -> Self {
+        let block = match &range.start {
+            Some(start) => run.root.blocks.partition_point(|block| block.last_key < *start),
+            None => 0,
+        };
+        Self {
+            blocks,
+            run,
+            range,
+            block,
+            loaded: None,
+            entry: 0,
+            page: 0,
+        }
+    }
+
+    fn starts_past_end(&self, first_key: &[u8]) -> bool {
+        self.range
+            .end
+            .as_ref()
+            .is_some_and(|end| end.as_bytes() <= first_key)
+    }
+
+    async fn next(&mut self) -> Result<Option<LoadedPage>> {
+        loop {
+            let Some(listed) = self.run.root.blocks.get(self.block) else {
+                return Ok(None);
+            };
+            if self.starts_past_end(listed.first_key.as_bytes()) {
+                return Ok(None);
+            }
+            let block = match &self.loaded {
+                Some(block) => Arc::clone(block),
+                None => {
+                    let block = self.blocks.load(listed).await?;
+                    let start = self
+                        .range
+                        .start
+                        .as_ref()
+                        .map_or(&[][..], |start| start.as_bytes());
+                    self.entry = block.entries.partition_point(|entry| entry.last_key() < start);
+                    self.page = 0;
+                    self.loaded.insert(block).clone()
+                }
+            };
+            let Some(entry) = block.entries.get(self.entry) else {
+                self.block += 1;
+                self.loaded = None;
+                continue;
+            };
+            let (number, page) = (self.page, entry.pages.get(self.page));
+            let Some(page) = page else {
+                self.entry += 1;
+                self.page = 0;
+                continue;
+            };
+            self.page += 1;
+            if self.starts_past_end(page.first_key.as_bytes()) {
+                return Ok(None);
+            }
+            if self
+                .range
+                .start
+                .as_ref()
+                .is_some_and(|start| page.last_key < *start)
+            {
+                continue;
+            }
+            let name: Arc<str> = entry.chunk.name().into();
+            let cursor = self.blocks.load_page(entry, number, Arc::clone(&name)).await?;
+            return Ok(Some(LoadedPage {
+                entry: self.entry,
+                block,
+                name,
+                cursor,
+            }));
+        }
+    }
+}
+
+/// A page on its way; dropping it stops the fetch.
+struct Ahead(JoinHandle<(PageSource, Result<Option<LoadedPage>>)>);
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Reads one run in key order.
+pub(crate) struct RunCursor {
+    source: Option<PageSource>,
+    ahead: Option<Ahead>,
+    read_ahead: bool,
+    range: KeyRange,
+    page: Option<LoadedPage>,
+    /// The batch's numbers of the entry's data chunks, as far as they were given.
+    numbers: Vec<u32>,
+    numbered: (u64, usize, usize),
+}
+
+const UNNUMBERED: u32 = u32::MAX;
+
+impl RunCursor {
+    pub(crate) fn new(blocks: Blocks, run: Arc<Run>, range: KeyRange, read_ahead: bool) -> Self {
+        Self {
+            source: Some(PageSource::new(blocks, run, range.clone())),
+            ahead: None,
+            read_ahead,
+            range,
+            page: None,
+            numbers: Vec::new(),
+            numbered: (0, 0, 0),
+        }
+    }
+
+    /// The present record's key; empty before the first record and past the last.
+    fn key(&self) -> &[u8] {
+        self.page.as_ref().map_or(&[], |page| page.cursor.key())
+    }
+
+    /// Pages overlap that their entries say are apart.
+    fn disorder(&self) -> ArchiveError {
+        let name = self
+            .page
+            .as_ref()
+            .map_or_else(|| "index".into(), |page| Arc::clone(&page.name));
+        let what = format!("its records do not ascend at {}", show_key(self.key()));
+        ArchiveError::damaged(&*name, DamageKind::Inconsistent, what)
+    }
+
+    /// Goes to the next record of the range; `false` past the last.
+    async fn advance(&mut self) -> Result<bool> {
+        loop {
+            if let Some(page) = &mut self.page {
+                while page.cursor.advance(&page.name)? {
+                    let key = page.cursor.key();
+                    if self
+                        .range
+                        .start
+                        .as_ref()
+                        .is_some_and(|start| key < start.as_bytes())
+                    {
+                        continue;
+                    }
+                    if self.range.end.as_ref().is_some_and(|end| end.as_bytes() <= key) {
+                        self.page = None;
+                        return Ok(false);
+                    }
+                    return Ok(true);
+                }
+            }
+            self.page = None;
+            self.page = self.next_page().await?;
+            if self.page.is_none() {
+                return Ok(false);
+            }
+        }
+    }
+
+    async fn next_page(&mut self) -> Result<Option<LoadedPage>> {
+        let (source, page) = match self.ahead.as_mut() {
+            Some(ahead) => {
+                let done = (&mut ahead.0).await;
+                self.ahead = None;
+                done?
+            }
+            None => {
+                let Some(mut source) = self.source.take() else {
+                    return Err(ArchiveError::Misuse("a merge goes on after an error".to_owned()));
+                };
+                let page = source.next().await;
+                (source, page)
+            }
+        };
+        let page = page?;
+        match page.is_some() && self.read_ahead {
+            true => {
+                let mut source = source;
+                self.ahead = Some(Ahead(tokio::spawn(async move {
+                    let page = source.next().await;
+                    (source, page)
+                })));
+            }
+            false => self.source = Some(source),
+        }
+        Ok(page)
+    }
+
+    /// Appends the present record to a batch.
+    fn append_to(&mut self, batch: &mut RecordBatch, epoch: u64, tombstones: bool) -> Result<()> {
+        let Some(page) = &self.page else {
+            return Ok(());
+        };
+        let Some(put) = page.cursor.put() else {
+            if tombstones {
+                batch.push(page.cursor.key(), None);
+            }
+            return Ok(());
+        };
+        let data = &page.block.entries[page.entry].data;
+        let place = (epoch, Arc::as_ptr(&page.block) as usize, page.entry);
+        if self.numbered != place {
+            self.numbered = place;
+            self.numbers.clear();
+            self.numbers.resize(data.len(), UNNUMBERED);
+        }
+        let mut put = *put;
+        let chunk: Option<&ChunkRef> = data.get(put.chunk as usize);
+        let chunk = chunk
+            .filter(|chunk| u64::from(put.offset) + u64::from(put.length) <= chunk.raw_len)
+            .ok_or_else(|| {
+                ArchiveError::damaged(
+                    &*page.name,
+                    DamageKind::Inconsistent,
+                    format!(
+                        "the record of {} points outside of its data",
+                        show_key(page.cursor.key())
+                    ),
+                )
+            })?;
+        let number = &mut self.numbers[put.chunk as usize];
+        if *number == UNNUMBERED {
+            *number = batch.add_chunk(*chunk);
+        }
+        put.chunk = *number;
+        batch.push(page.cursor.key(), Some(put));
+        Ok(())
+    }
+}
+
+/// Merges runs; the first cursor is the newest run's.
+pub(crate) struct Merge {
+    cursors: Vec<RunCursor>,
+    /// A binary heap of cursors that have a record: the smallest key first, the newest run first among equals.
+    heap: Vec<usize>,
+    started: bool,
+    tombstones: bool,
+    epoch: u64,
+    key: Vec<u8>,
+}
+
+impl Merge {
+    /// A merge; `tombstones` says whether they are given, or only hide what is older.
+    pub(crate) fn new(cursors: Vec<RunCursor>, tombstones: bool) -> Self {
+        Self {
+            heap: Vec::with_capacity(cursors.len()),
+            cursors,
+            started: false,
+            tombstones,
+            epoch: 0,
+            key: Vec::new(),
+        }
+    }
+
+    /// The next records; `None` when there are no more. After an error the merge is of no use.
+    pub(crate) async fn next(&mut self) -> Result<Option<RecordBatch>> {
+        if !self.started {
+            for number in 0..self.cursors.len() {
+                if self.cursors[number].advance().await? {
+                    self.heap.push(number);
+                    self.sift_up();
+                }
+            }
+            self.started = true;
+        }
+        self.epoch += 1;
+        let mut batch = RecordBatch::default();
+        while let Some(&top) = self.heap.first() {
+            if batch.len() >= BATCH_RECORDS || batch.key_bytes() >= BATCH_KEY_BYTES {
+                break;
+            }
+            // No record has the empty key that this starts with.
+            if *self.cursors[top].key() <= *self.key {
+                return Err(self.cursors[top].disorder());
+            }
+            self.key.clear();
+            self.key.extend_from_slice(self.cursors[top].key());
+            self.cursors[top].append_to(&mut batch, self.epoch, self.tombstones)?;
+            // The present record, and the older ones that it hides.
+            while let Some(&next) = self.heap.first() {
+                if self.cursors[next].key() != self.key {
+                    break;
+                }
+                if !self.cursors[next].advance().await? {
+                    self.heap.swap_remove(0);
+                }
+                self.sift_down();
+            }
+        }
+        Ok((!batch.is_empty()).then_some(batch))
+    }
+
+    fn before(&self, a: usize, b: usize) -> bool {
+        let (a, b) = (self.heap[a], self.heap[b]);
+        match self.cursors[a].key().cmp(self.cursors[b].key()) {
+            std::cmp::Ordering::Equal => a < b,
+            order => order.is_lt(),
+        }
+    }
+
+    fn sift_up(&mut self) {
+        let mut at = self.heap.len().saturating_sub(1);
+        while at > 0 && self.before(at, (at - 1) / 2) {
+            self.heap.swap(at, (at - 1) / 2);
+            at = (at - 1) / 2;
+        }
+    }
+
+    fn sift_down(&mut self) {
+        let mut at = 0;
+        loop {
+            let mut least = at;
+            for child in [2 * at + 1, 2 * at + 2] {
+                if child < self.heap.len() && self.before(child, least) {
+                    least = child;
+                }
+            }
+            if least == at {
+                return;
+            }
+            self.heap.swap(at, least);
+            at = least;
+        }
+    }
+}

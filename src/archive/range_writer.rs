@@ -1,0 +1,494 @@
+//! The range writer: takes the documents of one key range in order and makes segments and an index of them.
+//!
+//! The path of a document: its key's hash says whether a segment ends here and whether the segment is this range's
+//! ([`cut`](super::cut)); its body goes to the end of the open frame; its record to the open page. Nothing is allocated for
+//! it. Full frames and pages are hashed and compressed on blocking threads while the next ones fill; finished chunks are
+//! uploaded in the background, as far as the byte budget that all writers of the session share allows. A writer that gets
+//! ahead waits in [`RangeWriter::push`], and so the read stream before it waits.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
+
+use super::chunk::{BuiltChunk, ChunkBuilder, ChunkKind};
+use super::counts::{Counts, Tally};
+use super::cut::{Ownership, Verdict, is_natural_cut, key_hash};
+use super::error::{ArchiveError, Result, show_key};
+use super::ids::ChunkRef;
+use super::index_page::{MAX_KEY_LEN, Put};
+use super::index_writer::{BodyChunk, FullIndexChunk, IndexWriter, PendingEntry};
+use super::run::{IndexEntry, MAX_CHUNK_RAW_LEN};
+use super::session::{SessionShared, Stored};
+use crate::document::{DocumentKey, DocumentRef, KeyRange, Timestamp};
+
+/// The zstd level of bodies.
+pub(crate) const DATA_LEVEL: i32 = 3;
+/// The largest body: far above any limit of Firestore's.
+const MAX_BODY_LEN: usize = 256 << 20;
+
+/// Whether a range writer wants more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Flow {
+    /// Go on.
+    Continue,
+    /// The writer has all that is its own: stop reading. Documents pushed after this are passed over.
+    Done,
+}
+
+/// What a range writer did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteStats {
+    /// Documents that the range owns.
+    pub documents: u64,
+    /// Tombstones.
+    pub tombstones: u64,
+    /// Bytes of the bodies that came in (reused ones came not).
+    pub raw_bytes: u64,
+    /// Bytes of bodies whose chunk was not there before.
+    pub new_bytes: u64,
+    /// Bytes of objects written, data and index.
+    pub stored_bytes: u64,
+    /// Bytes of bodies whose chunk was there already.
+    pub deduplicated_bytes: u64,
+    /// Data chunks written.
+    pub chunks_written: u64,
+    /// Data chunks that were there already.
+    pub chunks_reused: u64,
+    /// Documents passed over because another range owns them.
+    pub skipped_documents: u64,
+    /// Documents by root collection.
+    pub collections: Counts,
+    /// Documents by collection group.
+    pub collection_groups: Counts,
+}
+
+impl WriteStats {
+    /// Adds what another writer did.
+    pub fn add(&mut self, other: &Self) {
+        self.documents += other.documents;
+        self.tombstones += other.tombstones;
+        self.raw_bytes += other.raw_bytes;
+        self.new_bytes += other.new_bytes;
+        self.stored_bytes += other.stored_bytes;
+        self.deduplicated_bytes += other.deduplicated_bytes;
+        self.chunks_written += other.chunks_written;
+        self.chunks_reused += other.chunks_reused;
+        self.skipped_documents += other.skipped_documents;
+        super::counts::add_counts(&mut self.collections, &other.collections);
+        super::counts::add_counts(&mut self.collection_groups, &other.collection_groups);
+    }
+}
+
+/// A finished range: the contents of its checkpoint, from which alone a commit is made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RangeOutput {
+    /// The range.
+    pub range: KeyRange,
+    /// Where a range that is not finished has got to: the first key not covered. `None`: finished.
+    pub cursor: Option<DocumentKey>,
+    /// What was done.
+    pub stats: WriteStats,
+    /// The index chunks of the range's records, ascending.
+    pub entries: Vec<IndexEntry>,
+}
+
+/// A document whose body is stored already.
+#[derive(Clone, Copy, Debug)]
+pub struct StoredDocument<'a> {
+    /// Its key.
+    pub key: &'a [u8],
+    /// When the server says it was created.
+    pub create_time: Timestamp,
+    /// When the server says it was last changed.
+    pub update_time: Timestamp,
+    /// The hash of its body.
+    pub body_hash: u64,
+    /// The data chunk that holds the body: one that the session's pins reach.
+    pub chunk: ChunkRef,
+    /// Where the body starts in the chunk's plaintext.
+    pub offset: u32,
+    /// The body's length in bytes.
+    pub length: u32,
+}
+
+/// Writes one range. Dropping it stops its uploads and leaves nothing behind but chunks that a sweep collects.
+pub struct RangeWriter {
+    session: Arc<SessionShared>,
+    range: KeyRange,
+    reads: KeyRange,
+    ownership: Ownership,
+    exact: bool,
+    previous: Vec<u8>,
+    started: bool,
+    /// Set while a call is under way: one that failed or was dropped half-way leaves it set.
+    broken: bool,
+    frame: Vec<u8>,
+    data: ChunkBuilder,
+    segment_len: u64,
+    segments: Vec<Option<ChunkRef>>,
+    index: IndexWriter,
+    entries: Vec<(PendingEntry, Option<ChunkRef>)>,
+    uploads: JoinSet<Result<Upload>>,
+    stats: WriteStats,
+    tally: Tally,
+}
+
+/// What an upload task brings back.
+struct Upload {
+    place: Place,
+    stored: Stored,
+}
+
+#[derive(Clone, Copy)]
+enum Place {
+    Segment(usize),
+    Entry(usize),
+}
+
+impl RangeWriter {
+    pub(crate) fn new(
+        session: Arc<SessionShared>,
+        range: KeyRange,
+        reads: KeyRange,
+        open_start: bool,
+        exact: bool,
+    ) -> Self {
+        let ownership = match exact {
+            true => Ownership::exact(range.clone()),
+            false => Ownership::by_cuts(range.clone(), open_start),
+        };
+        let page_records = session.parameters().page_records;
+        Self {
+            session,
+            range,
+            reads,
+            ownership,
+            exact,
+            previous: Vec::new(),
+            started: false,
+            broken: false,
+            frame: Vec::new(),
+            data: ChunkBuilder::new(ChunkKind::Data, DATA_LEVEL),
+            segment_len: 0,
+            segments: Vec::new(),
+            index: IndexWriter::new(page_records),
+            entries: Vec::new(),
+            uploads: JoinSet::new(),
+            stats: WriteStats::default(),
+            tally: Tally::default(),
+        }
+    }
+
+    /// The range.
+    pub fn range(&self) -> &KeyRange {
+        &self.range
+    }
+
+    /// What to read: from the range's start on, past its end, until a push says [`Flow::Done`] or nothing is left.
+    pub fn reads(&self) -> &KeyRange {
+        &self.reads
+    }
+
+    /// What was done so far, collections excepted.
+    pub fn stats(&self) -> &WriteStats {
+        &self.stats
+    }
+
+    /// Takes the next document; its key must come after the one before it. Waits when uploads fall behind.
+    ///
+    /// After an error, and when the returned future is dropped before it is done, the writer refuses everything: start the
+    /// range again.
+    pub async fn push(&mut self, document: DocumentRef<'_>) -> Result<Flow> {
+        self.begin(document.key)?;
+        let length = document.body.len();
+        if length == 0 {
+            return Err(ArchiveError::Misuse(format!(
+                "the body of {} is empty, which no encoding of fields is",
+                show_key(document.key)
+            )));
+        }
+        if length > MAX_BODY_LEN {
+            return Err(ArchiveError::TooLarge {
+                key: show_key(document.key),
+                what: format!("has {length} bytes, more than the {MAX_BODY_LEN} that a document may have"),
+            });
+        }
+        let key_hash = key_hash(document.key);
+        let natural_cut = is_natural_cut(key_hash, length as u64, self.session.parameters().cut_target);
+        let verdict = self.ownership.judge(document.key, natural_cut);
+        match verdict {
+            Verdict::Skip | Verdict::Stop => {
+                self.stats.skipped_documents += 1;
+                self.broken = false;
+                return Ok(if verdict == Verdict::Skip {
+                    Flow::Continue
+                } else {
+                    Flow::Done
+                });
+            }
+            Verdict::Own | Verdict::OwnLast => {}
+        }
+        if self.segment_len > 0 && self.segment_len + length as u64 > self.session.parameters().cut_max {
+            self.end_segment().await?;
+        }
+        self.make_room().await?;
+        if self.segment_len == 0 {
+            self.segments.push(None);
+        }
+        let put = Put {
+            create_time: document.create_time,
+            update_time: document.update_time,
+            body_hash: self.session.repository.body_hash(document.body),
+            chunk: 0,
+            offset: self.segment_len as u32,
+            length: length as u32,
+        };
+        let segment = BodyChunk::Segment(self.segments.len() as u32 - 1);
+        self.count(document.key, length, &put)?;
+        self.index.put(document.key, key_hash, segment, put);
+        self.stats.raw_bytes += length as u64;
+        self.append_body(document.body).await?;
+        if natural_cut {
+            self.end_segment().await?;
+        }
+        self.broken = false;
+        Ok(match verdict {
+            Verdict::OwnLast => Flow::Done,
+            _ => Flow::Continue,
+        })
+    }
+
+    /// Records that a document is gone. Only for writers that own exactly their range.
+    pub async fn push_tombstone(&mut self, key: &[u8]) -> Result<Flow> {
+        if !self.begin_exact(key)? {
+            return Ok(Flow::Done);
+        }
+        self.make_room().await?;
+        self.index.tombstone(key, key_hash(key));
+        self.stats.tombstones += 1;
+        self.broken = false;
+        Ok(Flow::Continue)
+    }
+
+    /// Records a document whose body is stored already. Only for writers that own exactly their range.
+    pub async fn push_reusing(&mut self, document: StoredDocument<'_>) -> Result<Flow> {
+        if !self.begin_exact(document.key)? {
+            return Ok(Flow::Done);
+        }
+        self.make_room().await?;
+        let put = Put {
+            create_time: document.create_time,
+            update_time: document.update_time,
+            body_hash: document.body_hash,
+            chunk: 0,
+            offset: document.offset,
+            length: document.length,
+        };
+        self.count(document.key, document.length as usize, &put)?;
+        let chunk = BodyChunk::Stored(document.chunk);
+        self.index.put(document.key, key_hash(document.key), chunk, put);
+        self.broken = false;
+        Ok(Flow::Continue)
+    }
+
+    /// Ends the range, when its writer is done or nothing is left to read: waits for the uploads and writes the
+    /// checkpoint. What the range's documents need is durable when this returns.
+    pub async fn finish(mut self) -> Result<RangeOutput> {
+        self.check_usable()?;
+        if self.segment_len > 0 {
+            self.end_segment().await?;
+        }
+        if let Some(full) = self.index.flush_page().await? {
+            self.store_index(full).await?;
+        }
+        if let Some(full) = self.index.finish_chunk().await? {
+            self.store_index(full).await?;
+        }
+        while let Some(upload) = self.uploads.join_next().await {
+            self.uploaded(upload??);
+        }
+        (self.stats.collections, self.stats.collection_groups) = self.tally.named();
+        let mut entries = Vec::with_capacity(self.entries.len());
+        for (pending, chunk) in std::mem::take(&mut self.entries) {
+            let chunk =
+                chunk.ok_or_else(|| ArchiveError::Misuse("an index chunk was not stored".to_owned()))?;
+            entries.push(pending.resolve(chunk, &self.segments)?);
+        }
+        let output = RangeOutput {
+            range: self.range.clone(),
+            cursor: None,
+            stats: std::mem::take(&mut self.stats),
+            entries,
+        };
+        self.session.write_checkpoint(output).await
+    }
+
+    fn check_usable(&self) -> Result<()> {
+        if self.broken {
+            return Err(ArchiveError::Misuse(
+                "an earlier call on this range writer failed or was dropped: start the range again"
+                    .to_owned(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Takes note of the next key.
+    fn begin(&mut self, key: &[u8]) -> Result<()> {
+        self.check_usable()?;
+        self.broken = true;
+        if self.started && key <= &self.previous[..] {
+            return Err(ArchiveError::OutOfOrder {
+                previous: show_key(&self.previous),
+                next: show_key(key),
+            });
+        }
+        if key.len() > MAX_KEY_LEN {
+            return Err(ArchiveError::TooLarge {
+                key: show_key(key),
+                what: format!("has a path longer than {MAX_KEY_LEN} bytes"),
+            });
+        }
+        if self
+            .range
+            .start
+            .as_ref()
+            .is_some_and(|start| key < start.as_bytes())
+        {
+            return Err(ArchiveError::OutOfOrder {
+                previous: "the range's start".to_owned(),
+                next: show_key(key),
+            });
+        }
+        self.started = true;
+        self.previous.clear();
+        self.previous.extend_from_slice(key);
+        Ok(())
+    }
+
+    /// The same for records that only exact writers take; `false` past the range's end.
+    fn begin_exact(&mut self, key: &[u8]) -> Result<bool> {
+        if !self.exact {
+            return Err(ArchiveError::Misuse(
+                "tombstones and reused bodies need a writer that owns exactly its range".to_owned(),
+            ));
+        }
+        self.begin(key)?;
+        let owned = self.ownership.judge(key, false) == Verdict::Own;
+        if !owned {
+            self.broken = false;
+        }
+        Ok(owned)
+    }
+
+    fn count(&mut self, key: &[u8], length: usize, put: &Put) -> Result<()> {
+        if put.create_time.nanos >= 1_000_000_000 || put.update_time.nanos >= 1_000_000_000 {
+            return Err(ArchiveError::Misuse(format!(
+                "{} has an impossible time",
+                show_key(key)
+            )));
+        }
+        if !self.tally.add(key, length) {
+            return Err(ArchiveError::Misuse(format!(
+                "{} is not a document's",
+                show_key(key)
+            )));
+        }
+        self.stats.documents += 1;
+        Ok(())
+    }
+
+    /// Flushes a full page.
+    async fn make_room(&mut self) -> Result<()> {
+        if self.index.page_is_full()
+            && let Some(full) = self.index.flush_page().await?
+        {
+            self.store_index(full).await?;
+        }
+        Ok(())
+    }
+
+    async fn append_body(&mut self, mut body: &[u8]) -> Result<()> {
+        self.segment_len += body.len() as u64;
+        let frame_len = self.session.parameters().frame_len as usize;
+        loop {
+            let room = frame_len - self.frame.len();
+            if body.len() < room {
+                self.frame.extend_from_slice(body);
+                return Ok(());
+            }
+            let (now, later) = body.split_at(room);
+            self.frame.extend_from_slice(now);
+            self.data.add_frame(&mut self.frame).await?;
+            self.frame.reserve(frame_len);
+            body = later;
+        }
+    }
+
+    async fn end_segment(&mut self) -> Result<()> {
+        if !self.frame.is_empty() {
+            self.data.add_frame(&mut self.frame).await?;
+        }
+        let built = self.data.finish().await?;
+        let length = std::mem::take(&mut self.segment_len);
+        let number = self.segments.len() - 1;
+        debug_assert!(length <= MAX_CHUNK_RAW_LEN && length == built.table.raw_len);
+        if let Some(known) = self.session.known_chunk(&built.id, length) {
+            self.segments[number] = Some(known);
+            self.stats.chunks_reused += 1;
+            self.stats.deduplicated_bytes += length;
+            return Ok(());
+        }
+        self.upload(Place::Segment(number), built).await
+    }
+
+    async fn store_index(&mut self, full: FullIndexChunk) -> Result<()> {
+        let number = self.entries.len();
+        let known = self.session.known_chunk(&full.built.id, full.built.table.raw_len);
+        // The same pages may have been compressed otherwise by whoever wrote the known chunk; then lengths differ.
+        let known = known.filter(|known| known.stored_len == full.built.table.stored_len());
+        self.entries.push((full.entry, known));
+        match known {
+            Some(_) => Ok(()),
+            None => self.upload(Place::Entry(number), full.built).await,
+        }
+    }
+
+    /// Uploads a chunk in the background once the budget has room, and takes notice of uploads that ended.
+    async fn upload(&mut self, place: Place, built: BuiltChunk) -> Result<()> {
+        while let Some(upload) = self.uploads.try_join_next() {
+            self.uploaded(upload??);
+        }
+        let budget = self.session.budget.take(built.table.stored_len()).await;
+        let session = Arc::clone(&self.session);
+        self.uploads.spawn(async move {
+            let stored = session.put_chunk(built).await?;
+            drop(budget);
+            Ok(Upload { place, stored })
+        });
+        Ok(())
+    }
+
+    fn uploaded(&mut self, upload: Upload) {
+        let Stored { chunk, found } = upload.stored;
+        if found.is_none() {
+            self.stats.stored_bytes += chunk.stored_len;
+        }
+        match upload.place {
+            Place::Segment(number) => {
+                self.segments[number] = Some(chunk);
+                self.stats.chunks_written += 1;
+                self.stats.new_bytes += chunk.raw_len;
+            }
+            Place::Entry(number) => {
+                let (pending, stored) = &mut self.entries[number];
+                *stored = Some(chunk);
+                if let Some(found) = found {
+                    pending.relocate(&found);
+                }
+            }
+        }
+    }
+}

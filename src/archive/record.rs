@@ -1,0 +1,130 @@
+//! Merged records in batches: what a snapshot says of its documents, without their bodies.
+
+use super::error::Result;
+use super::ids::ChunkRef;
+use super::index_page::Put;
+use crate::document::{DocumentPath, PathError, Timestamp};
+
+/// Records in ascending order of their keys.
+#[derive(Clone, Debug, Default)]
+pub struct RecordBatch {
+    keys: Vec<u8>,
+    chunks: Vec<ChunkRef>,
+    entries: Vec<Entry>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    key_end: usize,
+    /// The chunk's number is that of the batch's list; `None` for a tombstone.
+    put: Option<Put>,
+}
+
+/// Where a body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BodyLocation {
+    /// The data chunk.
+    pub chunk: ChunkRef,
+    /// Where the body starts in the chunk's plaintext.
+    pub offset: u32,
+    /// The body's length in bytes.
+    pub length: u32,
+}
+
+/// One record of a batch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RecordRef<'a> {
+    /// The document's key.
+    pub key: &'a [u8],
+    /// When the server says it was created; zero for a tombstone.
+    pub create_time: Timestamp,
+    /// When the server says it was last changed; zero for a tombstone.
+    pub update_time: Timestamp,
+    /// The hash of its body: see [`Repository::body_hash`](super::Repository::body_hash).
+    pub body_hash: u64,
+    /// Where its body is; `None` for a tombstone, which only a merge that keeps them gives.
+    pub body: Option<BodyLocation>,
+}
+
+impl RecordRef<'_> {
+    /// The document's path.
+    pub fn path(&self) -> Result<DocumentPath, PathError> {
+        DocumentPath::from_key(self.key)
+    }
+
+    /// The body's length in bytes, zero for a tombstone.
+    pub fn length(&self) -> u32 {
+        self.body.map_or(0, |body| body.length)
+    }
+}
+
+impl RecordBatch {
+    pub(crate) fn push(&mut self, key: &[u8], put: Option<Put>) {
+        self.keys.extend_from_slice(key);
+        self.entries.push(Entry {
+            key_end: self.keys.len(),
+            put,
+        });
+    }
+
+    /// Lists a chunk and says its number in this batch.
+    pub(crate) fn add_chunk(&mut self, chunk: ChunkRef) -> u32 {
+        self.chunks.push(chunk);
+        self.chunks.len() as u32 - 1
+    }
+
+    /// How many records there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Bytes of keys held.
+    pub fn key_bytes(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// The record at `index`, `None` past the end.
+    pub fn get(&self, index: usize) -> Option<RecordRef<'_>> {
+        let entry = self.entries.get(index)?;
+        let start = index
+            .checked_sub(1)
+            .map_or(0, |before| self.entries[before].key_end);
+        let put = entry.put.unwrap_or_default();
+        Some(RecordRef {
+            key: &self.keys[start..entry.key_end],
+            create_time: put.create_time,
+            update_time: put.update_time,
+            body_hash: put.body_hash,
+            body: entry.put.map(|put| BodyLocation {
+                chunk: self.chunks[put.chunk as usize],
+                offset: put.offset,
+                length: put.length,
+            }),
+        })
+    }
+
+    /// The records in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = RecordRef<'_>> {
+        let mut start = 0;
+        self.entries.iter().map(move |entry| {
+            let key = std::mem::replace(&mut start, entry.key_end)..entry.key_end;
+            let put = entry.put.unwrap_or_default();
+            RecordRef {
+                key: &self.keys[key],
+                create_time: put.create_time,
+                update_time: put.update_time,
+                body_hash: put.body_hash,
+                body: entry.put.map(|put| BodyLocation {
+                    chunk: self.chunks[put.chunk as usize],
+                    offset: put.offset,
+                    length: put.length,
+                }),
+            }
+        })
+    }
+}

@@ -1,0 +1,705 @@
+//! The session: how writers come to one snapshot without waiting for each other or trusting a clock.
+//!
+//! The steps are those of the protocol in `FORMAT.md`, which was model-checked; each is needed. Pins come first, then the
+//! check that every pinned snapshot still stands, then the plan: after that, whatever a sweep does, all that the pins reach
+//! stays while the session is undecided. Workers begin only from the plan. The commit is one create-only put; so is an abort,
+//! and whichever comes first decides.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use futures::{StreamExt, TryStreamExt};
+use serde::{Deserialize, Serialize};
+
+use super::budget::ByteBudget;
+use super::chunk::{BuiltChunk, ChunkBuilder, ChunkKind, FrameTable, with_decoder};
+use super::counts::Counts;
+use super::envelope::{self, MAX_JSON_LEN};
+use super::error::{ArchiveError, DamageKind, Result};
+use super::ids::{ChunkId, ChunkRef, RunId, SessionId, SnapshotId};
+use super::range_writer::{RangeOutput, RangeWriter, WriteStats};
+use super::repository::{Parameters, Repository};
+use super::run::{
+    BLOCK_TARGET_LEN, DirectoryBlock, IndexEntry, MAX_BLOCK_ENTRIES, MAX_FILTERED_RECORDS, RunRoot,
+};
+use super::sealed::{self, MAX_SEALED_LEN, SealedKind};
+use super::selection::Selection;
+use super::snapshot::{
+    AbortRecord, Consistency, Decision, RunRef, Snapshot, SnapshotKind, SnapshotStats, range_as_hex, rfc3339,
+};
+use crate::document::{DatabaseName, KeyRange, Timestamp};
+use crate::store::StoreError;
+
+/// How often a worker shows that it lives.
+pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(30);
+/// Bytes of finished chunks that a session's writers hold until they are uploaded.
+pub const UPLOAD_BUDGET: u64 = 64 << 20;
+
+/// What a session sets out to do: decided once, the same for all its workers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// What the snapshot is for.
+    pub kind: SnapshotKind,
+    /// The database.
+    pub database: DatabaseName,
+    /// The database's own identity, where the server told it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database_uid: Option<String>,
+    /// The moment to read at.
+    #[serde(with = "rfc3339")]
+    pub read_time: Timestamp,
+    /// When the session began.
+    pub started_at: DateTime<Utc>,
+    /// Which documents.
+    pub selection: Selection,
+    /// The ranges to begin with: they tile the selection's key ranges. Workers may split them.
+    #[serde(with = "range_as_hex::list")]
+    pub ranges: Vec<KeyRange>,
+    /// Whatever else the workers must agree upon.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub extra: BTreeMap<String, serde_json::Value>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Pins {
+    pins: Vec<SnapshotId>,
+}
+
+/// How to begin a session.
+#[derive(Clone, Debug)]
+pub struct SessionOptions {
+    /// Its id; a new one when none.
+    pub id: Option<SessionId>,
+    /// The snapshots to deduplicate against and to build upon.
+    pub pins: Vec<SnapshotId>,
+    /// What to do.
+    pub plan: Plan,
+    /// Bytes of finished chunks held until they are uploaded, by all range writers together.
+    pub upload_budget: u64,
+}
+
+impl SessionOptions {
+    /// A new session with this plan and no pins.
+    pub fn new(plan: Plan) -> Self {
+        Self {
+            id: None,
+            pins: Vec::new(),
+            plan,
+            upload_budget: UPLOAD_BUDGET,
+        }
+    }
+}
+
+/// What a snapshot says beyond what the session knows by itself.
+#[derive(Clone, Debug, Default)]
+pub struct SnapshotDraft {
+    /// The snapshot that this one builds upon: its stack goes below the new run, and its id becomes the parent.
+    pub parent: Option<Snapshot>,
+    /// The whole snapshot's counts. Needed with a parent; without one they are those of the session's documents.
+    pub totals: Option<Totals>,
+    /// Whether all documents are of one moment.
+    pub consistency: Consistency,
+    /// The snapshot that this one stands in for.
+    pub replaces: Option<SnapshotId>,
+    /// The user's tags.
+    pub tags: Vec<String>,
+    /// The user's words.
+    pub description: Option<String>,
+    /// The machine.
+    pub host: Option<String>,
+    /// Reads that Firestore bills.
+    pub billed_reads: u64,
+    /// Whatever the operation wants to remember.
+    pub extra: BTreeMap<String, serde_json::Value>,
+    /// When the session ends; now when none.
+    pub finished_at: Option<DateTime<Utc>>,
+}
+
+/// The counts of a whole snapshot.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Totals {
+    /// Documents.
+    pub documents: u64,
+    /// Bytes of their bodies.
+    pub body_bytes: u64,
+    /// Documents by root collection.
+    pub collections: Counts,
+    /// Documents by collection group.
+    pub collection_groups: Counts,
+}
+
+/// A session under way, seen by one worker. Dropping it stops its heartbeat; what it wrote stays for a resume.
+#[derive(Debug)]
+pub struct Session {
+    shared: Arc<SessionShared>,
+    _heartbeat: Heartbeat,
+}
+
+/// What range writers need of their session.
+#[derive(Debug)]
+pub(crate) struct SessionShared {
+    pub(crate) repository: Repository,
+    pub(crate) budget: ByteBudget,
+    id: SessionId,
+    pins: Vec<SnapshotId>,
+    plan: Plan,
+    known: HashMap<ChunkId, Known>,
+    /// Chunks that this worker stored: only those that are durable.
+    written: Mutex<HashMap<ChunkId, Known>>,
+}
+
+/// A stored chunk, in 48 bytes with its id.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    session: SessionId,
+    raw_len: u32,
+    stored_len: u32,
+}
+
+/// A chunk that is durable now.
+pub(crate) struct Stored {
+    pub(crate) chunk: ChunkRef,
+    /// Where its frames are, when another worker of the session had stored it already, in its own way.
+    pub(crate) found: Option<FrameTable>,
+}
+
+impl Session {
+    /// Begins a session: pins, check, plan. With an id of an undecided session, takes part in it: the stored pins and plan
+    /// hold, see [`Session::plan`].
+    ///
+    /// # Errors
+    /// [`ArchiveError::PinGone`] when a snapshot to build upon was forgotten; the session is aborted then.
+    pub async fn begin(repository: &Repository, options: SessionOptions) -> Result<Self> {
+        repository.check_writable()?;
+        let store = repository.store();
+        let id = options.id.unwrap_or_else(SessionId::random);
+        let pins_name = format!("{}/pins.json", id.folder());
+        let mut pins = Pins { pins: options.pins };
+        pins.pins.sort();
+        pins.pins.dedup();
+        match store.put_new(&pins_name, envelope::encode("pins", &pins)?).await {
+            Ok(()) => {}
+            Err(StoreError::AlreadyExists { .. }) => {
+                let bytes = store.get_at_most(&pins_name, MAX_JSON_LEN).await?;
+                pins = envelope::decode(&pins_name, "pins", &bytes)?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let plan_name = format!("{}/plan.json", id.folder());
+        if !store.exists(&plan_name).await? {
+            for &pin in &pins.pins {
+                let what = match repository.decision(pin).await? {
+                    Some(Decision::Committed(_)) if store.exists(&pin.forgotten_name()).await? => {
+                        "was forgotten"
+                    }
+                    Some(Decision::Committed(_)) => continue,
+                    Some(Decision::Aborted(_)) => "was aborted",
+                    None => "does not exist",
+                };
+                let reason = format!("snapshot {pin}, which it was to build upon, {what}");
+                abort(repository, id, &reason).await?;
+                return Err(ArchiveError::PinGone {
+                    session: id,
+                    pin,
+                    what,
+                });
+            }
+            match store
+                .put_new(&plan_name, envelope::encode("plan", &options.plan)?)
+                .await
+            {
+                Ok(()) | Err(StoreError::AlreadyExists { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Self::work(repository, id, pins, options.upload_budget).await
+    }
+
+    /// Takes part in a session that has a plan.
+    ///
+    /// # Errors
+    /// [`ArchiveError::Store`] with `NotFound` when it has none.
+    pub async fn join(repository: &Repository, id: SessionId, upload_budget: u64) -> Result<Self> {
+        repository.check_writable()?;
+        let name = format!("{}/pins.json", id.folder());
+        let bytes = repository.store().get_at_most(&name, MAX_JSON_LEN).await?;
+        let pins = envelope::decode(&name, "pins", &bytes)?;
+        Self::work(repository, id, pins, upload_budget).await
+    }
+
+    /// Works from the stored plan.
+    async fn work(repository: &Repository, id: SessionId, pins: Pins, upload_budget: u64) -> Result<Self> {
+        match repository.decision(id).await? {
+            None => {}
+            Some(Decision::Aborted(record)) => return Err(aborted(record)),
+            Some(Decision::Committed(_)) => {
+                return Err(ArchiveError::Misuse(format!("session {id} is committed already")));
+            }
+        }
+        let name = format!("{}/plan.json", id.folder());
+        let bytes = repository.store().get_at_most(&name, MAX_JSON_LEN).await?;
+        let plan = envelope::decode(&name, "plan", &bytes)?;
+        let heartbeat = Heartbeat::start(repository, id);
+        let known = known_chunks(repository, &pins.pins).await?;
+        let shared = SessionShared {
+            repository: repository.clone(),
+            budget: ByteBudget::new(upload_budget),
+            id,
+            pins: pins.pins,
+            plan,
+            known,
+            written: Mutex::default(),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+            _heartbeat: heartbeat,
+        })
+    }
+
+    /// The session's id, and that of the snapshot it will commit.
+    pub fn id(&self) -> SessionId {
+        self.shared.id
+    }
+
+    /// The plan that holds: the stored one, which another worker may have made.
+    pub fn plan(&self) -> &Plan {
+        &self.shared.plan
+    }
+
+    /// The pins that hold.
+    pub fn pins(&self) -> &[SnapshotId] {
+        &self.shared.pins
+    }
+
+    /// A writer of the segments that the range owns by its cuts: for documents that come from the database. Feed it
+    /// [`RangeWriter::reads`], which goes past the range's end, until it is done.
+    pub fn range_writer(&self, range: KeyRange) -> RangeWriter {
+        let selected = self.shared.plan.selection.key_ranges();
+        let within = selected.iter().find(|selected| {
+            selected.start <= range.start
+                && match (&selected.end, &range.start) {
+                    (Some(end), Some(start)) => start < end,
+                    _ => true,
+                }
+        });
+        let reads = KeyRange {
+            start: range.start.clone(),
+            end: within.and_then(|selected| selected.end.clone()),
+        };
+        let open_start = within.is_none_or(|selected| selected.start == range.start);
+        RangeWriter::new(Arc::clone(&self.shared), range, reads, open_start, false)
+    }
+
+    /// A writer of exactly the records in the range: for layers, which hold tombstones and reuse bodies.
+    pub fn exact_range_writer(&self, range: KeyRange) -> RangeWriter {
+        RangeWriter::new(Arc::clone(&self.shared), range.clone(), range, true, true)
+    }
+
+    /// The ranges that are finished, by any worker, in key order.
+    pub async fn finished_ranges(&self) -> Result<Vec<RangeOutput>> {
+        let folder = format!("{}/checkpoints", self.shared.id.folder());
+        let names: Vec<String> = self
+            .shared
+            .repository
+            .store()
+            .list(&folder)
+            .map_ok(|object| object.name)
+            .try_collect()
+            .await?;
+        let mut outputs: Vec<RangeOutput> = futures::stream::iter(names)
+            .map(|name| async move { self.shared.read_checkpoint(&name).await })
+            .buffer_unordered(16)
+            .try_collect()
+            .await?;
+        outputs.retain(|output| output.cursor.is_none());
+        outputs.sort_by(|a, b| a.range.start.cmp(&b.range.start));
+        Ok(outputs)
+    }
+
+    /// Makes the snapshot of all finished ranges. When another worker was faster, its snapshot is the answer.
+    ///
+    /// # Errors
+    /// [`ArchiveError::Incomplete`] when the finished ranges do not tile the selection, [`ArchiveError::Aborted`] when
+    /// somebody gave the session up.
+    pub async fn commit(&self, draft: SnapshotDraft) -> Result<Snapshot> {
+        let shared = &self.shared;
+        let outputs = self.finished_ranges().await?;
+        shared.check_tiling(&outputs)?;
+        let mut stats = WriteStats::default();
+        let mut entries = Vec::new();
+        for output in outputs {
+            stats.add(&output.stats);
+            entries.extend(output.entries);
+        }
+        let run = shared.write_run(entries, &mut stats.stored_bytes).await?;
+        let snapshot = shared.snapshot(draft, run, stats)?;
+        let name = shared.id.snapshot_name();
+        let record = Decision::Committed(Box::new(snapshot.clone()));
+        match shared.repository.store().put_new(&name, record.encode()?).await {
+            Ok(()) => Ok(snapshot),
+            Err(StoreError::AlreadyExists { .. }) => match shared.repository.decision(shared.id).await? {
+                Some(Decision::Committed(snapshot)) => Ok(*snapshot),
+                Some(Decision::Aborted(record)) => Err(aborted(record)),
+                None => Err(ArchiveError::damaged(
+                    name,
+                    DamageKind::Missing,
+                    "it exists and does not",
+                )),
+            },
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Gives the session up. Says how it is decided: it may have been committed before.
+    pub async fn abort(&self, reason: &str) -> Result<Decision> {
+        abort(&self.shared.repository, self.shared.id, reason).await
+    }
+}
+
+/// Gives a session up: by anyone, at any time. Says how the session is decided.
+pub async fn abort(repository: &Repository, session: SessionId, reason: &str) -> Result<Decision> {
+    let record = Decision::Aborted(AbortRecord {
+        session,
+        reason: reason.to_owned(),
+        at: crate::clock::now(),
+    });
+    match repository
+        .store()
+        .put_new(&session.snapshot_name(), record.encode()?)
+        .await
+    {
+        Ok(()) => Ok(record),
+        Err(StoreError::AlreadyExists { .. }) => Ok(repository.decision(session).await?.unwrap_or(record)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn aborted(record: AbortRecord) -> ArchiveError {
+    ArchiveError::Aborted {
+        session: record.session,
+        reason: match record.reason.is_empty() {
+            true => String::new(),
+            false => format!(": {}", record.reason),
+        },
+    }
+}
+
+/// The chunks in the runs of the pinned snapshots.
+async fn known_chunks(repository: &Repository, pins: &[SnapshotId]) -> Result<HashMap<ChunkId, Known>> {
+    let mut known = HashMap::new();
+    for &pin in pins {
+        let Some(Decision::Committed(snapshot)) = repository.decision(pin).await? else {
+            // The pin was checked before the plan was made; it can only be gone because the session was given up and swept.
+            return Err(ArchiveError::damaged(
+                pin.snapshot_name(),
+                DamageKind::Missing,
+                "a running session builds upon it, and it is gone",
+            ));
+        };
+        let reader = repository.reader(&snapshot).await?;
+        let mut blocks = std::pin::pin!(reader.blocks());
+        while let Some(block) = blocks.try_next().await? {
+            for chunk in block
+                .entries
+                .iter()
+                .flat_map(|entry| entry.data.iter().chain([&entry.chunk]))
+            {
+                if let Some(entry) = Known::new(chunk) {
+                    known.entry(chunk.id).or_insert(entry);
+                }
+            }
+        }
+    }
+    Ok(known)
+}
+
+impl Known {
+    fn new(chunk: &ChunkRef) -> Option<Self> {
+        Some(Self {
+            session: chunk.session,
+            raw_len: u32::try_from(chunk.raw_len).ok()?,
+            stored_len: u32::try_from(chunk.stored_len).ok()?,
+        })
+    }
+
+    fn chunk(self, id: ChunkId) -> ChunkRef {
+        ChunkRef {
+            id,
+            session: self.session,
+            raw_len: u64::from(self.raw_len),
+            stored_len: u64::from(self.stored_len),
+        }
+    }
+}
+
+impl SessionShared {
+    pub(crate) fn parameters(&self) -> &Parameters {
+        self.repository.parameters()
+    }
+
+    /// The stored chunk with this id, when the pins reach one or this worker stored it.
+    pub(crate) fn known_chunk(&self, id: &ChunkId, raw_len: u64) -> Option<ChunkRef> {
+        let known = match self.known.get(id) {
+            Some(known) => *known,
+            None => *self
+                .written
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .get(id)?,
+        };
+        (u64::from(known.raw_len) == raw_len).then(|| known.chunk(*id))
+    }
+
+    /// Stores a chunk under this session's name for it.
+    pub(crate) async fn put_chunk(&self, built: BuiltChunk) -> Result<Stored> {
+        let mut chunk = ChunkRef {
+            id: built.id,
+            session: self.id,
+            raw_len: built.table.raw_len,
+            stored_len: built.table.stored_len(),
+        };
+        let name = chunk.name();
+        let store = self.repository.store();
+        let mut found = None;
+        match store.put_new(&name, built.payload()).await {
+            Ok(()) => {}
+            // Another worker of this session stored the same plaintext, compressed by another version of zstd.
+            Err(StoreError::AlreadyExists { .. }) => {
+                let bytes = store.get_at_most(&name, chunk.raw_len + (64 << 20)).await?;
+                let table = FrameTable::parse(&name, built.table.kind, &built.id, &bytes)?;
+                let table =
+                    tokio::task::spawn_blocking(move || verify_frames(&name, table, &bytes)).await??;
+                chunk.stored_len = table.stored_len();
+                found = Some(table);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        if let Some(known) = Known::new(&chunk) {
+            let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+            written.insert(chunk.id, known);
+        }
+        Ok(Stored { chunk, found })
+    }
+
+    /// Writes a range's checkpoint; when another worker finished the same range first, its output is the one that counts.
+    pub(crate) async fn write_checkpoint(&self, output: RangeOutput) -> Result<RangeOutput> {
+        let digest = blake3::hash(&sealed::pack(&output.range)?);
+        let name = format!("{}/checkpoints/{}-0", self.id.folder(), &digest.to_hex()[..16]);
+        let sealed = sealed::encode(SealedKind::Checkpoint, &output)?;
+        match self.repository.store().put_new(&name, sealed).await {
+            Ok(()) => Ok(output),
+            Err(StoreError::AlreadyExists { .. }) => self.read_checkpoint(&name).await,
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn read_checkpoint(&self, name: &str) -> Result<RangeOutput> {
+        let bytes = self.repository.store().get_at_most(name, MAX_SEALED_LEN).await?;
+        sealed::decode(name, SealedKind::Checkpoint, &bytes)
+    }
+
+    /// The finished ranges, in key order, must cover each range of the selection without gap or overlap.
+    fn check_tiling(&self, outputs: &[RangeOutput]) -> Result<()> {
+        let incomplete = |what: String| ArchiveError::Incomplete {
+            session: self.id,
+            what,
+        };
+        let mut finished = outputs.iter();
+        for selected in self.plan.selection.key_ranges() {
+            let mut at = selected.start.clone();
+            loop {
+                let next = finished
+                    .next()
+                    .ok_or_else(|| incomplete(format!("nothing covers what follows {at:?}")))?;
+                if next.range.start != at || next.range.is_empty() {
+                    return Err(incomplete(format!(
+                        "a range that starts at {:?} was finished where one from {at:?} on is missing",
+                        next.range.start
+                    )));
+                }
+                at.clone_from(&next.range.end);
+                if at == selected.end {
+                    break;
+                }
+                if at.is_none() || selected.end.is_some() && at > selected.end {
+                    return Err(incomplete(format!(
+                        "a finished range goes past {:?}",
+                        selected.end
+                    )));
+                }
+            }
+        }
+        match finished.next() {
+            None => Ok(()),
+            Some(extra) => Err(incomplete(format!(
+                "{:?} was finished twice or is not selected",
+                extra.range
+            ))),
+        }
+    }
+
+    /// Joins the index chunks of all ranges into one run; `None` when there are none.
+    async fn write_run(
+        &self,
+        mut entries: Vec<IndexEntry>,
+        stored_bytes: &mut u64,
+    ) -> Result<Option<RunRef>> {
+        if entries.is_empty() {
+            return Ok(None);
+        }
+        if let Some(pair) = entries
+            .windows(2)
+            .find(|pair| pair[0].last_key() >= pair[1].first_key())
+        {
+            return Err(ArchiveError::OutOfOrder {
+                previous: super::error::show_key(pair[0].last_key()),
+                next: super::error::show_key(pair[1].first_key()),
+            });
+        }
+        let records: u64 = entries
+            .iter()
+            .map(|entry| entry.puts() + entry.tombstones())
+            .sum();
+        if records > MAX_FILTERED_RECORDS {
+            entries.iter_mut().for_each(|entry| entry.filter = Vec::new());
+        }
+        let mut root = RunRoot::default();
+        let mut builder = ChunkBuilder::new(ChunkKind::Directory, 3);
+        let mut block = DirectoryBlock { entries: Vec::new() };
+        let mut weight = 0;
+        let mut entries = entries.into_iter().peekable();
+        while let Some(entry) = entries.next() {
+            weight += entry.weight();
+            block.entries.push(entry);
+            let full = block.entries.len() == MAX_BLOCK_ENTRIES || weight >= BLOCK_TARGET_LEN;
+            if full || entries.peek().is_none() {
+                builder.add_frame(&mut block.encode()?).await?;
+                let stored = self.put_chunk(builder.finish().await?).await?;
+                *stored_bytes += stored.chunk.stored_len;
+                root.blocks.push(block.summary(stored.chunk));
+                block.entries.clear();
+                weight = 0;
+            }
+        }
+        let digest = blake3::hash(&sealed::pack(&root)?);
+        let id = RunId::from_u64(ChunkId::from_bytes(*digest.as_bytes()).low_bits());
+        let (run, stored) = RunRef::new(id, self.id, &root)?;
+        if let Some(sealed) = stored {
+            *stored_bytes += sealed.len() as u64;
+            self.repository.store().put_new(&run.name(), sealed).await?;
+        }
+        Ok(Some(run))
+    }
+
+    fn snapshot(&self, draft: SnapshotDraft, run: Option<RunRef>, stats: WriteStats) -> Result<Snapshot> {
+        let totals = match (draft.totals, &draft.parent) {
+            (Some(totals), _) => totals,
+            (None, None) => Totals {
+                documents: stats.documents,
+                body_bytes: run.as_ref().map_or(0, |run| run.body_bytes),
+                collections: stats.collections.clone(),
+                collection_groups: stats.collection_groups.clone(),
+            },
+            (None, Some(_)) => {
+                return Err(ArchiveError::Misuse(
+                    "a snapshot that builds upon another must bring its counts".to_owned(),
+                ));
+            }
+        };
+        let parent = draft.parent.as_ref().map(|parent| parent.id);
+        if parent.is_some_and(|parent| !self.pins.contains(&parent)) {
+            return Err(ArchiveError::Misuse(
+                "a snapshot can only build upon one that its session pinned".to_owned(),
+            ));
+        }
+        let below = draft.parent.map(|parent| parent.runs).unwrap_or_default();
+        let plan = self.plan.clone();
+        Ok(Snapshot {
+            id: self.id,
+            kind: plan.kind,
+            database: plan.database,
+            database_uid: plan.database_uid,
+            read_time: plan.read_time,
+            consistency: draft.consistency,
+            started_at: plan.started_at,
+            finished_at: draft.finished_at.unwrap_or_else(crate::clock::now),
+            selection: plan.selection,
+            documents: totals.documents,
+            body_bytes: totals.body_bytes,
+            runs: run.into_iter().chain(below).collect(),
+            parent,
+            pins: self.pins.clone(),
+            replaces: draft.replaces,
+            refs: Vec::new(),
+            tags: draft.tags,
+            description: draft.description,
+            host: draft.host,
+            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+            stats: SnapshotStats {
+                raw_bytes: stats.raw_bytes,
+                new_bytes: stats.new_bytes,
+                stored_bytes: stats.stored_bytes,
+                deduplicated_bytes: stats.deduplicated_bytes,
+                chunks_written: stats.chunks_written,
+                chunks_reused: stats.chunks_reused,
+                billed_reads: draft.billed_reads,
+            },
+            collections: totals.collections,
+            collection_groups: totals.collection_groups,
+            extra: draft.extra,
+        })
+    }
+}
+
+/// Checks that every frame of a chunk is what its table says.
+fn verify_frames(name: &str, table: FrameTable, bytes: &[u8]) -> Result<FrameTable> {
+    if table.stored_len() != bytes.len() as u64 {
+        return Err(ArchiveError::damaged(
+            name,
+            DamageKind::WrongSize,
+            "it was cut short",
+        ));
+    }
+    let mut plain = Vec::new();
+    for (frame, row) in table.rows().iter().enumerate() {
+        let range = table.stored_range(frame);
+        plain.clear();
+        with_decoder(|decoder| {
+            decoder.decode(
+                name,
+                row,
+                &bytes[range.start as usize..range.end as usize],
+                &mut plain,
+            )
+        })?;
+    }
+    Ok(table)
+}
+
+/// Shows from time to time that a worker lives, with new objects: nothing in a repository is ever overwritten.
+#[derive(Debug)]
+struct Heartbeat(tokio::task::JoinHandle<()>);
+
+impl Heartbeat {
+    fn start(repository: &Repository, session: SessionId) -> Self {
+        let store = repository.store().clone();
+        Self(tokio::spawn(async move {
+            let worker = SessionId::random();
+            for beat in 0u64.. {
+                tokio::time::sleep(HEARTBEAT_EVERY).await;
+                let name = format!("{}/heartbeats/{worker}-{beat}", session.folder());
+                if let Err(error) = store.put_new(&name, bytes::Bytes::from_static(b"{}\n")).await {
+                    tracing::warn!(%session, "no heartbeat: {error}");
+                }
+            }
+        }))
+    }
+}
+
+impl Drop for Heartbeat {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

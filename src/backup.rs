@@ -1,0 +1,252 @@
+//! Takes a snapshot: reads a database at one read time, in parallel key ranges, into a new run of the archive.
+//!
+//! The ranges of the plan only say where a reader starts: which documents it stores is decided by the cut points in the
+//! data (see [`cut`](crate::archive::cut)), so the same data gives the same chunks whatever the ranges are.
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use futures::{StreamExt, TryStreamExt, stream};
+use tracing::{debug, info};
+
+use crate::archive::{
+    ArchiveError, Flow, Plan, Repository, Selection, Session, SessionOptions, Snapshot, SnapshotDraft,
+    SnapshotId, SnapshotKind,
+};
+use crate::clock;
+use crate::document::{DatabaseName, KeyRange, Timestamp};
+use crate::firestore::{self, Firestore, ScanOptions};
+use crate::progress::Progress;
+
+/// Documents per range below which it is not worth a range of its own: a range reads on past its end to the next cut,
+/// some 8 MiB, so small ranges would read much of the database twice.
+const MIN_DOCUMENTS_PER_RANGE: u64 = 64 * 1024;
+
+/// Ranges per reader, so that readers which finish early find more to do.
+const RANGES_PER_READER: usize = 4;
+
+/// What to back up, and how.
+#[derive(Clone, Debug)]
+pub struct BackupOptions {
+    /// Which part of the database.
+    pub selection: Selection,
+    /// How many key ranges are read at the same time.
+    pub parallel: usize,
+    /// How many key ranges to read it in; `None`: as many as its size asks for.
+    pub ranges: Option<usize>,
+    /// Words to find the snapshot by.
+    pub tags: Vec<String>,
+    /// The machine that takes it.
+    pub host: Option<String>,
+    /// A sentence about it.
+    pub description: Option<String>,
+}
+
+impl Default for BackupOptions {
+    /// The whole database, by eight readers.
+    fn default() -> Self {
+        Self {
+            selection: Selection::default(),
+            parallel: 8,
+            ranges: None,
+            tags: Vec::new(),
+            host: None,
+            description: None,
+        }
+    }
+}
+
+/// What a backup did.
+#[derive(Clone, Debug)]
+pub struct BackupStats {
+    /// The snapshot that it committed.
+    pub snapshot: Snapshot,
+    /// How long it took.
+    pub duration: Duration,
+    /// Reads as Firestore bills them: more than the snapshot has documents where ranges overlap.
+    pub billed_reads: u64,
+    /// Requests that were sent to the database.
+    pub requests: u64,
+    /// Requests that were sent again after a failure.
+    pub retries: u64,
+}
+
+/// A backup that failed. Nothing that it wrote is taken for a snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// The database could not be read.
+    #[error(transparent)]
+    Firestore(#[from] firestore::Error),
+    /// The repository could not be written.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+}
+
+/// Takes a snapshot of `database` and commits it to `repository`.
+///
+/// # Errors
+/// Whatever the reason, the repository stays valid and has no new snapshot.
+pub async fn backup(
+    database: &Firestore,
+    repository: &Repository,
+    options: BackupOptions,
+    progress: &Progress,
+) -> Result<BackupStats, BackupError> {
+    let start = Instant::now();
+    let read_time = database.current_read_time().await?;
+    let ranges = plan_ranges(database, &options, read_time, progress).await?;
+    info!(%read_time, ranges = ranges.len(), "reading {}", database.database());
+
+    let plan = Plan {
+        kind: SnapshotKind::Backup,
+        database: database.database().clone(),
+        database_uid: None,
+        read_time,
+        started_at: clock::now(),
+        selection: options.selection.clone(),
+        ranges: ranges.clone(),
+        extra: BTreeMap::new(),
+    };
+    let pins = newest_of_every_database(repository).await?;
+    let session = Session::begin(
+        repository,
+        SessionOptions {
+            pins,
+            ..SessionOptions::new(plan)
+        },
+    )
+    .await?;
+
+    stream::iter(ranges)
+        .map(|range| backup_range(database, &session, range, read_time, progress))
+        .buffer_unordered(options.parallel.max(1))
+        .try_for_each(|()| async { Ok(()) })
+        .await?;
+
+    let counts = database.stats().counts();
+    let snapshot = session
+        .commit(SnapshotDraft {
+            tags: options.tags,
+            host: options.host,
+            description: options.description,
+            billed_reads: counts.billed_reads,
+            ..SnapshotDraft::default()
+        })
+        .await?;
+    Ok(BackupStats {
+        snapshot,
+        duration: start.elapsed(),
+        billed_reads: counts.billed_reads,
+        requests: counts.total_requests(),
+        retries: counts.retries,
+    })
+}
+
+/// The selection cut into ranges to read side by side.
+async fn plan_ranges(
+    database: &Firestore,
+    options: &BackupOptions,
+    read_time: Timestamp,
+    progress: &Progress,
+) -> Result<Vec<KeyRange>, BackupError> {
+    let intervals = options.selection.key_ranges();
+    let mut counts = Vec::with_capacity(intervals.len());
+    for interval in &intervals {
+        counts.push(count(database, interval, read_time).await?);
+    }
+    let total: Option<u64> = counts.iter().copied().sum();
+    if let Some(total) = total {
+        progress.set_total_documents(total);
+    }
+
+    let mut ranges = Vec::new();
+    for (interval, count) in intervals.into_iter().zip(counts) {
+        let parts = match (options.ranges, count) {
+            (Some(ranges), _) => ranges.max(1),
+            (None, Some(count)) => usize::try_from(count / MIN_DOCUMENTS_PER_RANGE)
+                .unwrap_or(usize::MAX)
+                .clamp(1, options.parallel.max(1) * RANGES_PER_READER),
+            (None, None) => options.parallel.max(1),
+        };
+        let boundaries = if parts > 1 {
+            database.split(&interval, read_time, parts).await?
+        } else {
+            Vec::new()
+        };
+        let mut from = interval.start;
+        for boundary in boundaries {
+            ranges.push(KeyRange {
+                start: from.replace(boundary.clone()),
+                end: Some(boundary),
+            });
+        }
+        ranges.push(KeyRange {
+            start: from,
+            end: interval.end,
+        });
+    }
+    Ok(ranges)
+}
+
+/// How many documents there are; `None` where the server cannot tell, which costs a backup no more than a good guess.
+async fn count(
+    database: &Firestore,
+    range: &KeyRange,
+    read_time: Timestamp,
+) -> Result<Option<u64>, BackupError> {
+    match database.count(range, Some(read_time)).await {
+        Ok(count) => Ok(Some(count)),
+        Err(
+            error @ (firestore::Error::Unsupported { .. }
+            | firestore::Error::Rejected { .. }
+            | firestore::Error::Unavailable { .. }),
+        ) => {
+            info!("the server does not count its documents: {error}");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What the backup may reuse chunks from: the newest snapshot of every database in the repository, so that copies of a
+/// database in other projects share theirs.
+async fn newest_of_every_database(repository: &Repository) -> Result<Vec<SnapshotId>, BackupError> {
+    let mut newest: BTreeMap<(String, String), SnapshotId> = BTreeMap::new();
+    for snapshot in repository.snapshots().await?.snapshots {
+        let DatabaseName { project, database } = snapshot.database;
+        newest.entry((project, database)).or_insert(snapshot.id);
+    }
+    Ok(newest.into_values().collect())
+}
+
+async fn backup_range(
+    database: &Firestore,
+    session: &Session,
+    range: KeyRange,
+    read_time: Timestamp,
+    progress: &Progress,
+) -> Result<(), BackupError> {
+    let mut writer = session.range_writer(range);
+    let scan = database.scan(ScanOptions::new(writer.reads().clone(), read_time));
+    let mut batches = pin!(scan);
+    'reading: while let Some(batch) = batches.try_next().await? {
+        let (mut stored, mut bytes) = (0, 0);
+        for document in batch.iter() {
+            match writer.push(document).await? {
+                Flow::Continue => {
+                    stored += 1;
+                    bytes += document.body.len() as u64;
+                }
+                Flow::Done => {
+                    progress.add(stored, bytes);
+                    break 'reading;
+                }
+            }
+        }
+        progress.add(stored, bytes);
+    }
+    let output = writer.finish().await?;
+    debug!(range = ?output.range, stats = ?output.stats, "range finished");
+    Ok(())
+}

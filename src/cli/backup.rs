@@ -1,0 +1,186 @@
+//! `firebank backup` and `firebank backup-all`
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use super::options::GlobalOptions;
+use super::progress::ProgressDisplay;
+use super::{Outcome, UsageError, json_backup, output};
+use crate::archive::Selection;
+use crate::backup::{BackupOptions, BackupStats, backup};
+use crate::document::CollectionPath;
+use crate::progress::Progress;
+
+#[derive(Args, Debug)]
+pub(crate) struct BackupCommand {
+    /// Root collections to back up, each with everything below it; without any, the whole database
+    #[arg(value_name = "COLLECTION")]
+    collections: Vec<String>,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct BackupAllCommand {
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// A snapshot in the repository
+    Snapshot,
+    /// One JSON file a collection, as older tools read and write them
+    Json,
+}
+
+#[derive(Args, Debug)]
+struct Options {
+    /// What to make
+    #[arg(long, value_enum, default_value_t = Format::Snapshot)]
+    format: Format,
+    /// Where JSON files go; the repository's folder when not given
+    #[arg(short, long, value_name = "DIR")]
+    output: Option<PathBuf>,
+    /// With --format json: include the `_migrations` collection
+    #[arg(long)]
+    include_migrations: bool,
+    /// Add a tag to the snapshot; may be repeated
+    #[arg(long = "tag", value_name = "TAG")]
+    tags: Vec<String>,
+    /// The machine's name to record instead of this one's
+    #[arg(long, value_name = "NAME")]
+    host: Option<String>,
+    /// A sentence to record with the snapshot
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
+    /// How many key ranges to read at the same time
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=512))]
+    parallel: u16,
+    /// How many key ranges to read the database in [default: by its size]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    ranges: Option<u16>,
+}
+
+impl BackupAllCommand {
+    pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
+        BackupCommand {
+            collections: Vec::new(),
+            options: self.options,
+        }
+        .run(global)
+        .await
+    }
+}
+
+impl BackupCommand {
+    pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
+        let collections = root_collections(&self.collections)?;
+        match self.options.format {
+            Format::Snapshot => self.options.take_snapshot(global, collections).await,
+            Format::Json => {
+                let folder = match self.options.output {
+                    Some(folder) => folder,
+                    None => global.repository_path()?,
+                };
+                json_backup::run(global, folder, collections, self.options.include_migrations).await
+            }
+        }
+    }
+}
+
+impl Options {
+    async fn take_snapshot(
+        self,
+        global: &GlobalOptions,
+        collections: Vec<CollectionPath>,
+    ) -> anyhow::Result<Outcome> {
+        if self.output.is_some() || self.include_migrations {
+            return Err(UsageError::new(
+                "--output and --include-migrations go with --format json",
+            ));
+        }
+        let repository = global.open_repository().await?;
+        let database = global.connect().await?;
+        let options = BackupOptions {
+            selection: Selection::new(collections, Vec::new()),
+            parallel: usize::from(self.parallel),
+            ranges: self.ranges.map(usize::from),
+            tags: self.tags,
+            host: self
+                .host
+                .or_else(|| gethostname::gethostname().into_string().ok()),
+            description: self.description,
+        };
+        let progress = Arc::new(Progress::new());
+        let display = ProgressDisplay::start("backing up", &progress, global.quiet);
+        let stats = backup(&database, &repository, options, &progress).await?;
+        drop(display);
+        report(global, &stats)?;
+        Ok(Outcome::Done)
+    }
+}
+
+pub(crate) fn root_collections(names: &[String]) -> anyhow::Result<Vec<CollectionPath>> {
+    let mut collections = Vec::with_capacity(names.len());
+    for name in names {
+        let path = CollectionPath::parse(name.trim_end_matches('/'))
+            .map_err(|_| UsageError::new(format!("`{name}` does not name a collection")))?;
+        collections.push(path);
+    }
+    collections.sort();
+    collections.dedup();
+    Ok(collections)
+}
+
+/// What `--json` prints of a backup.
+#[derive(Serialize)]
+struct Summary {
+    snapshot: String,
+    database: String,
+    read_time: String,
+    documents: u64,
+    raw_bytes: u64,
+    new_bytes: u64,
+    stored_bytes: u64,
+    billed_reads: u64,
+    requests: u64,
+    retries: u64,
+    seconds: f64,
+}
+
+fn report(global: &GlobalOptions, stats: &BackupStats) -> anyhow::Result<()> {
+    let snapshot = &stats.snapshot;
+    let output = global.output();
+    output.line(format!(
+        "Snapshot {} of {}, as of {}: {}, {}.",
+        snapshot.id,
+        snapshot.database,
+        snapshot.read_time,
+        output::count(snapshot.documents, "document"),
+        output::bytes(snapshot.body_bytes),
+    ))?;
+    output.line(format!(
+        "Stored {} ({} new before compression) in {}, for {}.",
+        output::bytes(snapshot.stats.stored_bytes),
+        output::bytes(snapshot.stats.new_bytes),
+        output::duration(stats.duration),
+        output::count(stats.billed_reads, "billed read"),
+    ))?;
+    output.json(&Summary {
+        snapshot: snapshot.id.to_string(),
+        database: snapshot.database.to_string(),
+        read_time: snapshot.read_time.to_string(),
+        documents: snapshot.documents,
+        raw_bytes: snapshot.body_bytes,
+        new_bytes: snapshot.stats.new_bytes,
+        stored_bytes: snapshot.stats.stored_bytes,
+        billed_reads: stats.billed_reads,
+        requests: stats.requests,
+        retries: stats.retries,
+        seconds: stats.duration.as_secs_f64(),
+    })
+}

@@ -1,0 +1,161 @@
+//! `firebank doctor`
+
+use clap::Args;
+use serde::Serialize;
+
+use super::options::GlobalOptions;
+use super::{Outcome, output};
+use crate::archive::{ArchiveError, Repository};
+use crate::firestore::{Firestore, Permission};
+
+#[derive(Args, Debug)]
+pub(crate) struct DoctorCommand {}
+
+#[derive(Serialize)]
+struct Diagnosis {
+    healthy: bool,
+    checks: Vec<Check>,
+}
+
+#[derive(Serialize)]
+struct Check {
+    name: String,
+    state: State,
+    detail: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    Ok,
+    Problem,
+    Unknown,
+}
+
+impl State {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Problem => "PROBLEM",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl DoctorCommand {
+    pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
+        let mut checks = Vec::new();
+        check_repository(global, &mut checks).await?;
+        check_database(global, &mut checks).await;
+        let healthy = checks.iter().all(|check| check.state != State::Problem);
+        let output = global.output();
+        let mut table = output::table(&["check", "state", "detail"], &[]);
+        for check in &checks {
+            table.add_row([
+                output::printable(&check.name),
+                check.state.word().to_owned(),
+                output::printable(&check.detail),
+            ]);
+        }
+        output.table(&table)?;
+        output.json(&Diagnosis { healthy, checks })?;
+        Ok(if healthy {
+            Outcome::Done
+        } else {
+            Outcome::NeedsLook
+        })
+    }
+}
+
+fn push(checks: &mut Vec<Check>, name: impl Into<String>, state: State, detail: impl Into<String>) {
+    checks.push(Check {
+        name: name.into(),
+        state,
+        detail: detail.into(),
+    });
+}
+
+async fn check_repository(global: &GlobalOptions, checks: &mut Vec<Check>) -> anyhow::Result<()> {
+    let path = global.repository_path()?;
+    let name = "repository";
+    if !path.is_dir() {
+        push(
+            checks,
+            name,
+            State::Problem,
+            format!("there is no folder {}: `firebank init` makes one", path.display()),
+        );
+        return Ok(());
+    }
+    let repository = match Repository::open(global.store()?).await {
+        Ok(repository) => repository,
+        Err(error @ ArchiveError::NotARepository { .. }) => {
+            push(checks, name, State::Problem, error.to_string());
+            return Ok(());
+        }
+        Err(error) => {
+            push(checks, name, State::Problem, error.to_string());
+            return Ok(());
+        }
+    };
+    match repository.snapshots().await {
+        Ok(listing) if listing.unreadable.is_empty() => {
+            let detail = format!(
+                "{} in {}",
+                output::count(listing.snapshots.len() as u64, "snapshot"),
+                path.display()
+            );
+            push(checks, name, State::Ok, detail);
+        }
+        Ok(listing) => {
+            let detail = format!(
+                "{} cannot be read: `firebank verify` tells more",
+                output::count(listing.unreadable.len() as u64, "snapshot")
+            );
+            push(checks, name, State::Problem, detail);
+        }
+        Err(error) => push(checks, name, State::Problem, error.to_string()),
+    }
+    match repository.store().check_create_only().await {
+        Ok(()) => push(
+            checks,
+            "repository writes",
+            State::Ok,
+            "refuses a second object of one name, lists what it wrote",
+        ),
+        Err(error) => push(checks, "repository writes", State::Problem, error.to_string()),
+    }
+    Ok(())
+}
+
+async fn check_database(global: &GlobalOptions, checks: &mut Vec<Check>) {
+    let connection = match global.connect().await {
+        Ok(connection) => connection,
+        Err(error) => return push(checks, "connection", State::Problem, format!("{error:#}")),
+    };
+    let name = connection.database().to_string();
+    match connection.current_read_time().await {
+        Ok(time) => push(
+            checks,
+            "connection",
+            State::Ok,
+            format!("{name} answers, and says it is {time}"),
+        ),
+        Err(error) => push(checks, "connection", State::Problem, error.to_string()),
+    }
+    check_permissions(&connection, checks).await;
+}
+
+async fn check_permissions(connection: &Firestore, checks: &mut Vec<Check>) {
+    for permission in connection.check_permissions().await {
+        let (state, detail) = match permission.result {
+            Permission::Granted => (State::Ok, permission.needed_for.to_owned()),
+            Permission::Missing => (
+                State::Problem,
+                format!("missing; needed for {}", permission.needed_for),
+            ),
+            Permission::Unknown(reason) => (State::Unknown, reason),
+        };
+        push(checks, permission.permission, state, detail);
+    }
+}

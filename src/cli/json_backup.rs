@@ -1,0 +1,113 @@
+//! `firebank backup --format json`, and what `firebank export` has in common with it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use serde::Serialize;
+
+use super::options::GlobalOptions;
+use super::progress::ProgressDisplay;
+use super::{Outcome, output};
+use crate::clock;
+use crate::document::CollectionPath;
+use crate::export::{ExportOptions, ExportStats, export_database};
+use crate::progress::Progress;
+
+pub(crate) async fn run(
+    global: &GlobalOptions,
+    folder: PathBuf,
+    collections: Vec<CollectionPath>,
+    include_migrations: bool,
+) -> anyhow::Result<Outcome> {
+    let database = global.connect().await?;
+    let options = options(folder, collections, include_migrations)?;
+    let progress = Arc::new(Progress::new());
+    let display = ProgressDisplay::start("backing up", &progress, global.quiet);
+    let stats = export_database(&database, &options, &progress).await?;
+    drop(display);
+    report(global, &stats)
+}
+
+/// Makes the folder, too.
+pub(crate) fn options(
+    folder: PathBuf,
+    collections: Vec<CollectionPath>,
+    include_migrations: bool,
+) -> anyhow::Result<ExportOptions> {
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("cannot create the folder {}", folder.display()))?;
+    Ok(ExportOptions {
+        folder,
+        collections,
+        include_migrations,
+        time: clock::now(),
+    })
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Summary {
+    files: Vec<File>,
+    failed: Vec<Failed>,
+    summary: String,
+}
+
+#[derive(Serialize)]
+struct File {
+    collection: String,
+    file: String,
+    document_count: u64,
+    total_document_count: u64,
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Failed {
+    collection: String,
+    reason: String,
+}
+
+pub(crate) fn report(global: &GlobalOptions, stats: &ExportStats) -> anyhow::Result<Outcome> {
+    let output = global.output();
+    for (collection, file) in &stats.files {
+        output.line(format!(
+            "{}: {} in {} ({})",
+            output::printable(collection.as_str()),
+            output::count(file.total_document_count, "document"),
+            file.file.display(),
+            output::bytes(file.bytes)
+        ))?;
+    }
+    for (collection, error) in &stats.failed {
+        tracing::error!("{collection} has no file: {error}");
+    }
+    output.line(format!("Summary: {}", stats.summary.display()))?;
+    output.json(&Summary {
+        files: stats
+            .files
+            .iter()
+            .map(|(collection, file)| File {
+                collection: collection.to_string(),
+                file: file.file.display().to_string(),
+                document_count: file.document_count,
+                total_document_count: file.total_document_count,
+                bytes: file.bytes,
+            })
+            .collect(),
+        failed: stats
+            .failed
+            .iter()
+            .map(|(collection, error)| Failed {
+                collection: collection.to_string(),
+                reason: error.to_string(),
+            })
+            .collect(),
+        summary: stats.summary.display().to_string(),
+    })?;
+    Ok(if stats.failed.is_empty() {
+        Outcome::Done
+    } else {
+        Outcome::NeedsLook
+    })
+}

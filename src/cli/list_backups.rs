@@ -1,0 +1,190 @@
+//! `firebank list-backups`
+
+use std::path::Path;
+
+use chrono::{DateTime, Utc};
+use clap::Args;
+use serde::Serialize;
+
+use super::options::GlobalOptions;
+use super::{Outcome, output};
+use crate::archive::{ArchiveError, Snapshot};
+use crate::json::{Header, JsonBackup, list_folder};
+
+#[derive(Args, Debug)]
+pub(crate) struct ListBackupsCommand {}
+
+#[derive(Serialize)]
+struct Listing<'a> {
+    snapshots: Vec<SnapshotEntry<'a>>,
+    unreadable: Vec<Unreadable>,
+    json_backups: Vec<JsonEntry>,
+}
+
+#[derive(Serialize)]
+struct JsonEntry {
+    file: String,
+    bytes: u64,
+    collection: Option<String>,
+    time: Option<String>,
+    document_count: Option<u64>,
+    project: Option<String>,
+    /// Why the file cannot be read.
+    error: Option<String>,
+}
+
+impl JsonEntry {
+    fn new(backup: JsonBackup) -> Self {
+        let (header, error) = match backup.header {
+            Ok(header) => (header, None),
+            Err(error) => (Header::default(), Some(error.to_string())),
+        };
+        Self {
+            file: backup
+                .file
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned(),
+            bytes: backup.bytes,
+            collection: error.is_none().then_some(header.collection),
+            time: header.timestamp,
+            document_count: header.document_count,
+            project: header.metadata.and_then(|metadata| metadata.firebase_project),
+            error,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct SnapshotEntry<'a> {
+    id: String,
+    time: DateTime<Utc>,
+    #[serde(flatten)]
+    snapshot: &'a Snapshot,
+}
+
+#[derive(Serialize)]
+struct Unreadable {
+    object: String,
+    reason: String,
+}
+
+impl ListBackupsCommand {
+    pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
+        let path = global.repository_path()?;
+        let json_backups: Vec<JsonEntry> = list_folder(&path)?.into_iter().map(JsonEntry::new).collect();
+        let (snapshots, unreadable) = snapshots(global, &path, !json_backups.is_empty()).await?;
+        let output = global.output();
+        show(output, &snapshots, &json_backups)?;
+        for object in &unreadable {
+            tracing::error!("{} cannot be read: {}", object.object, object.reason);
+        }
+        for backup in &json_backups {
+            if let Some(reason) = &backup.error {
+                tracing::error!("{reason}");
+            }
+        }
+        let readable = unreadable.is_empty() && json_backups.iter().all(|backup| backup.error.is_none());
+        let outcome = if readable {
+            Outcome::Done
+        } else {
+            Outcome::NeedsLook
+        };
+        let entries = snapshots
+            .iter()
+            .map(|snapshot| SnapshotEntry {
+                id: snapshot.id.to_string(),
+                time: snapshot.started_at,
+                snapshot,
+            })
+            .collect();
+        output.json(&Listing {
+            snapshots: entries,
+            unreadable,
+            json_backups,
+        })?;
+        Ok(outcome)
+    }
+}
+
+/// The repository's snapshots, newest first. A folder that holds JSON backups need not be a repository.
+async fn snapshots(
+    global: &GlobalOptions,
+    path: &Path,
+    has_json_backups: bool,
+) -> anyhow::Result<(Vec<Snapshot>, Vec<Unreadable>)> {
+    let repository = match global.open_repository().await {
+        Err(error) if has_json_backups && is_not_a_repository(&error) => {
+            tracing::info!("{} holds JSON backups and no repository", path.display());
+            return Ok((Vec::new(), Vec::new()));
+        }
+        opened => opened?,
+    };
+    let listing = repository.snapshots().await?;
+    let unreadable = listing
+        .unreadable
+        .into_iter()
+        .map(|(object, error)| Unreadable {
+            object,
+            reason: error.to_string(),
+        })
+        .collect();
+    Ok((listing.snapshots, unreadable))
+}
+
+fn is_not_a_repository(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ArchiveError::NotARepository { .. }))
+}
+
+fn show(output: output::Output, snapshots: &[Snapshot], json_backups: &[JsonEntry]) -> anyhow::Result<()> {
+    if snapshots.is_empty() && json_backups.is_empty() {
+        output.data("No backups yet: `firebank backup` takes one.")?;
+    }
+    if !snapshots.is_empty() {
+        let header = [
+            "snapshot",
+            "read time",
+            "database",
+            "selection",
+            "documents",
+            "new bytes",
+            "tags",
+        ];
+        let mut table = output::table(&header, &[4, 5]);
+        for snapshot in snapshots {
+            table.add_row([
+                snapshot.id.to_string(),
+                snapshot.read_time.to_string(),
+                snapshot.database.to_string(),
+                output::printable(&snapshot.selection.to_string()),
+                output::number(snapshot.documents),
+                output::bytes(snapshot.stats.stored_bytes),
+                output::printable(&snapshot.tags.join(",")),
+            ]);
+        }
+        output.table(&table)?;
+    }
+    if !json_backups.is_empty() {
+        if !snapshots.is_empty() {
+            output.data("")?;
+        }
+        let mut table = output::table(
+            &["JSON backup", "taken", "collection", "documents", "size"],
+            &[3, 4],
+        );
+        for backup in json_backups {
+            table.add_row([
+                output::printable(&backup.file),
+                backup.time.clone().unwrap_or_default(),
+                output::printable(backup.collection.as_deref().unwrap_or("?")),
+                backup
+                    .document_count
+                    .map_or_else(|| "?".to_owned(), output::number),
+                output::bytes(backup.bytes),
+            ]);
+        }
+        output.table(&table)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! `firebank ls`
+
+use std::io::{BufWriter, Stdout, Write};
+use std::pin::pin;
+
+use clap::Args;
+use futures::TryStreamExt;
+use serde::Serialize;
+
+use super::options::GlobalOptions;
+use super::snapshots::find_snapshot;
+use super::{Outcome, UsageError, output};
+use crate::document::{CollectionPath, DocumentPath, KeyRange};
+
+#[derive(Args, Debug)]
+pub(crate) struct LsCommand {
+    /// A snapshot: its id, a unique prefix of it, or `latest`
+    snapshot: String,
+    /// Only this document or collection, and what is below it
+    prefix: Option<String>,
+    /// Also show update time and size
+    #[arg(short, long)]
+    long: bool,
+}
+
+#[derive(Serialize)]
+struct Entry {
+    path: String,
+    update_time: String,
+    bytes: u32,
+}
+
+impl LsCommand {
+    pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
+        let range = self.prefix.as_deref().map_or(Ok(KeyRange::all()), subtree)?;
+        let repository = global.open_repository().await?;
+        let snapshot = find_snapshot(global, &repository, &self.snapshot).await?;
+        let output = global.output();
+        let mut listing = JsonListing::start(output.is_json(), &snapshot.id.to_string())?;
+        let reader = repository.reader(&snapshot).await?;
+        let mut records = pin!(reader.records(range));
+        while let Some(batch) = records.try_next().await? {
+            for record in batch.iter() {
+                let path = DocumentPath::from_key(record.key)?;
+                if output.is_json() {
+                    listing.entry(&Entry {
+                        path: path.into(),
+                        update_time: record.update_time.to_string(),
+                        bytes: record.length(),
+                    })?;
+                } else if self.long {
+                    output.data(format!(
+                        "{:30} {:>10}  {}",
+                        record.update_time.to_string(),
+                        record.length(),
+                        output::printable(path.as_str())
+                    ))?;
+                } else {
+                    output.data(output::printable(path.as_str()))?;
+                }
+            }
+        }
+        listing.end()?;
+        Ok(Outcome::Done)
+    }
+}
+
+/// The one JSON object, written as the names come: a snapshot can have more than memory holds. When reading fails, the
+/// object stays open and the exit code says so.
+struct JsonListing {
+    to: Option<BufWriter<Stdout>>,
+    first: bool,
+}
+
+impl JsonListing {
+    fn start(wanted: bool, snapshot: &str) -> anyhow::Result<Self> {
+        let mut to = wanted.then(|| BufWriter::new(std::io::stdout()));
+        if let Some(to) = &mut to {
+            write!(
+                to,
+                "{{\"snapshot\": {}, \"documents\": [",
+                serde_json::to_string(snapshot)?
+            )?;
+        }
+        Ok(Self { to, first: true })
+    }
+
+    fn entry(&mut self, entry: &Entry) -> anyhow::Result<()> {
+        if let Some(to) = &mut self.to {
+            to.write_all(if std::mem::take(&mut self.first) {
+                b"\n  "
+            } else {
+                b",\n  "
+            })?;
+            serde_json::to_writer(to, entry)?;
+        }
+        Ok(())
+    }
+
+    fn end(self) -> anyhow::Result<()> {
+        if let Some(mut to) = self.to {
+            to.write_all(b"\n]}\n")?;
+            to.flush()?;
+        }
+        Ok(())
+    }
+}
+
+/// The keys of a document or a collection and of what is below it.
+pub(crate) fn subtree(path: &str) -> anyhow::Result<KeyRange> {
+    let path = path.trim_end_matches('/');
+    match (DocumentPath::parse(path), CollectionPath::parse(path)) {
+        (Ok(document), _) => Ok(document.key().subtree()),
+        (_, Ok(collection)) => Ok(collection.key_range()),
+        (_, Err(error)) => Err(UsageError::new(error.to_string())),
+    }
+}

@@ -1,0 +1,151 @@
+//! `firebank verify`
+
+use std::sync::Arc;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::options::GlobalOptions;
+use super::progress::ProgressDisplay;
+use super::snapshots::find_snapshot;
+use super::{Outcome, output};
+use crate::archive::{ArchiveError, Damage, DataSubset, Repository};
+use crate::progress::Progress;
+use crate::verify::{VerifyOptions, VerifyStats, verify};
+
+#[derive(Args, Debug)]
+pub(crate) struct VerifyCommand {
+    /// Snapshots: ids, unique prefixes, or `latest`; without any, all of them
+    #[arg(value_name = "SNAPSHOT")]
+    snapshots: Vec<String>,
+    /// Also read the data, all of it or a part: `10%`, or `2/7` for the second of seven parts
+    #[arg(long, value_name = "SUBSET", num_args = 0..=1, require_equals = true, default_missing_value = "100%", value_parser = subset)]
+    read_data: Option<DataSubset>,
+}
+
+/// What `--json` prints of a verification.
+#[derive(Serialize)]
+struct Summary<'a> {
+    intact: bool,
+    snapshots: u64,
+    documents: u64,
+    objects: u64,
+    stored_bytes: u64,
+    data_bytes: u64,
+    damage_count: u64,
+    damage: &'a [Damage],
+    seconds: f64,
+}
+
+/// As restic's `--read-data-subset`. A percentage picks another part every time, so that in the end all have their turn.
+fn subset(text: &str) -> Result<DataSubset, String> {
+    const FORMS: &str = "give a percentage such as 10%, or n/t such as 2/7 with 1 ≤ n ≤ t";
+    if let Some(percent) = text.strip_suffix('%') {
+        let percent: f64 = percent.parse().map_err(|_| FORMS)?;
+        if !(percent > 0.0 && percent <= 100.0) {
+            return Err(FORMS.to_owned());
+        }
+        // Rounded down, so that what is read is never less than what was asked for.
+        let of = ((100.0 / percent) as u64).max(1);
+        return Ok(DataSubset {
+            part: rand::random_range(0..of),
+            of,
+        });
+    }
+    let (part, of) = text.split_once('/').ok_or(FORMS)?;
+    let (part, of): (u64, u64) = (part.parse().map_err(|_| FORMS)?, of.parse().map_err(|_| FORMS)?);
+    if part == 0 || part > of {
+        return Err(FORMS.to_owned());
+    }
+    Ok(DataSubset { part: part - 1, of })
+}
+
+impl VerifyCommand {
+    pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
+        let repository = match Repository::open(global.store()?).await {
+            Err(ArchiveError::Damaged(damage)) => {
+                let stats = VerifyStats {
+                    damage_count: 1,
+                    damage: vec![*damage],
+                    ..VerifyStats::default()
+                };
+                return report(global, &stats);
+            }
+            opened => opened?,
+        };
+        let mut snapshots = Vec::with_capacity(self.snapshots.len());
+        for wanted in &self.snapshots {
+            snapshots.push(find_snapshot(global, &repository, wanted).await?);
+        }
+        let options = VerifyOptions {
+            snapshots: (!self.snapshots.is_empty()).then_some(snapshots),
+            read_data: self.read_data,
+        };
+        let progress = Arc::new(Progress::new());
+        let display = ProgressDisplay::start("verifying", &progress, global.quiet);
+        let stats = verify(&repository, options, &progress).await?;
+        drop(display);
+        report(global, &stats)
+    }
+}
+
+fn report(global: &GlobalOptions, stats: &VerifyStats) -> anyhow::Result<Outcome> {
+    let output = global.output();
+    for damage in &stats.damage {
+        output.data(output::printable(&damage.to_string()))?;
+    }
+    let listed = stats.damage.len() as u64;
+    if stats.damage_count > listed {
+        output.data(format!(
+            "… and {} more",
+            output::number(stats.damage_count - listed)
+        ))?;
+    }
+    let checked = format!(
+        "{} with {}, {}, {} of data read in {}",
+        output::count(stats.snapshots, "snapshot"),
+        output::count(stats.documents, "document"),
+        output::count(stats.objects, "object"),
+        output::bytes(stats.data_bytes),
+        output::duration(stats.duration)
+    );
+    if stats.is_intact() {
+        output.line(format!("Intact: {checked}."))?;
+    } else {
+        output.data(format!(
+            "DAMAGED in {}: {checked}.",
+            output::count(stats.damage_count, "place")
+        ))?;
+    }
+    output.json(&Summary {
+        intact: stats.is_intact(),
+        snapshots: stats.snapshots,
+        documents: stats.documents,
+        objects: stats.objects,
+        stored_bytes: stats.stored_bytes,
+        data_bytes: stats.data_bytes,
+        damage_count: stats.damage_count,
+        damage: &stats.damage,
+        seconds: stats.duration.as_secs_f64(),
+    })?;
+    Ok(if stats.is_intact() {
+        Outcome::Done
+    } else {
+        Outcome::NeedsLook
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subsets_are_parts_or_percentages() {
+        assert_eq!(subset("2/7"), Ok(DataSubset { part: 1, of: 7 }));
+        assert_eq!(subset("100%"), Ok(DataSubset::ALL));
+        assert_eq!(subset("30%").unwrap().of, 3);
+        for wrong in ["", "7", "0/7", "8/7", "0%", "101%", "NaN%", "-1%", "a/b"] {
+            assert!(subset(wrong).is_err(), "{wrong}");
+        }
+    }
+}

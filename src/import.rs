@@ -1,0 +1,129 @@
+//! Puts documents of JSON files into a database.
+//!
+//! Every file is read through before the first document is written: a file that is cut off or says another count than it
+//! holds must not be found out halfway through a restore.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use tracing::info;
+
+use crate::document::{DocumentPath, canonical};
+use crate::firestore::{self, BulkWriter, Firestore};
+use crate::json::{Checked, JsonError, check, read_documents};
+use crate::path_filter::PathFilter;
+use crate::progress::Progress;
+use crate::restore::{RestoreOptions, RestorePlan, RestoreStats, RestoreTotals};
+
+/// Documents that wait for the writer.
+const WAITING_DOCUMENTS: usize = 1_000;
+
+/// An import that stopped. What it wrote before stays written; to run it again does no harm.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// A file is none that can be restored. Nothing was written.
+    #[error(transparent)]
+    Json(#[from] JsonError),
+    /// The database could not be written.
+    #[error(transparent)]
+    Firestore(#[from] firestore::Error),
+    /// The thread that reads is gone.
+    #[error("the thread that reads the files stopped: {0}")]
+    Worker(#[from] tokio::task::JoinError),
+}
+
+/// Reads the files through and says what [`import`] would write.
+pub async fn plan_import(files: &[PathBuf], filter: &PathFilter) -> Result<RestorePlan, ImportError> {
+    let mut plan = RestorePlan::default();
+    for file in files {
+        let (file, filter) = (file.clone(), filter.clone());
+        let part = tokio::task::spawn_blocking(move || {
+            let mut part = RestorePlan::default();
+            read_documents::<JsonError>(&file, |path, fields| {
+                if filter.matches(&path) {
+                    part.add(&path, canonical::encode(&fields).len() as u64);
+                }
+                Ok(())
+            })
+            .map(|_| part)
+        })
+        .await??;
+        plan.merge(part);
+    }
+    Ok(plan)
+}
+
+/// Writes the documents of the files, under the ids that they have there.
+///
+/// # Errors
+/// Before anything is written when a file cannot be read to its end or contradicts itself; afterwards when the database
+/// cannot be written at all. A single document that the database refuses is no error: it is counted and goes to the
+/// dead-letter file.
+pub async fn import(
+    files: &[PathBuf],
+    database: &Firestore,
+    options: RestoreOptions,
+    progress: &Progress,
+) -> Result<RestoreStats, ImportError> {
+    let start = Instant::now();
+    let mut total = 0;
+    for file in files {
+        let checked = check_file(file.clone()).await?;
+        info!(file = %file.display(), documents = checked.total_document_count, "checked");
+        total += checked.total_document_count;
+    }
+    if options.filter.is_all() {
+        progress.set_total_documents(total);
+    }
+
+    let (sink, existing) = options.sink();
+    let mut writer = BulkWriter::new(database, options.write, sink);
+    let (sender, mut documents) = mpsc::channel(WAITING_DOCUMENTS);
+    let (files, filter) = (files.to_vec(), options.filter);
+    let reading = tokio::task::spawn_blocking(move || {
+        files.iter().try_for_each(|file| {
+            send_documents(file, |path, body| {
+                // A closed channel means that the writer has failed, and its error is the one to report.
+                !filter.matches(&path) || sender.blocking_send((path, body)).is_ok()
+            })
+        })
+    });
+    let mut totals = RestoreTotals::default();
+    while let Some((path, body)) = documents.recv().await {
+        // Encoded a moment ago, from values: it cannot be malformed.
+        totals.add(&path, &body).ok();
+        writer.put(&path, &body).await?;
+        progress.add(1, body.len() as u64);
+    }
+    reading.await??;
+    let writes = writer.finish().await?;
+    Ok(totals.stats(writes, &existing, start.elapsed()))
+}
+
+async fn check_file(file: PathBuf) -> Result<Checked, ImportError> {
+    Ok(tokio::task::spawn_blocking(move || check(&file)).await??)
+}
+
+/// Calls `each` with the documents of a file until it answers false.
+fn send_documents(file: &Path, mut each: impl FnMut(DocumentPath, Vec<u8>) -> bool) -> Result<(), JsonError> {
+    enum Stopped {
+        ByReceiver,
+        ByFile(JsonError),
+    }
+    impl From<JsonError> for Stopped {
+        fn from(error: JsonError) -> Self {
+            Self::ByFile(error)
+        }
+    }
+    let read = read_documents(file, |path, fields| {
+        match each(path, canonical::encode(&fields)) {
+            true => Ok(()),
+            false => Err(Stopped::ByReceiver),
+        }
+    });
+    match read {
+        Ok(_) | Err(Stopped::ByReceiver) => Ok(()),
+        Err(Stopped::ByFile(error)) => Err(error),
+    }
+}

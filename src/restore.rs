@@ -1,0 +1,295 @@
+//! Puts documents of a snapshot into a database.
+//!
+//! Several key ranges are read side by side and feed one writer, so that neighbouring writes lie far apart in the key
+//! space: writes in key order would all go to one tablet of the database at a time.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::{StreamExt, TryStreamExt, stream};
+use tokio::sync::mpsc;
+use tonic::Code;
+
+use crate::archive::{ArchiveError, SnapshotReader};
+use crate::document::canonical::{self, CanonicalError, ReferenceRef};
+use crate::document::{DocumentBatch, DocumentPath, KeyRange, PathError};
+use crate::firestore::{
+    self, BulkWriter, DeadLetterFile, FailureSink, Firestore, WriteFailure, WriteMode, WriteOptions,
+    WriteStats,
+};
+use crate::path_filter::PathFilter;
+use crate::progress::Progress;
+
+/// Batches that wait for the writer. A few are enough: the readers refill faster than a database writes.
+const WAITING_BATCHES: usize = 4;
+
+/// What to restore, and how.
+#[derive(Clone, Debug)]
+pub struct RestoreOptions {
+    /// Which documents.
+    pub filter: PathFilter,
+    /// How to write.
+    pub write: WriteOptions,
+    /// How many key ranges of the snapshot are read at the same time.
+    pub parallel: usize,
+    /// Where documents go that the database refuses. Made when the first one is.
+    pub dead_letter_file: PathBuf,
+}
+
+/// What a restore did.
+#[derive(Clone, Debug)]
+pub struct RestoreStats {
+    /// Documents that were chosen.
+    pub documents: u64,
+    /// Bytes of their fields, in canonical form.
+    pub bytes: u64,
+    /// Documents that the database has taken.
+    pub written: u64,
+    /// Documents that were there already and stay as they were ([`WriteMode::CreateOnly`]).
+    pub existing: u64,
+    /// Documents that the database refused; the dead-letter file has them.
+    pub failed: u64,
+    /// References to documents of other databases. They were written as they are.
+    pub foreign_references: u64,
+    /// How the writer fared.
+    pub writes: WriteStats,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+/// What a restore would write.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct RestorePlan {
+    /// Documents that were chosen.
+    pub documents: u64,
+    /// Bytes of their fields, in canonical form.
+    pub bytes: u64,
+    /// Documents by root collection, everything below it included.
+    pub collections: BTreeMap<String, u64>,
+}
+
+impl RestorePlan {
+    pub(crate) fn add(&mut self, path: &DocumentPath, bytes: u64) {
+        self.documents += 1;
+        self.bytes += bytes;
+        match self.collections.get_mut(path.root_collection()) {
+            Some(documents) => *documents += 1,
+            None => drop(self.collections.insert(path.root_collection().to_owned(), 1)),
+        }
+    }
+
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.documents += other.documents;
+        self.bytes += other.bytes;
+        for (collection, documents) in other.collections {
+            *self.collections.entry(collection).or_default() += documents;
+        }
+    }
+}
+
+/// A restore that stopped. What it wrote before stays written; to run it again does no harm.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The snapshot could not be read.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// The database could not be written.
+    #[error(transparent)]
+    Firestore(#[from] firestore::Error),
+    /// A record of the snapshot has no path.
+    #[error(
+        "the snapshot names a document that has no path: {0}; `firebank verify --read-data` shows what is damaged"
+    )]
+    Path(#[from] PathError),
+    /// A record of the snapshot has no fields.
+    #[error(
+        "`{path}` in the snapshot is damaged: {source}; `firebank verify --read-data` shows what else is"
+    )]
+    Body {
+        /// The document.
+        path: DocumentPath,
+        /// What is wrong with it.
+        source: CanonicalError,
+    },
+}
+
+/// Says what [`restore`] would write, without reading a single body.
+pub async fn plan_restore(reader: &SnapshotReader, filter: &PathFilter) -> Result<RestorePlan, RestoreError> {
+    let mut plan = RestorePlan::default();
+    for range in filter.ranges() {
+        let mut records = pin!(reader.records(range.clone()));
+        while let Some(batch) = records.try_next().await? {
+            for record in batch.iter() {
+                let path = DocumentPath::from_key(record.key)?;
+                if !filter.matches(&path) {
+                    continue;
+                }
+                plan.add(&path, u64::from(record.length()));
+            }
+        }
+    }
+    Ok(plan)
+}
+
+/// Writes the chosen documents of a snapshot.
+///
+/// # Errors
+/// At the first part of the snapshot that is damaged or missing, and when the database cannot be written at all. A single
+/// document that the database refuses is no error: it is counted and goes to the dead-letter file.
+pub async fn restore(
+    reader: &SnapshotReader,
+    database: &Firestore,
+    options: RestoreOptions,
+    progress: &Progress,
+) -> Result<RestoreStats, RestoreError> {
+    let start = Instant::now();
+    let ranges = split_ranges(reader, options.filter.ranges(), options.parallel).await?;
+    let (sink, existing) = options.sink();
+    let mut writer = BulkWriter::new(database, options.write, sink);
+
+    let (sender, mut batches) = mpsc::channel::<DocumentBatch>(WAITING_BATCHES);
+    let read = async move {
+        stream::iter(ranges)
+            .map(|range| read_range(reader, range, sender.clone()))
+            .buffer_unordered(options.parallel.max(1))
+            .try_for_each(|()| async { Ok(()) })
+            .await
+    };
+    let filter = &options.filter;
+    let write = async {
+        let mut totals = RestoreTotals::default();
+        while let Some(batch) = batches.recv().await {
+            let before = (totals.documents, totals.bytes);
+            for document in batch.iter() {
+                let path = document.path()?;
+                if filter.matches(&path) {
+                    totals.add(&path, document.body)?;
+                    writer.put(&path, document.body).await?;
+                }
+            }
+            progress.add(totals.documents - before.0, totals.bytes - before.1);
+        }
+        Ok::<_, RestoreError>(totals)
+    };
+    let ((), totals) = tokio::try_join!(read, write)?;
+    let writes = writer.finish().await?;
+    Ok(totals.stats(writes, &existing, start.elapsed()))
+}
+
+/// Cuts the ranges where the snapshot's index can be cut, into some four a reader.
+async fn split_ranges(
+    reader: &SnapshotReader,
+    ranges: &[KeyRange],
+    parallel: usize,
+) -> Result<Vec<KeyRange>, ArchiveError> {
+    let boundaries = reader.page_boundaries(parallel.max(1) * 4).await?;
+    let mut pieces = Vec::with_capacity(boundaries.len() + ranges.len());
+    for range in ranges {
+        let mut from = range.start.clone();
+        for boundary in &boundaries {
+            let inside = range.contains(boundary.as_bytes()) && from.as_ref() != Some(boundary);
+            if inside {
+                pieces.push(KeyRange {
+                    start: from.replace(boundary.clone()),
+                    end: Some(boundary.clone()),
+                });
+            }
+        }
+        pieces.push(KeyRange {
+            start: from,
+            end: range.end.clone(),
+        });
+    }
+    Ok(pieces)
+}
+
+async fn read_range(
+    reader: &SnapshotReader,
+    range: KeyRange,
+    batches: mpsc::Sender<DocumentBatch>,
+) -> Result<(), RestoreError> {
+    let mut documents = pin!(reader.documents(range));
+    while let Some(batch) = documents.try_next().await? {
+        if batches.send(batch).await.is_err() {
+            // The writer has failed, and its error is the one to report.
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// What was handed to the writer.
+#[derive(Debug, Default)]
+pub(crate) struct RestoreTotals {
+    documents: u64,
+    bytes: u64,
+    foreign_references: u64,
+}
+
+impl RestoreTotals {
+    pub(crate) fn add(&mut self, path: &DocumentPath, body: &[u8]) -> Result<(), RestoreError> {
+        canonical::for_each_reference(body, |reference| {
+            self.foreign_references += u64::from(matches!(reference, ReferenceRef::Absolute(_)));
+        })
+        .map_err(|source| RestoreError::Body {
+            path: path.clone(),
+            source,
+        })?;
+        self.documents += 1;
+        self.bytes += body.len() as u64;
+        Ok(())
+    }
+
+    /// With what came of it.
+    pub(crate) fn stats(self, writes: WriteStats, existing: &AtomicU64, duration: Duration) -> RestoreStats {
+        let existing = existing.load(Ordering::Relaxed);
+        RestoreStats {
+            documents: self.documents,
+            bytes: self.bytes,
+            written: writes.written,
+            existing,
+            failed: writes.failed - existing,
+            foreign_references: self.foreign_references,
+            writes,
+            duration,
+        }
+    }
+}
+
+impl RestoreOptions {
+    /// Where failures go, and the count of those that create-only asks for.
+    pub(crate) fn sink(&self) -> (impl FailureSink + use<>, Arc<AtomicU64>) {
+        let existing = Arc::new(AtomicU64::new(0));
+        let sink = RestoreSink {
+            create_only: self.write.mode == WriteMode::CreateOnly,
+            existing: Arc::clone(&existing),
+            dead_letters: DeadLetterFile::new(&self.dead_letter_file),
+        };
+        (sink, existing)
+    }
+}
+
+/// Tells documents that are there already, which create-only asks to leave alone, from those that were refused.
+struct RestoreSink {
+    create_only: bool,
+    existing: Arc<AtomicU64>,
+    dead_letters: DeadLetterFile,
+}
+
+impl FailureSink for RestoreSink {
+    fn record(&mut self, failure: WriteFailure) -> std::io::Result<()> {
+        if self.create_only && failure.code == Code::AlreadyExists {
+            self.existing.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        }
+        self.dead_letters.record(failure)
+    }
+
+    fn finish(&mut self) -> std::io::Result<()> {
+        self.dead_letters.finish()
+    }
+}

@@ -1,0 +1,188 @@
+//! Layers: a stack of runs reads as if every change had been made to one map.
+
+use firebank::archive::*;
+use firebank::document::*;
+use futures::{StreamExt, TryStreamExt};
+use proptest::prelude::*;
+
+use crate::archive_support::*;
+
+/// A change of one document: new contents, or gone.
+type Change = (u16, Option<u64>);
+
+fn path(number: u16) -> Vec<u8> {
+    key(&format!("c{}/{number}", number % 3))
+}
+
+/// Puts a layer of changes on top of a snapshot, in ranges between the boundaries.
+async fn layer(
+    repository: &Repository,
+    parent: &Snapshot,
+    docs: &mut Docs,
+    changes: &[Change],
+    cut: Option<u16>,
+) -> Snapshot {
+    let mut changed = std::collections::BTreeMap::new();
+    for &(number, change) in changes {
+        changed.insert(
+            path(number),
+            change.map(|seed| doc(seed, 20 + seed as usize % 90)),
+        );
+    }
+    let boundaries: Vec<Vec<u8>> = cut.map(path).into_iter().collect();
+    let options = SessionOptions {
+        pins: vec![parent.id],
+        ..SessionOptions::new(plan(&boundaries, parent.read_time.seconds - 1_750_000_000 + 60))
+    };
+    let session = Session::begin(repository, options).await.unwrap();
+    for range in session.plan().ranges.clone() {
+        let mut writer = session.exact_range_writer(range.clone());
+        for (key, change) in changed.iter().filter(|(key, _)| range.contains(key)) {
+            let flow = match change {
+                Some(doc) => {
+                    let document = DocumentRef {
+                        key,
+                        create_time: doc.create_time,
+                        update_time: doc.update_time,
+                        body: &doc.body,
+                    };
+                    writer.push(document).await.unwrap()
+                }
+                None => writer.push_tombstone(key).await.unwrap(),
+            };
+            assert_eq!(flow, Flow::Continue);
+        }
+        writer.finish().await.unwrap();
+    }
+    for (key, change) in changed {
+        match change {
+            Some(doc) => docs.insert(key, doc),
+            None => docs.remove(&key),
+        };
+    }
+    let draft = SnapshotDraft {
+        parent: Some(parent.clone()),
+        totals: Some(totals(docs)),
+        ..SnapshotDraft::default()
+    };
+    session.commit(draft).await.unwrap()
+}
+
+async fn compact(repository: &Repository, snapshot: &Snapshot) -> Snapshot {
+    let options = SessionOptions {
+        pins: vec![snapshot.id],
+        ..SessionOptions::new(plan(&[], 100_000))
+    };
+    let session = Session::begin(repository, options).await.unwrap();
+    let reader = repository.reader(snapshot).await.unwrap();
+    let mut writer = session.exact_range_writer(KeyRange::all());
+    let mut records = reader.records(KeyRange::all()).boxed();
+    while let Some(batch) = records.try_next().await.unwrap() {
+        for record in batch.iter() {
+            let body = record.body.unwrap();
+            let document = StoredDocument {
+                key: record.key,
+                create_time: record.create_time,
+                update_time: record.update_time,
+                body_hash: record.body_hash,
+                chunk: body.chunk,
+                offset: body.offset,
+                length: body.length,
+            };
+            let _ = writer.push_reusing(document).await.unwrap();
+        }
+    }
+    let output = writer.finish().await.unwrap();
+    assert_eq!(output.stats.chunks_written, 0);
+    let draft = SnapshotDraft {
+        replaces: Some(snapshot.id),
+        ..SnapshotDraft::default()
+    };
+    session.commit(draft).await.unwrap()
+}
+
+async fn check_all(repository: &Repository, snapshot: &Snapshot) {
+    let reader = [repository.reader(snapshot).await.unwrap()];
+    let mut report = DamageReport::default();
+    check_structure(&reader[0], &mut report).await.unwrap();
+    check_presence(&reader, &mut report).await.unwrap();
+    check_data(&reader, DataSubset::ALL, &mut report).await.unwrap();
+    assert!(report.is_empty(), "{:?}", report.damages());
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    (0u16..60, proptest::option::weighted(0.7, any::<u64>()))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn stacks_read_as_the_map_that_the_changes_make(
+        layers in proptest::collection::vec((proptest::collection::vec(change(), 0..40), proptest::option::of(0u16..60)), 1..7),
+        start in proptest::option::of(0u16..60),
+        end in proptest::option::of(0u16..60),
+    ) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let repository = repository(Parameters { page_records: 5, ..tiny() }).await;
+            let mut docs = Docs::new();
+            let mut snapshot = back_up(&repository, SessionOptions::new(plan(&[], 0)), &docs).await;
+            for (changes, cut) in &layers {
+                snapshot = layer(&repository, &snapshot, &mut docs, changes, *cut).await;
+            }
+            assert_eq!(read(&repository, &snapshot, KeyRange::all()).await.unwrap(), docs);
+            let range = KeyRange {
+                start: start.map(path).map(DocumentKey::from_bytes),
+                end: end.map(path).map(DocumentKey::from_bytes),
+            };
+            let part: Docs = docs.iter().filter(|(key, _)| range.contains(key)).map(|(key, doc)| (key.clone(), doc.clone())).collect();
+            assert_eq!(read(&repository, &snapshot, range).await.unwrap(), part);
+            let reader = repository.reader(&snapshot).await.unwrap();
+            for number in 0..62 {
+                let path = DocumentPath::from_key(&path(number)).unwrap();
+                let found = reader.get(&path).await.unwrap();
+                let found = found.as_ref().map(|batch| batch.get(0).unwrap().body);
+                assert_eq!(found, docs.get(path.key().as_bytes()).map(|doc| &doc.body[..]), "{path}");
+            }
+            check_all(&repository, &snapshot).await;
+            let compacted = compact(&repository, &snapshot).await;
+            assert!(compacted.runs.len() <= 1);
+            assert_eq!(read(&repository, &compacted, KeyRange::all()).await.unwrap(), docs);
+            check_all(&repository, &compacted).await;
+        });
+    }
+}
+
+#[tokio::test]
+async fn nothing_changed_keeps_the_stack_as_it_is() {
+    let repository = repository(tiny()).await;
+    let mut docs = sample(100);
+    let first = back_up(&repository, SessionOptions::new(plan(&[], 0)), &docs).await;
+    let second = layer(&repository, &first, &mut docs, &[], Some(3)).await;
+    assert_eq!(second.runs, first.runs);
+    assert_eq!(second.stats.stored_bytes, 0);
+    assert_eq!(second.parent, Some(first.id));
+    check_all(&repository, &second).await;
+}
+
+#[tokio::test]
+async fn a_stack_fetches_each_frame_once() {
+    let repository = repository(tiny()).await;
+    let mut docs = Docs::new();
+    for number in 0..300 {
+        docs.insert(path(number), doc(u64::from(number), 100));
+    }
+    let mut snapshot = back_up(&repository, SessionOptions::new(plan(&[], 0)), &docs).await;
+    for night in 0..10u64 {
+        let changes: Vec<Change> = (0..30)
+            .map(|n| (n * 10 + night as u16, Some(1000 * (night + 1) + u64::from(n))))
+            .collect();
+        snapshot = layer(&repository, &snapshot, &mut docs, &changes, None).await;
+    }
+    let stored: u64 = docs.values().map(|doc| doc.body.len() as u64).sum();
+    let before = repository.store().requests().received_bytes;
+    assert_eq!(read(&repository, &snapshot, KeyRange::all()).await.unwrap(), docs);
+    let read = repository.store().requests().received_bytes - before;
+    assert!(read < 3 * stored, "{read} bytes read for {stored}");
+}
