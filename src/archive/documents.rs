@@ -34,6 +34,8 @@ const MAX_GAP: u64 = 64 << 10;
 /// Frame tables kept.
 const MAX_TABLES: usize = 256;
 
+/// Frame tables by chunk.
+type Tables = HashMap<(ChunkId, SessionId), Arc<FrameTable>>;
 /// A frame of a stored chunk.
 type FrameKey = (ChunkId, SessionId, u32);
 
@@ -209,7 +211,7 @@ struct Fetched {
 struct Fetcher {
     store: Store,
     frame_len: u32,
-    tables: Arc<Mutex<HashMap<(ChunkId, SessionId), Arc<FrameTable>>>>,
+    tables: Arc<Mutex<Tables>>,
 }
 
 /// A fetch under way; dropping it stops it.

@@ -3,6 +3,12 @@
 //! `fixtures/golden-v1` was written by `write_the_golden_archive` (ignored; run it only when a format is new, never to make a
 //! failing test pass). Its documents are made by the same code that the test compares with.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on should stop"
+)]
+
 use std::path::Path;
 
 use firebank::archive::*;
@@ -21,8 +27,11 @@ fn base() -> Docs {
     docs
 }
 
+/// Documents that changed or went away.
+type Changes = Vec<(Vec<u8>, Option<Doc>)>;
+
 /// The second night: one changed, one new, one gone.
-fn changed() -> (Docs, Vec<(Vec<u8>, Option<Doc>)>) {
+fn changed() -> (Docs, Changes) {
     let mut docs = base();
     let changes = vec![
         (key("orders/__id3__"), None),
