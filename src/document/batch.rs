@@ -46,6 +46,15 @@ impl DocumentBatch {
         Self::default()
     }
 
+    /// An empty batch with room for so many documents, bytes of keys and bytes of bodies.
+    pub(crate) fn with_capacity(documents: usize, keys: usize, bodies: usize) -> Self {
+        Self {
+            keys: Vec::with_capacity(keys),
+            bodies: Vec::with_capacity(bodies),
+            entries: Vec::with_capacity(documents),
+        }
+    }
+
     /// Appends a copy of a document.
     pub fn push(&mut self, document: DocumentRef<'_>) {
         self.keys.extend_from_slice(document.key);
