@@ -9,7 +9,7 @@ mod range;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use futures::{StreamExt, TryStreamExt, stream};
+use tokio::task::JoinSet;
 use tracing::info;
 
 use crate::archive::{
@@ -123,11 +123,18 @@ pub async fn backup(
     )
     .await?;
 
-    stream::iter(range::jobs(ranges, options.parallel))
-        .map(|job| range::back_up(database, &session, job, read_time, progress))
-        .buffer_unordered(options.parallel.max(1))
-        .try_for_each(|()| async { Ok(()) })
-        .await?;
+    // Each range is a task: parsing is work for every core, and wants to be where the bytes have just arrived.
+    let mut running = JoinSet::new();
+    for job in range::jobs(ranges, options.parallel) {
+        while running.len() >= options.parallel.max(1) {
+            finish_one(&mut running).await?;
+        }
+        let writer = session.range_writer(job.range().clone());
+        running.spawn(range::back_up(database.clone(), writer, job, read_time, progress.clone()));
+    }
+    while !running.is_empty() {
+        finish_one(&mut running).await?;
+    }
 
     let counts = database.stats().counts();
     let snapshot = session
@@ -146,6 +153,14 @@ pub async fn backup(
         requests: counts.total_requests(),
         retries: counts.retries,
     })
+}
+
+/// Waits until a range is done.
+async fn finish_one(running: &mut JoinSet<Result<(), BackupError>>) -> Result<(), BackupError> {
+    match running.join_next().await {
+        Some(done) => done.map_err(ArchiveError::from)?,
+        None => Ok(()),
+    }
 }
 
 /// The selection cut into ranges to read side by side.

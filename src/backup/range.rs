@@ -8,7 +8,7 @@ use tracing::debug;
 
 use super::BackupError;
 use super::head::{HeadKeeper, NextHead};
-use crate::archive::{Flow, RangeWriter, Session};
+use crate::archive::{Flow, RangeWriter};
 use crate::document::{DocumentBatch, DocumentKey, KeyRange, Timestamp};
 use crate::firestore::{Firestore, ScanOptions};
 use crate::progress::Progress;
@@ -18,6 +18,12 @@ pub(super) struct RangeJob {
     range: KeyRange,
     head: HeadKeeper,
     next: Option<NextHead>,
+}
+
+impl RangeJob {
+    pub(super) fn range(&self) -> &KeyRange {
+        &self.range
+    }
 }
 
 /// Ties ranges together where one begins at the other's end. They must be started in order, and `parallel` at a time: a
@@ -44,15 +50,15 @@ pub(super) fn jobs(ranges: Vec<KeyRange>, parallel: usize) -> Vec<RangeJob> {
 
 /// Reads a range and writes what it owns.
 pub(super) async fn back_up(
-    database: &Firestore,
-    session: &Session,
+    database: Firestore,
+    writer: RangeWriter,
     job: RangeJob,
     read_time: Timestamp,
-    progress: &Progress,
+    progress: Progress,
 ) -> Result<(), BackupError> {
     let RangeJob { range, head, next } = job;
     let mut sink = Sink {
-        writer: session.range_writer(range.clone()),
+        writer,
         head,
         progress,
     };
@@ -87,13 +93,13 @@ pub(super) async fn back_up(
 }
 
 /// Where the documents of a range go.
-struct Sink<'a> {
+struct Sink {
     writer: RangeWriter,
     head: HeadKeeper,
-    progress: &'a Progress,
+    progress: Progress,
 }
 
-impl Sink<'_> {
+impl Sink {
     /// Writes the documents that the range owns, and keeps those of its head.
     async fn push(&mut self, batch: &DocumentBatch) -> Result<Flow, BackupError> {
         let before = (self.writer.stats().documents, self.writer.stats().raw_bytes);

@@ -159,12 +159,14 @@ fn start(cli: Cli) -> anyhow::Result<Outcome> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let outcome = runtime.block_on(async {
+    // On a worker and not on this thread: what a connection has received is then taken up where it is still in the cache.
+    let command = runtime.spawn(async move {
         tokio::select! {
             outcome = run(&cli.global, cli.command) => outcome,
             () = interrupted() => Err(anyhow::Error::new(Interrupted)),
         }
     });
+    let outcome = runtime.block_on(command).unwrap_or_else(|stopped| Err(stopped.into()));
     // Blocking tasks that nobody waits for any more must not hold the process.
     runtime.shutdown_background();
     outcome
