@@ -12,6 +12,7 @@ mod archive_sessions;
 mod archive_support;
 mod conformance;
 mod firestore_client;
+mod roundtrip;
 mod sandbox;
 mod store_conformance;
 mod support;
