@@ -11,6 +11,8 @@ mod archive_roundtrip;
 mod archive_sessions;
 mod archive_support;
 mod conformance;
+mod consistency;
+mod dedup;
 mod firestore_client;
 mod roundtrip;
 mod sandbox;
