@@ -57,7 +57,7 @@ fn assert_nothing_new(first: &Snapshot, again: &Snapshot) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_backup_stores_no_data_whatever_the_ranges() {
-    let sandbox = synthetic(600, 8_000).await;
+    let sandbox = synthetic(400, 5_000).await;
     let database = client(&sandbox, "demo-dedup").await;
     let parameters = Parameters {
         frame_len: 16 << 10,
@@ -67,7 +67,7 @@ async fn a_second_backup_stores_no_data_whatever_the_ranges() {
     };
     let repository = repository(parameters).await;
     let first = back_up(&database, &repository, 3).await;
-    assert_eq!(first.documents, 8_600);
+    assert_eq!(first.documents, 5_400);
     assert!(first.stats.chunks_written > 64, "{:?}", first.stats);
     let stored = chunks(&repository).await.len();
     for ranges in [1, 2, 7, 16, 64] {
@@ -107,13 +107,9 @@ async fn a_copy_in_another_project_shares_its_data() {
     let again = back_up(&other, &repository, 1).await;
     assert_eq!(again.database.project, "demo-two");
     assert_nothing_new(&first, &again);
-    // The times are the same, so the index is as well.
-    let more: Vec<String> = chunks(&repository)
-        .await
-        .into_iter()
-        .filter(|name| !stored.contains(name))
-        .collect();
-    assert_eq!(more, Vec::<String>::new());
+    // The times are the same, so the index is as well: only the run's directory, which names its chunks, is not.
+    let more = chunks(&repository).await.len() - stored.len();
+    assert!(more <= 1, "{more} chunks more");
     let elsewhere = back_up(&other, &repository, 4).await;
     assert_nothing_new(&first, &elsewhere);
     assert_intact(&repository, 3).await;
