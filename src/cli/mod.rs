@@ -158,10 +158,13 @@ fn start(cli: Cli) -> anyhow::Result<Outcome> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
+    let left = cli.command.left_by_an_interruption();
     let outcome = runtime.block_on(async {
         tokio::select! {
+            // In this order, for a command that takes a signal for its end: the sandbox.
+            biased;
             outcome = run(&cli.global, cli.command) => outcome,
-            () = interrupted() => Err(anyhow::Error::new(Interrupted)),
+            () = interrupted() => Err(anyhow::Error::new(Interrupted(left))),
         }
     });
     // Blocking tasks that nobody waits for any more must not hold the process.
@@ -190,10 +193,25 @@ async fn run(global: &GlobalOptions, command: Command) -> anyhow::Result<Outcome
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("interrupted: what was under way is not finished, and no snapshot was made of it")]
-struct Interrupted;
+#[error("interrupted: {0}")]
+struct Interrupted(&'static str);
 
-async fn interrupted() {
+impl Command {
+    /// What a signal leaves behind when it ends the command early.
+    fn left_by_an_interruption(&self) -> &'static str {
+        match self {
+            Self::Backup(_) | Self::BackupAll(_) => "the backup is not finished, and there is no snapshot of it",
+            Self::Restore(_) | Self::Import(_) => {
+                "the documents that were written stay written; the same command again writes them all"
+            }
+            Self::Export(_) => "the files that are there are whole, the others are missing",
+            _ => "it is not finished",
+        }
+    }
+}
+
+/// Waits for SIGINT or SIGTERM.
+pub(crate) async fn interrupted() {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};

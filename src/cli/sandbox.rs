@@ -86,8 +86,9 @@ impl SandboxCommand {
             address: address.to_string(),
             documents,
         })?;
-        // Until a signal ends the process; the front end handles them.
-        std::future::pending().await
+        super::interrupted().await;
+        sandbox.shutdown().await;
+        Ok(Outcome::Done)
     }
 
     fn config(&self) -> SandboxConfig {

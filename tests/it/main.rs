@@ -10,6 +10,8 @@ mod archive_layers;
 mod archive_roundtrip;
 mod archive_sessions;
 mod archive_support;
+mod cli_commands;
+mod cli_support;
 mod conformance;
 mod firestore_client;
 mod sandbox;
