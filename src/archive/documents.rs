@@ -34,6 +34,8 @@ const MAX_GAP: u64 = 64 << 10;
 /// Frame tables kept.
 const MAX_TABLES: usize = 256;
 
+/// Frame tables by chunk.
+type Tables = HashMap<(ChunkId, SessionId), Arc<FrameTable>>;
 /// A frame of a stored chunk.
 type FrameKey = (ChunkId, SessionId, u32);
 
@@ -205,14 +207,11 @@ struct Fetched {
     frame_len: u32,
 }
 
-/// The tables of chunks that were opened, by the chunk and the session that wrote it.
-type FrameTables = HashMap<(ChunkId, SessionId), Arc<FrameTable>>;
-
 #[derive(Clone)]
 struct Fetcher {
     store: Store,
     frame_len: u32,
-    tables: Arc<Mutex<FrameTables>>,
+    tables: Arc<Mutex<Tables>>,
 }
 
 /// A fetch under way; dropping it stops it.

@@ -38,6 +38,7 @@
 mod budget;
 pub mod check;
 pub mod chunk;
+mod commit;
 pub mod counts;
 pub mod cut;
 mod documents;

@@ -80,7 +80,7 @@ impl BlockCache {
 }
 
 impl Blocks {
-    fn new(store: Store) -> Self {
+    pub(crate) fn new(store: Store) -> Self {
         Self {
             store,
             cache: Arc::default(),

@@ -14,16 +14,13 @@ use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 
 use super::budget::ByteBudget;
-use super::chunk::{BuiltChunk, ChunkBuilder, ChunkKind, FrameTable, with_decoder};
+use super::chunk::{BuiltChunk, FrameTable, with_decoder};
 use super::counts::Counts;
 use super::envelope::{self, MAX_JSON_LEN};
 use super::error::{ArchiveError, DamageKind, Result};
-use super::ids::{ChunkId, ChunkRef, RunId, SessionId, SnapshotId};
+use super::ids::{ChunkId, ChunkRef, SessionId, SnapshotId};
 use super::range_writer::{RangeOutput, RangeWriter, WriteStats};
 use super::repository::{Parameters, Repository};
-use super::run::{
-    BLOCK_TARGET_LEN, DirectoryBlock, IndexEntry, MAX_BLOCK_ENTRIES, MAX_FILTERED_RECORDS, RunRoot,
-};
 use super::sealed::{self, MAX_SEALED_LEN, SealedKind};
 use super::selection::Selection;
 use super::snapshot::{
@@ -435,6 +432,14 @@ impl Known {
 }
 
 impl SessionShared {
+    pub(crate) fn id(&self) -> SessionId {
+        self.id
+    }
+
+    pub(crate) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
     pub(crate) fn parameters(&self) -> &Parameters {
         self.repository.parameters()
     }
@@ -498,99 +503,6 @@ impl SessionShared {
     async fn read_checkpoint(&self, name: &str) -> Result<RangeOutput> {
         let bytes = self.repository.store().get_at_most(name, MAX_SEALED_LEN).await?;
         sealed::decode(name, SealedKind::Checkpoint, &bytes)
-    }
-
-    /// The finished ranges, in key order, must cover each range of the selection without gap or overlap.
-    fn check_tiling(&self, outputs: &[RangeOutput]) -> Result<()> {
-        let incomplete = |what: String| ArchiveError::Incomplete {
-            session: self.id,
-            what,
-        };
-        let mut finished = outputs.iter();
-        for selected in self.plan.selection.key_ranges() {
-            let mut at = selected.start.clone();
-            loop {
-                let next = finished
-                    .next()
-                    .ok_or_else(|| incomplete(format!("nothing covers what follows {at:?}")))?;
-                if next.range.start != at || next.range.is_empty() {
-                    return Err(incomplete(format!(
-                        "a range that starts at {:?} was finished where one from {at:?} on is missing",
-                        next.range.start
-                    )));
-                }
-                at.clone_from(&next.range.end);
-                if at == selected.end {
-                    break;
-                }
-                if at.is_none() || selected.end.is_some() && at > selected.end {
-                    return Err(incomplete(format!(
-                        "a finished range goes past {:?}",
-                        selected.end
-                    )));
-                }
-            }
-        }
-        match finished.next() {
-            None => Ok(()),
-            Some(extra) => Err(incomplete(format!(
-                "{:?} was finished twice or is not selected",
-                extra.range
-            ))),
-        }
-    }
-
-    /// Joins the index chunks of all ranges into one run; `None` when there are none.
-    async fn write_run(
-        &self,
-        mut entries: Vec<IndexEntry>,
-        stored_bytes: &mut u64,
-    ) -> Result<Option<RunRef>> {
-        if entries.is_empty() {
-            return Ok(None);
-        }
-        if let Some(pair) = entries
-            .windows(2)
-            .find(|pair| pair[0].last_key() >= pair[1].first_key())
-        {
-            return Err(ArchiveError::OutOfOrder {
-                previous: super::error::show_key(pair[0].last_key()),
-                next: super::error::show_key(pair[1].first_key()),
-            });
-        }
-        let records: u64 = entries
-            .iter()
-            .map(|entry| entry.puts() + entry.tombstones())
-            .sum();
-        if records > MAX_FILTERED_RECORDS {
-            entries.iter_mut().for_each(|entry| entry.filter = Vec::new());
-        }
-        let mut root = RunRoot::default();
-        let mut builder = ChunkBuilder::new(ChunkKind::Directory, 3);
-        let mut block = DirectoryBlock { entries: Vec::new() };
-        let mut weight = 0;
-        let mut entries = entries.into_iter().peekable();
-        while let Some(entry) = entries.next() {
-            weight += entry.weight();
-            block.entries.push(entry);
-            let full = block.entries.len() == MAX_BLOCK_ENTRIES || weight >= BLOCK_TARGET_LEN;
-            if full || entries.peek().is_none() {
-                builder.add_frame(&mut block.encode()?).await?;
-                let stored = self.put_chunk(builder.finish().await?).await?;
-                *stored_bytes += stored.chunk.stored_len;
-                root.blocks.push(block.summary(stored.chunk));
-                block.entries.clear();
-                weight = 0;
-            }
-        }
-        let digest = blake3::hash(&sealed::pack(&root)?);
-        let id = RunId::from_u64(ChunkId::from_bytes(*digest.as_bytes()).low_bits());
-        let (run, stored) = RunRef::new(id, self.id, &root)?;
-        if let Some(sealed) = stored {
-            *stored_bytes += sealed.len() as u64;
-            self.repository.store().put_new(&run.name(), sealed).await?;
-        }
-        Ok(Some(run))
     }
 
     fn snapshot(&self, draft: SnapshotDraft, run: Option<RunRef>, stats: WriteStats) -> Result<Snapshot> {

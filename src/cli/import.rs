@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::options::GlobalOptions;
-use super::restore::WriteArgs;
+use super::write_args::WriteArgs;
 use super::{Outcome, UsageError, json_restore};
 use crate::path_filter::PathFilter;
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
-use super::restore::{WriteArgs, report, show_plan};
+use super::write_args::{WriteArgs, report, show_plan};
 use super::{Outcome, output};
 use crate::document::DatabaseName;
 use crate::import::{import, plan_import};

@@ -21,6 +21,7 @@ mod show;
 mod snapshots;
 mod status;
 mod verify;
+mod write_args;
 
 use std::fmt;
 use std::fs::OpenOptions;

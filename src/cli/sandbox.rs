@@ -64,7 +64,7 @@ struct Ready {
 impl SandboxCommand {
     pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
         let output = global.output();
-        let sandbox = Sandbox::start(self.config())
+        let sandbox = Sandbox::start(self.config(global))
             .await
             .with_context(|| format!("cannot listen on 127.0.0.1:{}", self.port))?;
         let address = sandbox.address();
@@ -91,9 +91,16 @@ impl SandboxCommand {
         Ok(Outcome::Done)
     }
 
-    fn config(&self) -> SandboxConfig {
+    fn config(&self, global: &GlobalOptions) -> SandboxConfig {
+        // Without a named project every one of them has the documents.
+        let database = global
+            .named_project()
+            .map(|project| DatabaseName::new(project, global.database_id()));
         let synthetic = (self.synthetic > 0)
-            .then(|| SyntheticSpec::new("synthetic", self.synthetic, self.synthetic_bytes))
+            .then(|| SyntheticSpec {
+                database,
+                ..SyntheticSpec::new("synthetic", self.synthetic, self.synthetic_bytes)
+            })
             .into_iter()
             .collect();
         SandboxConfig {

@@ -145,6 +145,7 @@ pub struct WriteStats {
 /// Writes to different paths are applied in any order; writes to one path in the order in which they are given.
 pub struct BulkWriter {
     sender: Arc<Sender>,
+    root: Arc<str>,
     options: WriteOptions,
     batch_bytes: usize,
     sink: Box<dyn FailureSink>,
@@ -187,8 +188,10 @@ impl BulkWriter {
             true => EMULATOR_BATCH_BYTES,
             false => BATCH_BYTES,
         };
+        let sender = Arc::new(Sender::new(firestore.clone(), throttle, options.mode));
         Self {
-            sender: Arc::new(Sender::new(firestore.clone(), throttle, options.mode)),
+            root: sender.root(),
+            sender,
             batch_bytes: options.batch_bytes.unwrap_or(accepted).max(1),
             options,
             sink: Box::new(sink),
@@ -209,14 +212,14 @@ impl BulkWriter {
     pub async fn put(&mut self, path: &DocumentPath, body: &[u8]) -> Result<()> {
         let hash = self.make_room(path).await?;
         let mode = self.options.mode;
-        self.batch.push_put(path, body, &self.sender.root(), mode)?;
+        self.batch.push_put(path, body, &self.root, mode, hash)?;
         self.added(hash).await
     }
 
     /// Deletes a document; one that does not exist counts as deleted. Waits while too much is under way.
     pub async fn delete(&mut self, path: &DocumentPath) -> Result<()> {
         let hash = self.make_room(path).await?;
-        self.batch.push_delete(path, &self.sender.root());
+        self.batch.push_delete(path, &self.root, hash);
         self.added(hash).await
     }
 
@@ -286,7 +289,8 @@ impl BulkWriter {
     /// Sends the batch, if it has anything, as soon as there is room in flight.
     async fn send_batch(&mut self) -> Result<()> {
         if !self.batch.is_empty() {
-            self.full.push_back(std::mem::take(&mut self.batch));
+            let batch = self.batch.take();
+            self.full.push_back(batch);
         }
         self.send_full().await
     }

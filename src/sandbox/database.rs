@@ -24,6 +24,8 @@ pub(crate) type Micros = i64;
 /// Superseded versions that a database holds at most, whatever the window: about a gigabyte of small documents.
 const MAX_SUPERSEDED: usize = 1 << 20;
 
+const MINUTE: Micros = 60_000_000;
+
 /// As protobuf has it.
 pub(crate) fn timestamp(time: Micros) -> Timestamp {
     Timestamp {
@@ -201,7 +203,8 @@ impl Database {
         self.clock.observe()
     }
 
-    /// Checks that a read at `time` can be answered: not in the future, not before the window of `history` microseconds.
+    /// Checks that a read at `time` can be answered: not in the future, not before the window of `history` microseconds,
+    /// and where that is longer than an hour (point-in-time recovery), of whole minutes beyond it.
     pub(crate) fn check_read_time(&self, time: Micros, history: Micros) -> Result<(), Status> {
         let state = self.read();
         let now = self.clock.observe();
@@ -213,6 +216,11 @@ impl Database {
         if time < state.floor || time < now.saturating_sub(history) {
             return Err(Status::failed_precondition(
                 "The requested snapshot version is too old.",
+            ));
+        }
+        if time < now - 60 * MINUTE && time % MINUTE != 0 {
+            return Err(Status::invalid_argument(
+                "A read_time more than an hour ago must be a whole minute.",
             ));
         }
         Ok(())
@@ -539,3 +547,6 @@ pub(crate) enum Run<'a> {
 fn existing(versions: &Versions, time: Micros) -> Option<Found> {
     versions.at(time)?.document.clone().map(Found::Stored)
 }
+
+#[cfg(test)]
+mod tests;

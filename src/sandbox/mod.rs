@@ -15,8 +15,8 @@
 //! # }
 //! ```
 //!
-//! A request goes from [`server`] (what the methods mean) through [`query`], [`list`], [`write`] to [`database`] (documents
-//! and their past), and streams come back through [`stream`] and [`codec`], which send what is stored as it is stored.
+//! A request goes from `server` (what the methods mean) through `query`, `list`, `write` to `database` (documents and their
+//! past), and streams come back through `stream` and `codec`, which send what is stored as it is stored.
 //! It listens on loopback only, accepts any project and database, and takes no notice of credentials.
 
 mod aggregate;
@@ -33,6 +33,7 @@ mod partition;
 mod query;
 pub mod retail;
 mod server;
+mod service;
 mod stream;
 mod synthetic;
 mod synthetic_body;
@@ -61,7 +62,8 @@ pub use usage::Usage;
 pub struct SandboxConfig {
     /// The port on 127.0.0.1; 0 for a free one.
     pub port: u16,
-    /// How long the past can be read.
+    /// How long the past can be read. Firestore has an hour, and with point-in-time recovery seven days, of which only whole
+    /// minutes can be read past the first hour.
     pub history: Duration,
     /// The largest request, in bytes. Firestore's is 10 MiB, the emulator's 4 MiB.
     pub max_request_bytes: usize,
@@ -90,7 +92,7 @@ impl Default for SandboxConfig {
 #[derive(Debug)]
 pub struct Sandbox {
     address: SocketAddr,
-    service: server::Service,
+    service: service::Service,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
 }
@@ -105,7 +107,7 @@ impl Sandbox {
         let address = listener.local_addr()?;
         let connections = connections::Connections::default();
         let faults = Faults::new(config.faults.clone(), connections.clone());
-        let service = server::Service::new(config, faults);
+        let service = service::Service::new(config, faults);
         let incoming = futures::stream::unfold(listener, move |listener| {
             let connections = connections.clone();
             async move {

@@ -1,30 +1,24 @@
 //! The methods of google.firestore.v1.Firestore: requests taken apart, answers put together.
 
-use std::collections::{BTreeMap, HashSet};
-use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::collections::HashSet;
 
 use ::firestore::gcloud_sdk::google::firestore::v1 as proto;
 use ::firestore::gcloud_sdk::google::rpc;
-use ::firestore::gcloud_sdk::prost_types::Timestamp;
-use futures::Stream;
 use rand::RngExt;
 use tonic::{Request, Response, Status};
 
 use super::codec::{Answer, Received};
-use super::connections::ConnectionId;
-use super::database::{Clock, Database, Micros, Position, micros, timestamp};
-use super::faults::{Faults, Rpc, StreamFate};
+use super::database::timestamp;
+use super::faults::Rpc;
 use super::list::Listing;
 use super::messages;
-use super::query::{Plan, Projection, Walk};
-use super::stream::{Pump, Source};
-use super::synthetic::Synthetic;
-use super::transaction::{self, Transactions};
-use super::usage::{Counters, add};
-use super::write::{self, Prepared, Staging};
-use super::{SandboxConfig, aggregate, keys, list, names, partition};
-use crate::document::DatabaseName;
+use super::query::{Plan, Walk};
+use super::service::{Answers, At, Service, projection};
+use super::stream::Source;
+use super::transaction;
+use super::usage::add;
+use super::write::{self, Staging};
+use super::{aggregate, keys, list, names, partition};
 
 #[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
 mod generated {
@@ -34,188 +28,6 @@ pub(crate) use generated::firestore_server::{Firestore, FirestoreServer};
 
 /// The most documents or ids in a page of a list.
 const MAX_PAGE: usize = 300;
-
-/// What all calls share. Clones are the same server.
-#[derive(Clone, Debug)]
-pub(crate) struct Service(Arc<Shared>);
-
-#[derive(Debug)]
-struct Shared {
-    config: SandboxConfig,
-    clock: Arc<Clock>,
-    databases: Mutex<BTreeMap<(String, String), Arc<Database>>>,
-    transactions: Transactions,
-    counters: Counters,
-    faults: Faults,
-}
-
-/// When a read happens.
-enum At {
-    Now,
-    Time(Timestamp),
-    In(Vec<u8>),
-    New(proto::TransactionOptions),
-}
-
-impl Service {
-    pub(crate) fn new(config: SandboxConfig, faults: Faults) -> Self {
-        Self(Arc::new(Shared {
-            config,
-            clock: Arc::default(),
-            databases: Mutex::default(),
-            transactions: Transactions::default(),
-            counters: Counters::default(),
-            faults,
-        }))
-    }
-
-    pub(crate) fn counters(&self) -> &Counters {
-        &self.0.counters
-    }
-
-    pub(crate) fn faults(&self) -> &Faults {
-        &self.0.faults
-    }
-
-    fn database(&self, name: &DatabaseName) -> Arc<Database> {
-        let mut databases = self
-            .0
-            .databases
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
-        let key = (name.project.clone(), name.database.clone());
-        databases
-            .entry(key)
-            .or_insert_with(|| {
-                let specs = self.0.config.synthetic.iter();
-                let specs =
-                    specs.filter(|spec| spec.database.as_ref().is_none_or(|database| database == name));
-                let synthetic = specs
-                    .map(|spec| Arc::new(Synthetic::new(spec.clone(), &name.root())))
-                    .collect();
-                Arc::new(Database::new(name.clone(), self.0.clock.clone(), synthetic))
-            })
-            .clone()
-    }
-
-    fn history(&self) -> Micros {
-        self.faults().history(self.0.config.history)
-    }
-
-    /// Counts a request and lets it suffer what the faults say.
-    async fn enter<T>(
-        &self,
-        rpc: Rpc,
-        request: Request<Received<T>>,
-    ) -> Result<(T, StreamFate, ConnectionId), Status> {
-        let connection = request
-            .extensions()
-            .get::<ConnectionId>()
-            .copied()
-            .unwrap_or_default();
-        let received = request.into_inner();
-        self.counters().request(rpc, received.bytes);
-        let fate = self.faults().admit(rpc).await?;
-        if received.bytes > self.0.config.max_request_bytes {
-            return Err(Status::invalid_argument(format!(
-                "Request payload size exceeds the limit: {} bytes.",
-                self.0.config.max_request_bytes
-            )));
-        }
-        Ok((received.message, fate, connection))
-    }
-
-    fn answer(&self, message: &impl prost::Message) -> Result<Response<Answer>, Status> {
-        self.reply(Answer::of(message))
-    }
-
-    fn reply(&self, answer: Answer) -> Result<Response<Answer>, Status> {
-        add(&self.counters().sent_bytes, answer.len() as u64);
-        Ok(Response::new(answer))
-    }
-
-    /// The time of a read of `range`, and the transaction that began with it.
-    fn resolve(&self, at: At, database: &Database, range: Position) -> Result<(Micros, Vec<u8>), Status> {
-        match at {
-            At::Now => Ok((database.read_time(), Vec::new())),
-            At::Time(time) => {
-                let time = micros(&time);
-                database.check_read_time(time, self.history())?;
-                Ok((time, Vec::new()))
-            }
-            At::In(id) => Ok((self.0.transactions.read(&id, database, range)?, Vec::new())),
-            At::New(options) => {
-                let (id, time) = self
-                    .0
-                    .transactions
-                    .begin(database, Some(&options), self.history())?;
-                self.0.transactions.read(&id, database, range)?;
-                Ok((time, id))
-            }
-        }
-    }
-
-    fn pump(
-        &self,
-        source: Source,
-        fate: StreamFate,
-        connection: ConnectionId,
-        transaction: Vec<u8>,
-    ) -> Answers {
-        let pump = Pump {
-            service: self.clone(),
-            source,
-            fate,
-            connection,
-            transaction,
-            sent: 0,
-            skipped_told: false,
-            held: None,
-            done: false,
-            reset: false,
-        };
-        Box::pin(pump.stream())
-    }
-
-    /// Does one write and returns what became of the document.
-    fn write_one(
-        &self,
-        write: &messages::Write,
-        database: &Database,
-    ) -> Result<Option<super::database::Stored>, Status> {
-        let prepared = Prepared::new(write, &database.name)?;
-        let key = prepared.key().to_vec();
-        self.bill_writes(std::slice::from_ref(write));
-        let mut commit = database.write();
-        let mut staging = Staging::new(&mut commit);
-        staging.write(prepared)?;
-        staging.apply(self.history());
-        Ok(commit.get(&key))
-    }
-
-    fn bill_writes(&self, writes: &[messages::Write]) {
-        let deletes = writes.iter().filter(|write| write.delete.is_some()).count() as u64;
-        add(&self.counters().deletes, deletes);
-        add(&self.counters().writes, writes.len() as u64 - deletes);
-    }
-
-    fn document_answer(
-        &self,
-        document: Option<super::database::Stored>,
-        mask: Option<proto::DocumentMask>,
-    ) -> Result<Response<Answer>, Status> {
-        let document = document.ok_or_else(|| Status::internal("The document is gone."))?;
-        self.reply(Answer::Message(projection(mask)?.apply(&document)))
-    }
-}
-
-type Answers = Pin<Box<dyn Stream<Item = Result<Answer, Status>> + Send>>;
-
-fn projection(mask: Option<proto::DocumentMask>) -> Result<Projection, Status> {
-    mask.map_or(Ok(Projection::Whole), |mask| {
-        Projection::of_paths(&mask.field_paths)
-    })
-}
 
 fn rpc_status(result: Result<(), Status>) -> rpc::Status {
     match result {
@@ -249,7 +61,7 @@ impl Firestore for Service {
         &self,
         request: Request<Received<proto::RunQueryRequest>>,
     ) -> Result<Response<Answers>, Status> {
-        use proto::run_query_request::{ConsistencySelector, QueryType};
+        use proto::run_query_request::QueryType;
         let (request, fate, connection) = self.enter(Rpc::RunQuery, request).await?;
         let (name, parent) = names::parent(&request.parent)?;
         let database = self.database(&name);
@@ -262,12 +74,7 @@ impl Firestore for Service {
                 "kind is required for all orders except __key__ ascending",
             ));
         }
-        let at = match request.consistency_selector {
-            None => At::Now,
-            Some(ConsistencySelector::Transaction(id)) => At::In(id),
-            Some(ConsistencySelector::NewTransaction(options)) => At::New(options),
-            Some(ConsistencySelector::ReadTime(time)) => At::Time(time),
-        };
+        let at = At::from(request.consistency_selector);
         let (time, transaction) = self.resolve(at, &database, plan.position.clone())?;
         let source = Source::Query(Box::new(Walk::new(plan, database, time)));
         Ok(Response::new(self.pump(source, fate, connection, transaction)))
@@ -277,7 +84,7 @@ impl Firestore for Service {
         &self,
         request: Request<Received<proto::RunAggregationQueryRequest>>,
     ) -> Result<Response<Answers>, Status> {
-        use proto::run_aggregation_query_request::{ConsistencySelector, QueryType};
+        use proto::run_aggregation_query_request::QueryType;
         use proto::structured_aggregation_query::QueryType as Inner;
         let (request, _, _) = self.enter(Rpc::RunAggregationQuery, request).await?;
         let (name, parent) = names::parent(&request.parent)?;
@@ -294,12 +101,7 @@ impl Firestore for Service {
                 "kind is required for all orders except __key__ ascending",
             ));
         }
-        let at = match request.consistency_selector {
-            None => At::Now,
-            Some(ConsistencySelector::Transaction(id)) => At::In(id),
-            Some(ConsistencySelector::NewTransaction(options)) => At::New(options),
-            Some(ConsistencySelector::ReadTime(time)) => At::Time(time),
-        };
+        let at = At::from(request.consistency_selector);
         let (time, transaction) = self.resolve(at, &database, plan.position.clone())?;
         let mut walk = Walk::new(plan, database, time);
         let (aggregate_fields, entries) = aggregate::run(&mut walk, &query.aggregations)?;
@@ -318,7 +120,7 @@ impl Firestore for Service {
         &self,
         request: Request<Received<proto::PartitionQueryRequest>>,
     ) -> Result<Response<Answer>, Status> {
-        use proto::partition_query_request::{ConsistencySelector, QueryType};
+        use proto::partition_query_request::QueryType;
         let (request, _, _) = self.enter(Rpc::PartitionQuery, request).await?;
         let (name, parent) = names::parent(&request.parent)?;
         let database = self.database(&name);
@@ -342,10 +144,7 @@ impl Firestore for Service {
             .ok()
             .filter(|count| *count > 0);
         let count = count.ok_or_else(|| Status::invalid_argument("partition_count must be positive."))?;
-        let at = match request.consistency_selector {
-            None => At::Now,
-            Some(ConsistencySelector::ReadTime(time)) => At::Time(time),
-        };
+        let at = At::from(request.consistency_selector);
         let (time, _) = self.resolve(at, &database, plan.position.clone())?;
         let cursors = partition::cursors(&database, &plan, time, count);
         add(&self.counters().reads, 1);
@@ -371,14 +170,10 @@ impl Firestore for Service {
         &self,
         request: Request<Received<proto::ListCollectionIdsRequest>>,
     ) -> Result<Response<Answer>, Status> {
-        use proto::list_collection_ids_request::ConsistencySelector;
         let (request, _, _) = self.enter(Rpc::ListCollectionIds, request).await?;
         let (name, parent) = names::parent(&request.parent)?;
         let database = self.database(&name);
-        let at = match request.consistency_selector {
-            None => At::Now,
-            Some(ConsistencySelector::ReadTime(time)) => At::Time(time),
-        };
+        let at = At::from(request.consistency_selector);
         let (time, _) = self.resolve(at, &database, list::range(&parent))?;
         let limit = page_size(request.page_size, MAX_PAGE)?;
         let (collection_ids, next_page_token) =
@@ -394,7 +189,6 @@ impl Firestore for Service {
         &self,
         request: Request<Received<proto::ListDocumentsRequest>>,
     ) -> Result<Response<Answer>, Status> {
-        use proto::list_documents_request::ConsistencySelector;
         let (request, _, _) = self.enter(Rpc::ListDocuments, request).await?;
         let (name, parent) = names::parent(&request.parent)?;
         let database = self.database(&name);
@@ -411,11 +205,7 @@ impl Firestore for Service {
         }
         let mut collection = parent;
         collection.extend(keys::key_of(&request.collection_id));
-        let at = match request.consistency_selector {
-            None => At::Now,
-            Some(ConsistencySelector::Transaction(id)) => At::In(id),
-            Some(ConsistencySelector::ReadTime(time)) => At::Time(time),
-        };
+        let at = At::from(request.consistency_selector);
         let (time, _) = self.resolve(at, &database, list::range(&collection))?;
         let listing = Listing {
             collection: &collection,
@@ -438,15 +228,10 @@ impl Firestore for Service {
         &self,
         request: Request<Received<proto::GetDocumentRequest>>,
     ) -> Result<Response<Answer>, Status> {
-        use proto::get_document_request::ConsistencySelector;
         let (request, _, _) = self.enter(Rpc::GetDocument, request).await?;
         let database = self.database(&names::database(&request.name)?);
         let key = names::document(&request.name, &database.name)?;
-        let at = match request.consistency_selector {
-            None => At::Now,
-            Some(ConsistencySelector::Transaction(id)) => At::In(id),
-            Some(ConsistencySelector::ReadTime(time)) => At::Time(time),
-        };
+        let at = At::from(request.consistency_selector);
         let (time, _) = self.resolve(at, &database, transaction::one(key.clone()))?;
         add(&self.counters().reads, 1);
         let found = database.get(&key, time);
@@ -522,7 +307,6 @@ impl Firestore for Service {
         &self,
         request: Request<Received<proto::BatchGetDocumentsRequest>>,
     ) -> Result<Response<Answers>, Status> {
-        use proto::batch_get_documents_request::ConsistencySelector;
         let (request, fate, connection) = self.enter(Rpc::BatchGetDocuments, request).await?;
         let database = self.database(&names::database(&request.database)?);
         let mut seen = HashSet::new();
@@ -533,12 +317,7 @@ impl Firestore for Service {
                 keys.push((name, key));
             }
         }
-        let at = match request.consistency_selector {
-            None => At::Now,
-            Some(ConsistencySelector::Transaction(id)) => At::In(id),
-            Some(ConsistencySelector::NewTransaction(options)) => At::New(options),
-            Some(ConsistencySelector::ReadTime(time)) => At::Time(time),
-        };
+        let at = At::from(request.consistency_selector);
         let mut ranges = keys.iter().map(|(_, key)| transaction::one(key.clone()));
         let first = ranges.next().unwrap_or_else(|| transaction::one(Vec::new()));
         let in_transaction = match &at {
@@ -551,7 +330,7 @@ impl Firestore for Service {
             .or(Some(&began).filter(|id| !id.is_empty()))
         {
             for range in ranges {
-                self.0.transactions.read(id, &database, range)?;
+                self.transactions().read(id, &database, range)?;
             }
         }
         let projection = projection(request.mask)?;
@@ -575,7 +354,7 @@ impl Firestore for Service {
         let writes = write::prepare(&request.writes, &database.name, true)?;
         self.bill_writes(&request.writes);
         let mut answer = proto::BatchWriteResponse::default();
-        if self.0.config.accept_and_discard {
+        if self.config().accept_and_discard {
             let now = Some(timestamp(database.read_time()));
             for write in &writes {
                 let status = self.faults().write_status(write.name()).map_or(Ok(()), Err);
@@ -623,13 +402,12 @@ impl Firestore for Service {
         let transaction = match request.transaction.is_empty() {
             true => None,
             false => Some(
-                self.0
-                    .transactions
+                self.transactions()
                     .take(&request.transaction, &database.name, writes.len())?,
             ),
         };
         self.bill_writes(&request.writes);
-        let discard = self.0.config.accept_and_discard;
+        let discard = self.config().accept_and_discard;
         let mut commit = database.write();
         if let Some(transaction) = &transaction {
             transaction.check(&database, commit.state())?;
@@ -657,8 +435,7 @@ impl Firestore for Service {
         let (request, _, _) = self.enter(Rpc::BeginTransaction, request).await?;
         let database = self.database(&names::database(&request.database)?);
         let (transaction, _) =
-            self.0
-                .transactions
+            self.transactions()
                 .begin(&database, request.options.as_ref(), self.history())?;
         self.answer(&proto::BeginTransactionResponse { transaction })
     }
@@ -669,7 +446,7 @@ impl Firestore for Service {
     ) -> Result<Response<Answer>, Status> {
         let (request, _, _) = self.enter(Rpc::Rollback, request).await?;
         names::database(&request.database)?;
-        self.0.transactions.rollback(&request.transaction)?;
+        self.transactions().rollback(&request.transaction)?;
         self.answer(&())
     }
 }

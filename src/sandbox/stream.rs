@@ -12,7 +12,7 @@ use super::connections::ConnectionId;
 use super::database::{Database, Found, Micros, Stored, put_time_field};
 use super::faults::{StreamEnd, StreamFate};
 use super::query::{Projection, Walk};
-use super::server::Service;
+use super::service::Service;
 use super::usage::add;
 
 /// Documents in a page. The store is locked for one page at a time.

@@ -3,7 +3,8 @@
 //! A document is its index. The index gives the id, by an ascending map onto twenty characters that look like
 //! Firestore's random ids, and picks one of the bodies that were made at the start, in which a few values of fixed width
 //! are replaced. So a document costs a copy, no two are equal, and any of them can be found by name. Everything follows
-//! from the seed: the same specification serves the same bytes for ever.
+//! from the seed: the same specification serves the same bytes in every process, as long as the random generator of the
+//! `rand` crate stays.
 
 use std::sync::OnceLock;
 
@@ -67,7 +68,8 @@ pub(crate) struct Synthetic {
     name_prefix: String,
     /// The key of the collection.
     prefix: Vec<u8>,
-    bodies: OnceLock<Vec<Body>>,
+    /// Each is made when it is first needed: a test that reads a few documents does not wait for all.
+    bodies: Box<[OnceLock<Body>]>,
 }
 
 impl Synthetic {
@@ -76,7 +78,9 @@ impl Synthetic {
             root: root.to_owned(),
             name_prefix: format!("{root}/{}/", spec.collection),
             prefix: keys::key_of(&spec.collection),
-            bodies: OnceLock::new(),
+            bodies: std::iter::repeat_with(OnceLock::new)
+                .take(body_count(&spec))
+                .collect(),
             spec,
         }
     }
@@ -148,19 +152,10 @@ impl Synthetic {
         FIRST_CREATED + (index % 1_000_000_000) as i64 * 1000
     }
 
-    fn bodies(&self) -> &[Body] {
-        self.bodies.get_or_init(|| {
-            let count = (POOL_BYTES / self.spec.document_bytes.max(200)).clamp(64, 1 << 15);
-            let count = count.min(self.spec.documents.max(1) as usize);
-            (0..count)
-                .map(|number| make_body(self.hash(number as u64, 1), self.spec.document_bytes, &self.root))
-                .collect()
-        })
-    }
-
     fn body(&self, index: u64) -> &Body {
-        let bodies = self.bodies();
-        &bodies[(self.hash(index, 2) % bodies.len() as u64) as usize]
+        let number = self.hash(index, 2) % self.bodies.len() as u64;
+        self.bodies[number as usize]
+            .get_or_init(|| make_body(self.hash(number, 1), self.spec.document_bytes, &self.root))
     }
 
     fn times(&self, index: u64) -> Times {
@@ -214,6 +209,11 @@ impl Synthetic {
     pub(crate) fn name(&self, index: u64) -> String {
         format!("{}{}", self.name_prefix, String::from_utf8_lossy(&self.id(index)))
     }
+}
+
+fn body_count(spec: &SyntheticSpec) -> usize {
+    let count = (POOL_BYTES / spec.document_bytes.max(200)).clamp(64, 1 << 15);
+    count.min(spec.documents.max(1) as usize)
 }
 
 struct Times {
@@ -290,5 +290,20 @@ mod tests {
             assert_eq!(synthetic.stored(index).message(), &bytes);
         }
         assert!((800..1200).contains(&(total / 5000)), "{}", total / 5000);
+    }
+
+    /// Real collections compress three- to fivefold in frames of 256 KiB; so must these, wherever they are cut.
+    #[test]
+    fn documents_compress_as_real_ones_do() {
+        let synthetic = synthetic(200_000);
+        let mut frame = Vec::new();
+        let mut index = 100_000;
+        while frame.len() < 256 << 10 {
+            synthetic.put_message(index, false, &mut frame);
+            index += 1;
+        }
+        let compressed = zstd::encode_all(&frame[..], 3).unwrap();
+        let ratio = frame.len() as f64 / compressed.len() as f64;
+        assert!((3.0..5.0).contains(&ratio), "{ratio:.2}");
     }
 }

@@ -1,6 +1,8 @@
 //! The bodies of synthetic documents: varied records of a shop, with values of every common type.
 
-use ::firestore::gcloud_sdk::google::firestore::v1::{ArrayValue, MapValue, Value, value::ValueType};
+use std::sync::LazyLock;
+
+use ::firestore::gcloud_sdk::google::firestore::v1::{Value, value::ValueType};
 use ::firestore::gcloud_sdk::google::r#type::LatLng;
 use ::firestore::gcloud_sdk::prost_types::Timestamp;
 use bytes::BufMut;
@@ -8,6 +10,7 @@ use prost::Message;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use super::codec::put_bytes_field;
 use super::synthetic::put_entry;
 
 /// The encoded fields of a document, and where values of fixed width are to be replaced.
@@ -36,216 +39,23 @@ impl Body {
     }
 }
 
-const WORDS: &[&str] = &[
-    "about",
-    "above",
-    "active",
-    "advance",
-    "alpine",
-    "amber",
-    "anchor",
-    "apple",
-    "arrow",
-    "autumn",
-    "basket",
-    "battery",
-    "beacon",
-    "blanket",
-    "blue",
-    "bottle",
-    "branch",
-    "bright",
-    "bronze",
-    "brush",
-    "button",
-    "cable",
-    "camera",
-    "candle",
-    "canvas",
-    "carbon",
-    "castle",
-    "cedar",
-    "ceramic",
-    "chair",
-    "charger",
-    "circle",
-    "classic",
-    "clock",
-    "cloud",
-    "coast",
-    "coffee",
-    "compact",
-    "copper",
-    "cotton",
-    "cover",
-    "crystal",
-    "curve",
-    "cushion",
-    "delivery",
-    "desert",
-    "desk",
-    "digital",
-    "double",
-    "dragon",
-    "dream",
-    "durable",
-    "early",
-    "earth",
-    "edge",
-    "electric",
-    "ember",
-    "engine",
-    "evening",
-    "fabric",
-    "falcon",
-    "family",
-    "feather",
-    "fiber",
-    "field",
-    "filter",
-    "flame",
-    "flexible",
-    "folding",
-    "forest",
-    "frame",
-    "fresh",
-    "garden",
-    "gentle",
-    "glass",
-    "golden",
-    "granite",
-    "green",
-    "guard",
-    "hammer",
-    "handmade",
-    "harbor",
-    "harvest",
-    "heavy",
-    "helmet",
-    "hidden",
-    "hollow",
-    "honey",
-    "horizon",
-    "hybrid",
-    "indigo",
-    "island",
-    "ivory",
-    "jacket",
-    "jasmine",
-    "kettle",
-    "keyboard",
-    "kitchen",
-    "lantern",
-    "large",
-    "leather",
-    "lemon",
-    "light",
-    "linen",
-    "little",
-    "lunar",
-    "magnet",
-    "maple",
-    "marble",
-    "meadow",
-    "metal",
-    "midnight",
-    "minimal",
-    "mirror",
-    "modern",
-    "monitor",
-    "morning",
-    "mountain",
-    "narrow",
-    "natural",
-    "needle",
-    "nickel",
-    "north",
-    "notebook",
-    "ocean",
-    "olive",
-    "orange",
-    "orbit",
-    "organic",
-    "outdoor",
-    "oxygen",
-    "paper",
-    "pearl",
-    "pepper",
-    "pilot",
-    "pine",
-    "planet",
-    "pocket",
-    "polished",
-    "portable",
-    "premium",
-    "purple",
-    "quartz",
-    "quick",
-    "quiet",
-    "rapid",
-    "raven",
-    "recycled",
-    "ribbon",
-    "river",
-    "rocket",
-    "round",
-    "rubber",
-    "saddle",
-    "salt",
-    "satin",
-    "scarlet",
-    "shadow",
-    "sharp",
-    "shelf",
-    "signal",
-    "silent",
-    "silver",
-    "simple",
-    "slate",
-    "smart",
-    "smooth",
-    "solar",
-    "solid",
-    "spark",
-    "spice",
-    "spring",
-    "square",
-    "stable",
-    "steel",
-    "stone",
-    "storm",
-    "summer",
-    "table",
-    "tactile",
-    "thermal",
-    "thunder",
-    "timber",
-    "titan",
-    "travel",
-    "tundra",
-    "turbo",
-    "ultra",
-    "urban",
-    "valley",
-    "velvet",
-    "vintage",
-    "violet",
-    "walnut",
-    "water",
-    "wild",
-    "willow",
-    "winter",
-    "wireless",
-    "wooden",
-    "yellow",
-    "zephyr",
-    "für",
-    "café",
-    "größe",
-    "naïve",
-    "日本",
-    "модель",
-];
+/// What texts are made of, separated by spaces.
+const WORDS: &str = "\
+    about above active advance alpine amber anchor apple arrow autumn basket battery beacon blanket blue \
+    bottle branch bright bronze brush button cable camera candle canvas carbon castle cedar ceramic \
+    chair charger circle classic clock cloud coast coffee compact copper cotton cover crystal curve \
+    cushion delivery desert desk digital double dragon dream durable early earth edge electric ember \
+    engine evening fabric falcon family feather fiber field filter flame flexible folding forest frame \
+    fresh garden gentle glass golden granite green guard hammer handmade harbor harvest heavy helmet \
+    hidden hollow honey horizon hybrid indigo island ivory jacket jasmine kettle keyboard kitchen \
+    lantern large leather lemon light linen little lunar magnet maple marble meadow metal midnight \
+    minimal mirror modern monitor morning mountain narrow natural needle nickel north notebook ocean \
+    olive orange orbit organic outdoor oxygen paper pearl pepper pilot pine planet pocket polished \
+    portable premium purple quartz quick quiet rapid raven recycled ribbon river rocket round rubber \
+    saddle salt satin scarlet shadow sharp shelf signal silent silver simple slate smart smooth solar \
+    solid spark spice spring square stable steel stone storm summer table tactile thermal thunder timber \
+    titan travel tundra turbo ultra urban valley velvet vintage violet walnut water wild willow winter \
+    wireless wooden yellow zephyr für café größe naïve 日本 модель";
 const CITIES: &[&str] = &[
     "Amsterdam",
     "Berlin",
@@ -259,17 +69,23 @@ const CITIES: &[&str] = &[
 ];
 const STATES: &[&str] = &["new", "paid", "packed", "shipped", "delivered", "returned"];
 
-fn value(value: ValueType) -> Value {
+/// Values are put together encoded, because a map's fields would be encoded in any order, and the same seed must give the
+/// same bytes.
+type Encoded = Vec<u8>;
+
+fn value(value: ValueType) -> Encoded {
     Value {
         value_type: Some(value),
     }
+    .encode_to_vec()
 }
 
-fn text(text: impl Into<String>) -> Value {
+fn text(text: impl Into<String>) -> Encoded {
     value(ValueType::StringValue(text.into()))
 }
 
 fn words(random: &mut StdRng, count: usize) -> String {
+    static LIST: LazyLock<Vec<&str>> = LazyLock::new(|| WORDS.split(' ').collect());
     let mut text = String::with_capacity(count * 8);
     for number in 0..count {
         if number > 0 {
@@ -277,14 +93,14 @@ fn words(random: &mut StdRng, count: usize) -> String {
         }
         // Common words are more common: the smaller of two.
         let index = random
-            .random_range(0..WORDS.len())
-            .min(random.random_range(0..WORDS.len()));
-        text.push_str(WORDS[index]);
+            .random_range(0..LIST.len())
+            .min(random.random_range(0..LIST.len()));
+        text.push_str(LIST[index]);
     }
     text
 }
 
-fn time(random: &mut StdRng) -> Value {
+fn time(random: &mut StdRng) -> Encoded {
     value(ValueType::TimestampValue(Timestamp {
         seconds: random.random_range(1_600_000_000..1_750_000_000),
         nanos: random.random_range(0..1_000_000) * 1000,
@@ -297,39 +113,57 @@ fn id(random: &mut StdRng) -> String {
         .collect()
 }
 
-fn integer(random: &mut StdRng, below: i64) -> Value {
+fn integer(random: &mut StdRng, below: i64) -> Encoded {
     value(ValueType::IntegerValue(random.random_range(0..below)))
 }
 
-fn double(random: &mut StdRng, below: f64) -> Value {
+fn double(random: &mut StdRng, below: f64) -> Encoded {
     value(ValueType::DoubleValue(
         (random.random_range(0.0..below) * 100.0).round() / 100.0,
     ))
 }
 
-fn map(fields: Vec<(&str, Value)>) -> Value {
-    let fields = fields
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect();
-    value(ValueType::MapValue(MapValue { fields }))
+fn map(fields: &[(&str, Encoded)]) -> Encoded {
+    let mut entries = Vec::new();
+    for (name, value) in fields {
+        let mut entry = Vec::with_capacity(name.len() + value.len() + 8);
+        put_bytes_field(1, name.as_bytes(), &mut entry);
+        put_bytes_field(2, value, &mut entry);
+        put_bytes_field(1, &entry, &mut entries);
+    }
+    let mut out = Vec::with_capacity(entries.len() + 4);
+    put_bytes_field(6, &entries, &mut out);
+    out
 }
 
-fn array(values: Vec<Value>) -> Value {
-    value(ValueType::ArrayValue(ArrayValue { values }))
+fn array(values: &[Encoded]) -> Encoded {
+    let mut elements = Vec::new();
+    values
+        .iter()
+        .for_each(|value| put_bytes_field(1, value, &mut elements));
+    let mut out = Vec::with_capacity(elements.len() + 4);
+    put_bytes_field(9, &elements, &mut out);
+    out
 }
 
-fn address(random: &mut StdRng) -> Value {
+fn address(random: &mut StdRng) -> Encoded {
     let street = format!("{} {}", words(random, 2), random.random_range(1..200));
-    // One after the other: a map's fields are encoded in any order, and the same seed must give the same bytes.
-    map(vec![match random.random_range(0..3) {
-        0 => ("street", text(street)),
-        1 => ("city", text(CITIES[random.random_range(0..CITIES.len())])),
-        _ => (
+    map(&[
+        ("street", text(street)),
+        ("city", text(CITIES[random.random_range(0..CITIES.len())])),
+        (
             "postal_code",
             text(format!("{:05}", random.random_range(1000..99999))),
         ),
-    }])
+    ])
+}
+
+fn item(random: &mut StdRng) -> Encoded {
+    map(&[
+        ("sku", text(id(random))),
+        ("count", integer(random, 20)),
+        ("price", double(random, 500.0)),
+    ])
 }
 
 /// Makes a body of about `target` bytes.
@@ -337,8 +171,7 @@ pub(crate) fn make_body(seed: u64, target: usize, root: &str) -> Body {
     let mut random = StdRng::seed_from_u64(seed);
     let random = &mut random;
     let mut fields = Vec::with_capacity(target + 256);
-    let put =
-        |fields: &mut Vec<u8>, name: &str, value: Value| put_entry(name, &value.encode_to_vec(), fields);
+    let put = |fields: &mut Vec<u8>, name: &str, value: Encoded| put_entry(name, &value, fields);
     put(&mut fields, "name", text(words(random, 3)));
     let token = put(&mut fields, "etag", text("0123456789abcdef")) + 3;
     put(&mut fields, "quantity", integer(random, 1000));
@@ -360,8 +193,8 @@ pub(crate) fn make_body(seed: u64, target: usize, root: &str) -> Body {
             ),
             1 => {
                 let count = random.random_range(1..5);
-                let tags = (0..count).map(|_| text(words(random, 1))).collect();
-                put(&mut fields, "tags", array(tags))
+                let tags: Vec<_> = (0..count).map(|_| text(words(random, 1))).collect();
+                put(&mut fields, "tags", array(&tags))
             }
             2 => put(&mut fields, "created_at", time(random)),
             3 => put(&mut fields, "customer", text(id(random))),
@@ -385,11 +218,8 @@ pub(crate) fn make_body(seed: u64, target: usize, root: &str) -> Body {
             8 => put(&mut fields, "deleted_at", value(ValueType::NullValue(0))),
             9 => {
                 let count = (room / 400).clamp(1, 8);
-                let items = (0..count)
-                    .map(|_| array(vec![text(id(random)), integer(random, 20), double(random, 500.0)]))
-                    .map(|item| map(vec![("line", map_of_line(item))]))
-                    .collect();
-                put(&mut fields, "items", array(items))
+                let items: Vec<_> = (0..count).map(|_| item(random)).collect();
+                put(&mut fields, "items", array(&items))
             }
             10 => {
                 let bytes: Vec<u8> = (0..16).map(|_| random.random()).collect();
@@ -408,9 +238,4 @@ pub(crate) fn make_body(seed: u64, target: usize, root: &str) -> Body {
         number += 1;
     }
     Body { fields, token, price }
-}
-
-fn map_of_line(item: Value) -> Value {
-    // An array may not hold an array directly: Firestore refuses that.
-    map(vec![("values", item)])
 }

@@ -1,5 +1,11 @@
 //! Damage: whatever happens to an object, a reader says so or gives the right documents, and a check names the object.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on should stop"
+)]
+
 use bytes::Bytes;
 use firebank::archive::*;
 use firebank::document::*;

@@ -3,6 +3,12 @@
 //! `fixtures/golden-v1` was written by `write_the_golden_archive` (ignored; run it only when a format is new, never to make a
 //! failing test pass). Its documents are made by the same code that the test compares with.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on should stop"
+)]
+
 use std::path::Path;
 
 use firebank::archive::*;
@@ -21,7 +27,7 @@ fn base() -> Docs {
     docs
 }
 
-/// What a night changed: `None` for a document that is gone.
+/// Documents that changed or went away.
 type Changes = Vec<(Vec<u8>, Option<Doc>)>;
 
 /// The second night: one changed, one new, one gone.

@@ -1,5 +1,11 @@
 //! Layers: a stack of runs reads as if every change had been made to one map.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on should stop"
+)]
+
 use firebank::archive::*;
 use firebank::document::*;
 use futures::{StreamExt, TryStreamExt};
@@ -185,4 +191,44 @@ async fn a_stack_fetches_each_frame_once() {
     assert_eq!(read(&repository, &snapshot, KeyRange::all()).await.unwrap(), docs);
     let read = repository.store().requests().received_bytes - before;
     assert!(read < 3 * stored, "{read} bytes read for {stored}");
+}
+
+#[tokio::test]
+async fn a_night_of_many_ranges_leaves_one_index_chunk() {
+    let repository = repository(Parameters {
+        page_records: 64,
+        ..tiny()
+    })
+    .await;
+    let docs = sample(400);
+    let first = back_up(&repository, SessionOptions::new(plan(&[], 0)), &docs).await;
+    let keys: Vec<Vec<u8>> = docs.keys().step_by(20).skip(1).cloned().collect();
+    let options = SessionOptions {
+        pins: vec![first.id],
+        ..SessionOptions::new(plan(&keys, 60))
+    };
+    let session = Session::begin(&repository, options).await.unwrap();
+    let mut changed = docs.clone();
+    for range in session.plan().ranges.clone() {
+        let mut writer = session.exact_range_writer(range.clone());
+        let (key, _) = docs.iter().find(|(key, _)| range.contains(key)).unwrap();
+        let _ = writer.push_tombstone(key).await.unwrap();
+        changed.remove(key);
+        writer.finish().await.unwrap();
+    }
+    let draft = SnapshotDraft {
+        parent: Some(first),
+        totals: Some(totals(&changed)),
+        ..SnapshotDraft::default()
+    };
+    let second = session.commit(draft).await.unwrap();
+    assert_eq!(second.runs[0].tombstones, keys.len() as u64 + 1);
+    let reader = repository.reader(&second).await.unwrap();
+    let blocks: Vec<_> = reader.blocks().try_collect().await.unwrap();
+    assert_eq!(blocks[0].entries.len(), 1);
+    assert_eq!(
+        read(&repository, &second, KeyRange::all()).await.unwrap(),
+        changed
+    );
+    check_all(&repository, &second).await;
 }

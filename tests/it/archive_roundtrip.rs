@@ -1,5 +1,11 @@
 //! What goes into an archive comes out of it, whole, in part and one by one.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on should stop"
+)]
+
 use std::collections::BTreeSet;
 
 use firebank::archive::*;

@@ -1,5 +1,11 @@
 //! Sessions: beginning, resuming, working together, committing once, giving up.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on should stop"
+)]
+
 use firebank::archive::*;
 use firebank::document::*;
 use firebank::store::Store;

@@ -1,5 +1,11 @@
 //! What the tests of the archive share: small archives of known documents.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on should stop"
+)]
+
 use std::collections::BTreeMap;
 
 use firebank::archive::*;

@@ -386,6 +386,29 @@ async fn the_window_of_the_past_closes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_far_past_has_whole_minutes() {
+    let days = SandboxConfig {
+        history: Duration::from_secs(7 * 86_400),
+        ..Default::default()
+    };
+    let (_sandbox, server) = start(days).await;
+    let now = server.now().await;
+    let (server, root) = (&server, &server.root());
+    let at = |seconds| async move {
+        code(
+            server
+                .run_at(root, kindless(), Some(Timestamp { seconds, nanos: 0 }))
+                .await,
+        )
+    };
+    let minute = (now.seconds - 86_400) / 60 * 60;
+    assert_eq!(at(minute).await, 0);
+    assert_eq!(at(minute + 1).await, Code::InvalidArgument as i32);
+    assert_eq!(at(now.seconds - 61).await, 0);
+    assert_eq!(at(minute - 7 * 86_400).await, Code::FailedPrecondition as i32);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn usage_is_counted_as_it_is_billed() {
     let (sandbox, server) = start(with_synthetic(1000)).await;
     let before = sandbox.usage();

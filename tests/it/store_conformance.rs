@@ -1,5 +1,11 @@
 //! What every store must do for a repository to rest on it: one suite, run on each kind.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on should stop"
+)]
+
 use std::collections::BTreeSet;
 
 use bytes::Bytes;

@@ -50,6 +50,17 @@ pub(super) struct Entry {
 }
 
 impl Batch {
+    /// An empty batch with room for as much as this one has: the next one is likely to be of its size. It takes over
+    /// what is needed for encoding.
+    pub(super) fn take(&mut self) -> Self {
+        let next = Self {
+            bytes: Vec::with_capacity(self.bytes.len() + self.bytes.len() / 8),
+            entries: Vec::with_capacity(self.entries.len()),
+            scratch: std::mem::take(&mut self.scratch),
+        };
+        std::mem::replace(self, next)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
@@ -68,6 +79,7 @@ impl Batch {
         body: &[u8],
         root: &str,
         mode: WriteMode,
+        hash: u64,
     ) -> Result<(), WireError> {
         self.scratch.clear();
         wire::append_document_message(path, body, root, &mut self.scratch)?;
@@ -76,19 +88,14 @@ impl Batch {
             WriteMode::Overwrite => &[][..],
             WriteMode::CreateOnly => &MUST_NOT_EXIST[..],
         };
-        self.push(
-            tag::WRITE_UPDATE,
-            &content,
-            precondition,
-            path_hash(path.as_str()),
-        );
+        self.push(tag::WRITE_UPDATE, &content, precondition, hash);
         self.scratch = content;
         Ok(())
     }
 
-    pub(super) fn push_delete(&mut self, path: &DocumentPath, root: &str) {
+    pub(super) fn push_delete(&mut self, path: &DocumentPath, root: &str, hash: u64) {
         let name = format!("{root}/{path}");
-        self.push(tag::WRITE_DELETE, name.as_bytes(), &[], path_hash(path.as_str()));
+        self.push(tag::WRITE_DELETE, name.as_bytes(), &[], hash);
     }
 
     fn push(&mut self, operation: u8, content: &[u8], precondition: &[u8], hash: u64) {
@@ -257,9 +264,9 @@ mod tests {
         let mut batch = Batch::default();
         for index in 0..writes {
             match index % 3 {
-                2 => batch.push_delete(&path(index), ROOT),
+                2 => batch.push_delete(&path(index), ROOT, 0),
                 _ => batch
-                    .push_put(&path(index), &body(index * 17), ROOT, mode)
+                    .push_put(&path(index), &body(index * 17), ROOT, mode, 0)
                     .unwrap(),
             }
         }

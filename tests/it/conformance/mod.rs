@@ -75,7 +75,8 @@ conformance! {
         transforms_compute_from_what_is_there,
         single_documents_are_created_updated_deleted,
         transactions_begin_commit_and_end,
-        one_of_two_contending_transactions_is_aborted,
+        contending_transactions_are_not_both_done,
+        transactions_begin_with_a_read,
     }
     lists::{
         collection_ids_come_in_pages,
