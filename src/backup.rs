@@ -217,7 +217,9 @@ async fn newest_of_every_selection(repository: &Repository) -> Result<Vec<Snapsh
     for snapshot in repository.snapshots().await?.snapshots {
         let selection = snapshot.selection.to_string();
         let DatabaseName { project, database } = snapshot.database;
-        newest.entry((project, database, selection)).or_insert(snapshot.id);
+        newest
+            .entry((project, database, selection))
+            .or_insert(snapshot.id);
     }
     Ok(newest.into_values().collect())
 }

@@ -86,9 +86,8 @@ impl SandboxCommand {
             address: address.to_string(),
             documents,
         })?;
-        super::interrupted().await;
-        sandbox.shutdown().await;
-        Ok(Outcome::Done)
+        // Until a signal ends the process; the front end handles them.
+        std::future::pending().await
     }
 
     fn config(&self, global: &GlobalOptions) -> SandboxConfig {

@@ -250,12 +250,9 @@ impl Shop {
         project: &str,
         arguments: impl IntoIterator<Item = S>,
     ) -> Ended {
-        let mut all: Vec<String> = arguments
-            .into_iter()
-            .map(|argument| argument.as_ref().to_owned())
-            .collect();
-        all.extend(["--emulator".to_owned(), self.address(), "--project".to_owned()]);
-        all.push(project.to_owned());
+        let mut all = vec!["--emulator".to_owned(), self.address()];
+        all.extend(["--project".to_owned(), project.to_owned()]);
+        all.extend(arguments.into_iter().map(|argument| argument.as_ref().to_owned()));
         self.run(all)
     }
 
