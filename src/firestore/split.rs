@@ -27,7 +27,7 @@ use super::cursor::{NameRange, name_range};
 use super::scan::protobuf_time;
 use super::{Error, Firestore, Method, Result};
 use crate::document::{CollectionPath, DocumentKey, DocumentPath, KeyRange, Timestamp};
-use between::name_between;
+use between::{name_between, name_past};
 
 /// Groups that are asked for partitions at once.
 const GROUPS_AT_ONCE: usize = 8;
@@ -41,6 +41,8 @@ const PIECES_PER_PART: usize = 2;
 const HALVINGS_PER_PART: usize = 6;
 /// How long an answer may take that only makes the parts more even.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Queries that bring a piece's end nearer to its last document.
+const MOST_TIGHTENINGS: usize = 24;
 /// Documents that are not worth a piece.
 const SMALLEST_PIECE: u64 = 16;
 
@@ -216,6 +218,8 @@ struct Piece {
     first: DocumentPath,
     /// The last document, where the server can be asked for it.
     last: Option<DocumentPath>,
+    /// A name that all documents lie before, near to the last of them; `None` if that is the end of everything.
+    upper: Option<DocumentPath>,
     /// How many there are, where the server counts.
     documents: Option<u64>,
     /// Whether it was found that it cannot be halved.
@@ -284,7 +288,7 @@ impl Probing<'_> {
     async fn halve(&mut self, mut piece: Piece) -> Result<Vec<Piece>> {
         let end = match &piece.last {
             Some(last) => Some(last.clone()),
-            None => name_range(&piece.range)?.end,
+            None => piece.upper.clone(),
         };
         let Some(middle) = name_between(&piece.first, end.as_ref()) else {
             piece.whole = true;
@@ -338,13 +342,42 @@ impl Probing<'_> {
             (None, true) => self.count(&range).await?,
             (documents, _) => documents,
         };
+        let upper = match &last {
+            None => self.tightened(&names, &first).await?,
+            Some(_) => names.end,
+        };
         Ok(Some(Piece {
+            upper,
             whole: last.as_ref() == Some(&first),
             range,
             first,
             last,
             documents,
         }))
+    }
+
+    /// The range's end, brought nearer to what is there.
+    async fn tightened(&self, names: &NameRange, first: &DocumentPath) -> Result<Option<DocumentPath>> {
+        let mut upper = names.end.clone();
+        for _ in 0..MOST_TIGHTENINGS {
+            let Some(nearer) = name_past(first, upper.as_ref()) else {
+                break;
+            };
+            let beyond = NameRange {
+                start: Some(nearer.clone()),
+                end: upper.clone(),
+            };
+            if self
+                .firestore
+                .end_name(&beyond, self.read_time, false)
+                .await?
+                .is_some()
+            {
+                break;
+            }
+            upper = Some(nearer);
+        }
+        Ok(upper)
     }
 
     async fn last(&mut self, names: &NameRange) -> Result<Option<DocumentPath>> {

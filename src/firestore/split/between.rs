@@ -22,6 +22,35 @@ pub(super) fn name_between(first: &DocumentPath, end: Option<&DocumentPath>) -> 
         .find(|name| first < name && end.is_none_or(|end| name < end))
 }
 
+/// A name before `end` that probably nothing lies between, `None` when there is none to try: just past everything that
+/// begins as `first` does, one character further than `end` shares. Ids often begin alike, and half way to the end of all
+/// ids would be far from any of them.
+pub(super) fn name_past(first: &DocumentPath, end: Option<&DocumentPath>) -> Option<DocumentPath> {
+    let a: Vec<&str> = first.segments().collect();
+    let b: Vec<&str> = end.map(|end| end.segments().collect()).unwrap_or_default();
+    let same = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
+    let mut depth = same | 1;
+    let mut high = if same % 2 == 1 { b.get(same).copied() } else { None };
+    while let Some(id) = a.get(depth) {
+        let common = high.map_or(0, |high| {
+            id.chars().zip(high.chars()).take_while(|(a, b)| a == b).count()
+        });
+        let past: String = match id.chars().nth(common) {
+            Some(_) => id.chars().take(common + 1).chain([AFTER_ORDINARY]).collect(),
+            None => format!("{id}\0"),
+        };
+        let path = format!("{}/{past}", a[..depth].join("/"));
+        let name = DocumentPath::parse(path).ok()?;
+        if *first < name && end.is_none_or(|end| name < *end) {
+            return Some(name);
+        }
+        // Nothing is left between this id and the end: on among what lies below it.
+        depth += 2;
+        high = None;
+    }
+    None
+}
+
 fn candidates(first: &DocumentPath, end: &DocumentPath) -> Vec<Option<String>> {
     let a: Vec<&str> = first.segments().collect();
     let b: Vec<&str> = end.segments().collect();
