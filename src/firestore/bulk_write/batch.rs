@@ -266,9 +266,7 @@ mod tests {
         for index in 0..writes {
             match index % 3 {
                 2 => batch.push_delete(&path(index), ROOT, 0),
-                _ => batch
-                    .push_put(&path(index), &body(index * 17), ROOT, mode, 0)
-                    .unwrap(),
+                _ => drop(batch.push_put(&path(index), &body(index * 17), ROOT, mode, 0).unwrap()),
             }
         }
         batch
