@@ -266,7 +266,9 @@ mod tests {
         for index in 0..writes {
             match index % 3 {
                 2 => batch.push_delete(&path(index), ROOT, 0),
-                _ => drop(batch.push_put(&path(index), &body(index * 17), ROOT, mode, 0).unwrap()),
+                _ => {
+                    batch.push_put(&path(index), &body(index * 17), ROOT, mode, 0).unwrap();
+                }
             }
         }
         batch
