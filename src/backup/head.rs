@@ -3,15 +3,18 @@
 //! Ranges begin anywhere, segments where the data says ([`cut`](crate::archive::cut)). So whoever reads a range meets some
 //! 8 MiB first that the writer of the range before needs to end its last segment. Were both to read them, every range
 //! would cost as much again: in time, and in reads that Firestore bills. So they are handed over. Until the neighbour
-//! comes for them they wait compressed; a head that grows beyond all likelihood is dropped,
-//! and the neighbour reads it for itself.
+//! comes for them they wait compressed. All heads of a backup share one bound: the one that goes beyond it is dropped, and its
+//! neighbour reads it for itself.
 
-use tokio::sync::oneshot;
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::document::{DocumentBatch, DocumentKey, DocumentRef};
 
-/// Bytes of documents that a head may have: four times the mean, which less than one head in fifty reaches.
-const MAX_BYTES: usize = 32 << 20;
+/// KiB that all heads may take together: eight heads of mean length take half of it. One alone may be much longer than
+/// the mean, for the lengths are those of a random process.
+const BUDGET_KIB: usize = 48 << 10;
 /// Bytes of documents that are compressed together.
 const PART_BYTES: usize = 256 << 10;
 /// One of the fast ones: the parts do not outlive the backup.
@@ -36,21 +39,43 @@ impl Head {
     }
 }
 
+/// What all heads of a backup may take. Clones share it.
+#[derive(Clone)]
+pub(super) struct HeadBudget(Arc<Semaphore>);
+
+impl HeadBudget {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Semaphore::new(BUDGET_KIB)))
+    }
+
+    fn take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let kib = u32::try_from(bytes.div_ceil(1 << 10)).ok()?;
+        Arc::clone(&self.0).try_acquire_many_owned(kib).ok()
+    }
+}
+
 /// Documents whose bodies are compressed.
 struct Part {
     documents: DocumentBatch,
     bodies: Vec<u8>,
     length: usize,
+    _held: OwnedSemaphorePermit,
 }
 
 impl Part {
-    fn pack(mut documents: DocumentBatch) -> std::io::Result<Self> {
+    /// `None` when the budget has no room.
+    fn pack(mut documents: DocumentBatch, budget: &HeadBudget) -> std::io::Result<Option<Self>> {
         let bodies = documents.take_bodies();
-        Ok(Self {
-            length: bodies.len(),
-            bodies: zstd::bulk::compress(&bodies, LEVEL)?,
+        let length = bodies.len();
+        let bodies = zstd::bulk::compress(&bodies, LEVEL)?;
+        // The times of a document take about as much as its key.
+        let held = budget.take(bodies.len() + 3 * documents.byte_len());
+        Ok(held.map(|held| Self {
             documents,
-        })
+            bodies,
+            length,
+            _held: held,
+        }))
     }
 
     fn unpack(mut self) -> std::io::Result<DocumentBatch> {
@@ -67,18 +92,22 @@ pub(super) struct HeadKeeper {
     end: Option<DocumentKey>,
     parts: Vec<Part>,
     open: DocumentBatch,
-    bytes: usize,
+    budget: HeadBudget,
 }
 
 impl HeadKeeper {
     /// For a range that ends at `end`.
-    pub(super) fn new(to: Option<oneshot::Sender<Head>>, end: Option<DocumentKey>) -> Self {
+    pub(super) fn new(
+        to: Option<oneshot::Sender<Head>>,
+        end: Option<DocumentKey>,
+        budget: HeadBudget,
+    ) -> Self {
         Self {
             to,
             end,
             parts: Vec::new(),
             open: DocumentBatch::new(),
-            bytes: 0,
+            budget,
         }
     }
 
@@ -87,26 +116,32 @@ impl HeadKeeper {
         if self.to.is_none() {
             return Ok(());
         }
-        self.bytes += document.key.len() + document.body.len();
-        if self.bytes > MAX_BYTES {
-            *self = Self::new(None, None);
-            return Ok(());
-        }
         self.open.push(document);
         if self.open.byte_len() >= PART_BYTES {
-            self.parts.push(Part::pack(std::mem::take(&mut self.open))?);
+            self.pack()?;
+        }
+        Ok(())
+    }
+
+    fn pack(&mut self) -> std::io::Result<()> {
+        match Part::pack(std::mem::take(&mut self.open), &self.budget)? {
+            Some(part) => self.parts.push(part),
+            None => {
+                self.to = None;
+                self.parts.clear();
+            }
         }
         Ok(())
     }
 
     /// Hands the head over, once; `next` is where it goes on if the range has ended without a cut.
     pub(super) fn hand_over(&mut self, next: Option<NextHead>) -> std::io::Result<()> {
+        if self.to.is_some() && !self.open.is_empty() {
+            self.pack()?;
+        }
         let Some(to) = self.to.take() else {
             return Ok(());
         };
-        if !self.open.is_empty() {
-            self.parts.push(Part::pack(std::mem::take(&mut self.open))?);
-        }
         let parts = std::mem::take(&mut self.parts);
         let end = self.end.take();
         // A neighbour that is gone has failed, and the backup with it.

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use tracing::debug;
 
 use super::BackupError;
-use super::head::{HeadKeeper, NextHead};
+use super::head::{HeadBudget, HeadKeeper, NextHead};
 use crate::archive::{Flow, RangeWriter};
 use crate::document::{DocumentBatch, DocumentKey, KeyRange, Timestamp};
 use crate::firestore::{Firestore, ScanOptions};
@@ -29,6 +29,7 @@ impl RangeJob {
 /// Ties ranges together where one begins at the other's end. They must be started in order, and `parallel` at a time: a
 /// range waits for the head of the one after it, so alone it waits for nothing and reads for itself.
 pub(super) fn jobs(ranges: Vec<KeyRange>, parallel: usize) -> Vec<RangeJob> {
+    let budget = HeadBudget::new();
     let mut jobs: Vec<RangeJob> = Vec::with_capacity(ranges.len());
     for range in ranges {
         let before = jobs
@@ -40,7 +41,7 @@ pub(super) fn jobs(ranges: Vec<KeyRange>, parallel: usize) -> Vec<RangeJob> {
             to
         });
         jobs.push(RangeJob {
-            head: HeadKeeper::new(to, range.end.clone()),
+            head: HeadKeeper::new(to, range.end.clone(), budget.clone()),
             next: None,
             range,
         });
