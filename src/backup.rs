@@ -101,7 +101,7 @@ pub async fn backup(
     let plan = Plan {
         kind: SnapshotKind::Backup,
         database: database.database().clone(),
-        database_uid: None,
+        database_uid: database_uid(database).await,
         read_time,
         started_at: clock::now(),
         selection: options.selection.clone(),
@@ -141,6 +141,18 @@ pub async fn backup(
         requests: counts.total_requests(),
         retries: counts.retries,
     })
+}
+
+/// The database's own identity, which tells one that was deleted and made again from the one before. A backup does not
+/// depend on it: emulators do not say, and not every account may ask.
+async fn database_uid(database: &Firestore) -> Option<String> {
+    match database.metadata().await {
+        Ok(metadata) => metadata.map(|metadata| metadata.uid),
+        Err(error) => {
+            info!("the database's identity is not known: {error}");
+            None
+        }
+    }
 }
 
 /// The selection cut into ranges to read side by side.
