@@ -3,20 +3,22 @@
 //! The ranges of the plan only say where a reader starts: which documents it stores is decided by the cut points in the
 //! data (see [`cut`](crate::archive::cut)), so the same data gives the same chunks whatever the ranges are.
 
+mod head;
+mod range;
+
 use std::collections::BTreeMap;
-use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use futures::{StreamExt, TryStreamExt, stream};
-use tracing::{debug, info};
+use tokio::task::JoinSet;
+use tracing::info;
 
 use crate::archive::{
-    ArchiveError, Flow, Plan, Repository, Selection, Session, SessionOptions, Snapshot, SnapshotDraft,
+    ArchiveError, Plan, Repository, Selection, Session, SessionOptions, Snapshot, SnapshotDraft,
     SnapshotId, SnapshotKind,
 };
 use crate::clock;
 use crate::document::{DatabaseName, KeyRange, Timestamp};
-use crate::firestore::{self, Firestore, ScanOptions};
+use crate::firestore::{self, Firestore};
 use crate::progress::Progress;
 
 /// Documents per range below which it is not worth a range of its own: a range reads on past its end to the next cut,
@@ -81,6 +83,9 @@ pub enum BackupError {
     /// The repository could not be written.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    /// Documents that were held in memory could not be compressed.
+    #[error("cannot compress documents in memory: {0}")]
+    Compression(#[from] std::io::Error),
 }
 
 /// Takes a snapshot of `database` and commits it to `repository`.
@@ -118,11 +123,18 @@ pub async fn backup(
     )
     .await?;
 
-    stream::iter(ranges)
-        .map(|range| backup_range(database, &session, range, read_time, progress))
-        .buffer_unordered(options.parallel.max(1))
-        .try_for_each(|()| async { Ok(()) })
-        .await?;
+    // Each range is a task: parsing is work for every core, and wants to be where the bytes have just arrived.
+    let mut running = JoinSet::new();
+    for job in range::jobs(ranges, options.parallel) {
+        while running.len() >= options.parallel.max(1) {
+            finish_one(&mut running).await?;
+        }
+        let writer = session.range_writer(job.range().clone());
+        running.spawn(range::back_up(database.clone(), writer, job, read_time, progress.clone()));
+    }
+    while !running.is_empty() {
+        finish_one(&mut running).await?;
+    }
 
     let counts = database.stats().counts();
     let snapshot = session
@@ -152,6 +164,14 @@ async fn database_uid(database: &Firestore) -> Option<String> {
             info!("the database's identity is not known: {error}");
             None
         }
+    }
+}
+
+/// Waits until a range is done.
+async fn finish_one(running: &mut JoinSet<Result<(), BackupError>>) -> Result<(), BackupError> {
+    match running.join_next().await {
+        Some(done) => done.map_err(ArchiveError::from)?,
+        None => Ok(()),
     }
 }
 
@@ -234,35 +254,4 @@ async fn newest_of_every_selection(repository: &Repository) -> Result<Vec<Snapsh
             .or_insert(snapshot.id);
     }
     Ok(newest.into_values().collect())
-}
-
-async fn backup_range(
-    database: &Firestore,
-    session: &Session,
-    range: KeyRange,
-    read_time: Timestamp,
-    progress: &Progress,
-) -> Result<(), BackupError> {
-    let mut writer = session.range_writer(range);
-    let scan = database.scan(ScanOptions::new(writer.reads().clone(), read_time));
-    let mut batches = pin!(scan);
-    'reading: while let Some(batch) = batches.try_next().await? {
-        let (mut stored, mut bytes) = (0, 0);
-        for document in batch.iter() {
-            match writer.push(document).await? {
-                Flow::Continue => {
-                    stored += 1;
-                    bytes += document.body.len() as u64;
-                }
-                Flow::Done => {
-                    progress.add(stored, bytes);
-                    break 'reading;
-                }
-            }
-        }
-        progress.add(stored, bytes);
-    }
-    let output = writer.finish().await?;
-    debug!(range = ?output.range, stats = ?output.stats, "range finished");
-    Ok(())
 }
