@@ -22,9 +22,10 @@ const ID: &str = "0123456789abcdef";
 fn archive() -> (Shop, Contents) {
     let shop = Shop::empty();
     let mut docs = Docs::new();
-    for number in 0..130 {
-        let id = format!("{number:04}{}", "x".repeat(1400));
-        let path = format!("{0}/{id}/{1}/{id}", "long".repeat(300), "below".repeat(200));
+    let long = "long".repeat(300);
+    for number in 0..200 {
+        let id = |half| noise(2 * number + half);
+        let path = format!("{long}/{number:03}{}/{}/{}", id(0), &id(1)[..1400], id(1));
         docs.insert(key(&path), doc(number, 40));
     }
     docs.extend(archive_support::sample(80));
@@ -51,6 +52,18 @@ fn archive() -> (Shop, Contents) {
         .map(|(key, doc)| (DocumentPath::from_key(&key).unwrap().to_string(), doc.body))
         .collect();
     (shop, contents)
+}
+
+/// Letters that do not compress well.
+fn noise(seed: u64) -> String {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let letter = |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-="[(state >> 40) as usize % 64]
+    };
+    (0..1450).map(letter).map(char::from).collect()
 }
 
 /// Objects of a kind: a chunk's ninth byte says which it is.
