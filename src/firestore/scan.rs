@@ -413,6 +413,13 @@ impl Scanner {
     }
 }
 
+impl Drop for Scanner {
+    /// Whoever has read enough leaves in the middle of a page, and it is billed all the same.
+    fn drop(&mut self) {
+        self.finish_page();
+    }
+}
+
 /// Checks that the batch's last document comes after the one before it, which may be in the batch given out before.
 fn check_order(given: &[u8], batch: &DocumentBatch) -> Result<()> {
     let Some(index) = batch.len().checked_sub(1) else {

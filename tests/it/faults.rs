@@ -15,7 +15,7 @@ use crate::support::operations::*;
 use crate::support::sandbox_with;
 
 /// Documents of every kind of place: two collections, some below documents, some below missing ones.
-const DOCUMENTS: u64 = 900 + 300 + 90;
+const DOCUMENTS: u64 = 500 + 200 + 90;
 
 async fn scene() -> (Sandbox, Firestore) {
     let spec = |collection: &str, documents, bytes| SyntheticSpec {
@@ -23,7 +23,7 @@ async fn scene() -> (Sandbox, Firestore) {
         ..SyntheticSpec::new(collection, documents, bytes)
     };
     let sandbox = sandbox_with(SandboxConfig {
-        synthetic: vec![spec("products", 900, 400), spec("users", 300, 1500)],
+        synthetic: vec![spec("products", 500, 400), spec("users", 200, 1500)],
         ..SandboxConfig::default()
     })
     .await;
@@ -150,7 +150,7 @@ async fn a_backup_is_complete_whatever_happens_to_its_calls() {
     let clean = back_up(&database, &repository, 1).await;
     assert_eq!(clean.documents, DOCUMENTS);
     assert_snapshot_is(&repository, &clean, &database).await;
-    let mut snapshots = 1;
+    let (mut snapshots, mut elapsed) = (1, Duration::ZERO);
     for (number, plan) in troubles().into_iter().enumerate() {
         // Both where the number of ranges matters, which is in reading.
         let ranges: &[usize] = match number < 8 || number % 2 == 0 {
@@ -159,7 +159,9 @@ async fn a_backup_is_complete_whatever_happens_to_its_calls() {
         };
         for &ranges in ranges {
             sandbox.faults().set(plan.clone());
+            let start = Instant::now();
             let result = try_back_up(&database, &repository, ranges).await;
+            elapsed += start.elapsed();
             sandbox.faults().clear();
             let snapshot = result
                 .unwrap_or_else(|error| panic!("{plan:?}, {ranges} ranges: {error}"))
@@ -173,7 +175,10 @@ async fn a_backup_is_complete_whatever_happens_to_its_calls() {
             }
         }
     }
+    eprintln!("{elapsed:?}");
+    let start = Instant::now();
     assert_intact(&repository, snapshots).await;
+    eprintln!("{:?}", start.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
