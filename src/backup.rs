@@ -114,7 +114,7 @@ pub async fn backup(
         ranges: ranges.clone(),
         extra: BTreeMap::new(),
     };
-    let pins = newest_of_every_database(repository).await?;
+    let pins = newest_of_every_selection(repository).await?;
     let session = Session::begin(
         repository,
         SessionOptions {
@@ -223,12 +223,16 @@ async fn count(
 }
 
 /// What the backup may reuse chunks from: the newest snapshot of every database in the repository, so that copies of a
-/// database in other projects share theirs.
-async fn newest_of_every_database(repository: &Repository) -> Result<Vec<SnapshotId>, BackupError> {
-    let mut newest: BTreeMap<(String, String), SnapshotId> = BTreeMap::new();
+/// database in other projects share theirs, and of every selection, so that a backup of some collections does not make
+/// the next one of the whole database forget what is stored.
+async fn newest_of_every_selection(repository: &Repository) -> Result<Vec<SnapshotId>, BackupError> {
+    let mut newest: BTreeMap<(String, String, String), SnapshotId> = BTreeMap::new();
     for snapshot in repository.snapshots().await?.snapshots {
+        let selection = snapshot.selection.to_string();
         let DatabaseName { project, database } = snapshot.database;
-        newest.entry((project, database)).or_insert(snapshot.id);
+        newest
+            .entry((project, database, selection))
+            .or_insert(snapshot.id);
     }
     Ok(newest.into_values().collect())
 }

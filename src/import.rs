@@ -23,8 +23,11 @@ const WAITING_DOCUMENTS: usize = 1_000;
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// A file is none that can be restored. Nothing was written.
-    #[error(transparent)]
-    Json(#[from] JsonError),
+    #[error("{0}. Nothing was written")]
+    Refused(JsonError),
+    /// A file that was checked can no longer be read as it was.
+    #[error("a file changed while it was restored: {0}. What was written before stays written")]
+    Changed(JsonError),
     /// The database could not be written.
     #[error(transparent)]
     Firestore(#[from] firestore::Error),
@@ -48,7 +51,8 @@ pub async fn plan_import(files: &[PathBuf], filter: &PathFilter) -> Result<Resto
             })
             .map(|_| part)
         })
-        .await??;
+        .await?
+        .map_err(ImportError::Refused)?;
         plan.merge(part);
     }
     Ok(plan)
@@ -91,18 +95,18 @@ pub async fn import(
     });
     let mut totals = RestoreTotals::default();
     while let Some((path, body)) = documents.recv().await {
-        // Encoded a moment ago, from values: it cannot be malformed.
-        totals.add(&path, &body).ok();
+        totals.add(&body);
         writer.put(&path, &body).await?;
         progress.add(1, body.len() as u64);
     }
-    reading.await??;
+    reading.await?.map_err(ImportError::Changed)?;
     let writes = writer.finish().await?;
     Ok(totals.stats(writes, &existing, start.elapsed()))
 }
 
 async fn check_file(file: PathBuf) -> Result<Checked, ImportError> {
-    Ok(tokio::task::spawn_blocking(move || check(&file)).await??)
+    let checked = tokio::task::spawn_blocking(move || check(&file)).await?;
+    checked.map_err(ImportError::Refused)
 }
 
 /// Calls `each` with the documents of a file until it answers false.

@@ -30,6 +30,7 @@ pub enum PatternError {
 pub struct PathFilter {
     /// `None`: everything.
     globs: Option<GlobSet>,
+    patterns: Vec<String>,
     ranges: Vec<KeyRange>,
 }
 
@@ -38,6 +39,7 @@ impl PathFilter {
     pub fn all() -> Self {
         Self {
             globs: None,
+            patterns: Vec::new(),
             ranges: vec![KeyRange::all()],
         }
     }
@@ -73,6 +75,10 @@ impl PathFilter {
         })?;
         Ok(Self {
             globs: Some(globs),
+            patterns: patterns
+                .iter()
+                .map(|pattern| pattern.as_ref().to_owned())
+                .collect(),
             ranges: merged(ranges),
         })
     }
@@ -80,6 +86,11 @@ impl PathFilter {
     /// Whether every document is chosen.
     pub fn is_all(&self) -> bool {
         self.globs.is_none()
+    }
+
+    /// The patterns as they were given; none where every document is chosen.
+    pub fn patterns(&self) -> &[String] {
+        &self.patterns
     }
 
     /// Key ranges, ascending and apart, outside of which nothing is chosen.

@@ -314,17 +314,16 @@ impl Repository {
         }
         let listing = self.snapshots().await?;
         if wanted == "latest" {
+            if let Some((_, error)) = listing.unreadable.first() {
+                let newest = match listing.snapshots.is_empty() {
+                    true => "No other snapshot can be read".to_owned(),
+                    false => hint(&listing.snapshots),
+                };
+                let hint = format!("{error}; so which one is the latest is not certain. {newest}");
+                return Err(unknown(wanted, hint));
+            }
             return match listing.snapshots.iter().find(|snapshot| filter.accepts(snapshot)) {
-                Some(snapshot) => match listing.unreadable.first() {
-                    Some((_, error)) => Err(unknown(
-                        wanted,
-                        format!(
-                            "{error}; so which one is the latest is not certain. {}",
-                            hint(&listing.snapshots)
-                        ),
-                    )),
-                    None => Ok(snapshot.clone()),
-                },
+                Some(snapshot) => Ok(snapshot.clone()),
                 None => Err(unknown(wanted, hint(&listing.snapshots))),
             };
         }
@@ -335,8 +334,17 @@ impl Repository {
             .filter(|snapshot| !prefix.is_empty() && snapshot.id.to_string().starts_with(&prefix))
             .cloned()
             .collect();
+        let unreadable = listing.unreadable.into_iter().find(|(name, _)| {
+            !prefix.is_empty()
+                && name
+                    .strip_prefix("snapshots/")
+                    .is_some_and(|id| id.starts_with(&prefix))
+        });
         match matching.len() {
-            0 => Err(unknown(wanted, hint(&listing.snapshots))),
+            0 => match unreadable {
+                Some((_, error)) => Err(error),
+                None => Err(unknown(wanted, hint(&listing.snapshots))),
+            },
             1 => Ok(matching.remove(0)),
             _ => Err(ArchiveError::AmbiguousSnapshot {
                 wanted: wanted.to_owned(),

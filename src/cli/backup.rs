@@ -1,15 +1,17 @@
 //! `firebank backup` and `firebank backup-all`
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
+use futures::TryStreamExt;
 use serde::Serialize;
 
 use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
 use super::{Outcome, UsageError, json_backup, output};
-use crate::archive::Selection;
+use crate::archive::{Repository, Selection, Snapshot};
 use crate::backup::{BackupOptions, BackupStats, backup};
 use crate::document::CollectionPath;
 use crate::progress::Progress;
@@ -120,8 +122,34 @@ impl Options {
         let stats = backup(&database, &repository, options, &progress).await?;
         drop(display);
         report(global, &stats)?;
-        Ok(Outcome::Done)
+        without_documents(&repository, &stats.snapshot).await
     }
+}
+
+/// Says which of the named collections have no document: most likely a name with a typing error, and then a backup that
+/// lacks what somebody counts on.
+async fn without_documents(repository: &Repository, snapshot: &Snapshot) -> anyhow::Result<Outcome> {
+    let collections = &snapshot.selection.collections;
+    if collections.is_empty() {
+        return Ok(Outcome::Done);
+    }
+    let reader = repository.reader(snapshot).await?;
+    let mut outcome = Outcome::Done;
+    for collection in collections {
+        let mut records = pin!(reader.records(collection.key_range()));
+        if records.try_next().await?.is_none() {
+            outcome = has_no_documents(collection);
+        }
+    }
+    Ok(outcome)
+}
+
+pub(crate) fn has_no_documents(collection: &CollectionPath) -> Outcome {
+    tracing::error!(
+        "there are no documents in `{}`: is it spelled right?",
+        output::printable(collection.as_str())
+    );
+    Outcome::NeedsLook
 }
 
 pub(crate) fn root_collections(names: &[String]) -> anyhow::Result<Vec<CollectionPath>> {

@@ -50,6 +50,6 @@ impl ExportCommand {
         let display = ProgressDisplay::start("exporting", &progress, global.quiet);
         let stats = export_snapshot(&reader, &snapshot, &options, &progress).await?;
         drop(display);
-        json_backup::report(global, &stats)
+        json_backup::report(global, &stats, !options.collections.is_empty())
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use serde::Serialize;
 
+use super::backup::has_no_documents;
 use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
 use super::{Outcome, output};
@@ -26,7 +27,7 @@ pub(crate) async fn run(
     let display = ProgressDisplay::start("backing up", &progress, global.quiet);
     let stats = export_database(&database, &options, &progress).await?;
     drop(display);
-    report(global, &stats)
+    report(global, &stats, !options.collections.is_empty())
 }
 
 /// Makes the folder, too.
@@ -68,7 +69,8 @@ struct Failed {
     reason: String,
 }
 
-pub(crate) fn report(global: &GlobalOptions, stats: &ExportStats) -> anyhow::Result<Outcome> {
+/// Tells what was written. `named` says whether the collections were named by somebody, who may have misspelt one.
+pub(crate) fn report(global: &GlobalOptions, stats: &ExportStats, named: bool) -> anyhow::Result<Outcome> {
     let output = global.output();
     for (collection, file) in &stats.files {
         output.line(format!(
@@ -105,9 +107,15 @@ pub(crate) fn report(global: &GlobalOptions, stats: &ExportStats) -> anyhow::Res
             .collect(),
         summary: stats.summary.display().to_string(),
     })?;
-    Ok(if stats.failed.is_empty() {
+    let mut outcome = if stats.failed.is_empty() {
         Outcome::Done
     } else {
         Outcome::NeedsLook
-    })
+    };
+    for (collection, file) in &stats.files {
+        if named && file.total_document_count == 0 {
+            outcome = has_no_documents(collection);
+        }
+    }
+    Ok(outcome)
 }

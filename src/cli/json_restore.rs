@@ -38,22 +38,22 @@ pub(crate) async fn run(
     if write.dry_run {
         let plan = plan_import(files, &filter).await?;
         let output = global.output();
-        show_plan(output, &plan, &source, target)?;
+        let outcome = show_plan(output, &plan, &source, target, &filter)?;
         output.json(&Plan {
             dry_run: true,
             files,
             target: target.to_string(),
             plan,
         })?;
-        return Ok(Outcome::Done);
+        return Ok(outcome);
     }
     write.confirm(global, target)?;
     let database = global.connect_to(target.clone()).await?;
-    let options = write.restore_options(&database, filter);
+    let options = write.restore_options(&database, filter.clone());
     let dead_letter_file = options.dead_letter_file.clone();
     let progress = Arc::new(Progress::new());
     let display = ProgressDisplay::start("restoring", &progress, global.quiet);
     let stats = import(files, &database, options, &progress).await?;
     drop(display);
-    report(global, &source, target, &stats, &dead_letter_file)
+    report(global, &source, target, &stats, &filter, &dead_letter_file)
 }

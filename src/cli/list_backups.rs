@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::options::GlobalOptions;
 use super::{Outcome, output};
-use crate::archive::{ArchiveError, Snapshot};
+use crate::archive::{ArchiveError, Repository, Snapshot};
 use crate::json::{Header, JsonBackup, list_folder};
 
 #[derive(Args, Debug)]
@@ -73,8 +73,12 @@ struct Unreadable {
 impl ListBackupsCommand {
     pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
         let path = global.repository_path()?;
+        let repository = match global.open_repository().await {
+            Err(error) if !is_not_a_repository(&error) => return Err(error),
+            opened => opened,
+        };
         let json_backups: Vec<JsonEntry> = list_folder(&path)?.into_iter().map(JsonEntry::new).collect();
-        let (snapshots, unreadable) = snapshots(global, &path, !json_backups.is_empty()).await?;
+        let (snapshots, unreadable) = snapshots(repository, &path, !json_backups.is_empty()).await?;
         let output = global.output();
         show(output, &snapshots, &json_backups)?;
         for object in &unreadable {
@@ -110,12 +114,12 @@ impl ListBackupsCommand {
 
 /// The repository's snapshots, newest first. A folder that holds JSON backups need not be a repository.
 async fn snapshots(
-    global: &GlobalOptions,
+    repository: anyhow::Result<Repository>,
     path: &Path,
     has_json_backups: bool,
 ) -> anyhow::Result<(Vec<Snapshot>, Vec<Unreadable>)> {
-    let repository = match global.open_repository().await {
-        Err(error) if has_json_backups && is_not_a_repository(&error) => {
+    let repository = match repository {
+        Err(_) if has_json_backups => {
             tracing::info!("{} holds JSON backups and no repository", path.display());
             return Ok((Vec::new(), Vec::new()));
         }

@@ -8,6 +8,7 @@ use futures::TryStreamExt;
 use serde::Serialize;
 
 use super::options::GlobalOptions;
+use super::output::OutputError;
 use super::snapshots::find_snapshot;
 use super::{Outcome, UsageError, output};
 use crate::document::{CollectionPath, DocumentPath, KeyRange};
@@ -49,14 +50,14 @@ impl LsCommand {
                         bytes: record.length(),
                     })?;
                 } else if self.long {
-                    output.data(format!(
+                    output.entry(format!(
                         "{:30} {:>10}  {}",
                         record.update_time.to_string(),
                         record.length(),
                         output::printable(path.as_str())
                     ))?;
                 } else {
-                    output.data(output::printable(path.as_str()))?;
+                    output.entry(output::printable(path.as_str()))?;
                 }
             }
         }
@@ -73,7 +74,7 @@ struct JsonListing {
 }
 
 impl JsonListing {
-    fn start(wanted: bool, snapshot: &str) -> anyhow::Result<Self> {
+    fn start(wanted: bool, snapshot: &str) -> Result<Self, OutputError> {
         let mut to = wanted.then(|| BufWriter::new(std::io::stdout()));
         if let Some(to) = &mut to {
             write!(
@@ -85,7 +86,7 @@ impl JsonListing {
         Ok(Self { to, first: true })
     }
 
-    fn entry(&mut self, entry: &Entry) -> anyhow::Result<()> {
+    fn entry(&mut self, entry: &Entry) -> Result<(), OutputError> {
         if let Some(to) = &mut self.to {
             to.write_all(if std::mem::take(&mut self.first) {
                 b"\n  "
@@ -97,7 +98,7 @@ impl JsonListing {
         Ok(())
     }
 
-    fn end(self) -> anyhow::Result<()> {
+    fn end(self) -> Result<(), OutputError> {
         if let Some(mut to) = self.to {
             to.write_all(b"\n]}\n")?;
             to.flush()?;

@@ -159,10 +159,14 @@ fn start(cli: Cli) -> anyhow::Result<Outcome> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
+    let left = cli.command.left_by_an_interruption();
     let outcome = runtime.block_on(async {
         tokio::select! {
             outcome = run(&cli.global, cli.command) => outcome,
-            () = interrupted() => Err(anyhow::Error::new(Interrupted)),
+            () = interrupted() => match left {
+                Some(left) => Err(anyhow::Error::new(Interrupted(left))),
+                None => Ok(Outcome::Done),
+            },
         }
     });
     // Blocking tasks that nobody waits for any more must not hold the process.
@@ -191,9 +195,27 @@ async fn run(global: &GlobalOptions, command: Command) -> anyhow::Result<Outcome
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("interrupted: what was under way is not finished, and no snapshot was made of it")]
-struct Interrupted;
+#[error("interrupted: {0}")]
+struct Interrupted(&'static str);
 
+impl Command {
+    /// What a signal leaves behind when it ends the command early; `None` where it is the ordinary end.
+    fn left_by_an_interruption(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Sandbox(_) => return None,
+            Self::Backup(_) | Self::BackupAll(_) => {
+                "the backup is not finished, and there is no snapshot of it"
+            }
+            Self::Restore(_) | Self::Import(_) => {
+                "the documents that were written stay written; the same command again writes them all"
+            }
+            Self::Export(_) => "the files that are there are whole, the others are missing",
+            _ => "it is not finished",
+        })
+    }
+}
+
+/// Waits for SIGINT or SIGTERM.
 async fn interrupted() {
     #[cfg(unix)]
     {
@@ -214,26 +236,44 @@ async fn interrupted() {
 }
 
 fn report(error: &anyhow::Error) -> ExitCode {
-    let broken_pipe = error
-        .chain()
-        .filter_map(|cause| cause.downcast_ref::<io::Error>())
-        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe);
-    if broken_pipe {
-        // Whoever read our output has seen enough, as `head` does.
+    let Some(code) = exit_code(error) else {
         return ExitCode::SUCCESS;
-    }
+    };
     tracing::debug!("{error:?}");
     // Nobody to tell when standard error is gone.
     let _ = writeln!(
         io::stderr(),
         "error: {}",
-        output::printable_lines(&format!("{error:#}"))
+        output::printable_lines(&in_words(error))
     );
-    ExitCode::from(match error {
+    ExitCode::from(code)
+}
+
+/// `None` when whoever read our output has seen enough, as `head` does. Only our own output counts: a connection to a
+/// server that breaks like a pipe is a failure.
+fn exit_code(error: &anyhow::Error) -> Option<u8> {
+    Some(match error {
         error if error.is::<UsageError>() || error.is::<Refused>() => EXIT_USAGE,
         error if error.is::<Interrupted>() => EXIT_INTERRUPTED,
-        _ => EXIT_FAILED,
+        error => match error.downcast_ref::<output::OutputError>() {
+            Some(error) if error.is_broken_pipe() => return None,
+            _ => EXIT_FAILED,
+        },
     })
+}
+
+/// The error and its causes, without those that say again what stands there.
+fn in_words(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
 }
 
 /// Warnings go to standard error, more with `-v`; everything from `info` on also to `--log-file`.
@@ -275,4 +315,31 @@ fn start_log(global: &GlobalOptions) -> anyhow::Result<()> {
     };
     tracing_subscriber::registry().with(terminal).with(file).init();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_output_may_break_unnoticed() {
+        let broken = || io::Error::from(io::ErrorKind::BrokenPipe);
+        let connection = anyhow::Error::new(broken()).context("RunQuery failed");
+        assert_eq!(exit_code(&connection), Some(EXIT_FAILED));
+        let output = anyhow::Error::new(output::OutputError::from(broken()));
+        assert_eq!(exit_code(&output), None);
+        let full = output::OutputError::from(io::Error::from(io::ErrorKind::StorageFull));
+        assert_eq!(exit_code(&full.into()), Some(EXIT_FAILED));
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow::anyhow!("connection refused")
+            .context("tcp connect error: connection refused")
+            .context("cannot connect");
+        assert_eq!(
+            in_words(&error),
+            "cannot connect: tcp connect error: connection refused"
+        );
+    }
 }

@@ -7,10 +7,10 @@ use clap::{ArgAction, Args};
 
 use super::UsageError;
 use super::output::Output;
-use crate::archive::Repository;
+use crate::archive::{ArchiveError, Repository};
 use crate::document::DatabaseName;
 use crate::firestore::{ConnectOptions, Credentials, Firestore, Target};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// The file in the working folder that the original tools read their credentials from.
 const CREDENTIALS_IN_WORKING_FOLDER: &str = "firebase-credentials.json";
@@ -34,15 +34,9 @@ pub(crate) struct GlobalOptions {
     #[arg(long, global = true, value_name = "ID")]
     project: Option<String>,
 
-    /// The database in the project
-    #[arg(
-        long,
-        global = true,
-        value_name = "ID",
-        env = "FIREBANK_DATABASE",
-        default_value = DatabaseName::DEFAULT_DATABASE
-    )]
-    database: String,
+    /// The database in the project [default: (default)]
+    #[arg(long, global = true, value_name = "ID", env = "FIREBANK_DATABASE")]
+    database: Option<String>,
 
     /// Talk to an emulator or a sandbox instead of Google Cloud
     #[arg(
@@ -120,7 +114,10 @@ impl GlobalOptions {
 
     pub(crate) fn store(&self) -> anyhow::Result<Store> {
         let path = self.repository_path()?;
-        Store::local(&path).with_context(|| format!("cannot open the repository {}", path.display()))
+        match Store::local(&path) {
+            Err(StoreError::NotFound { name }) => Err(ArchiveError::NotARepository { location: name }.into()),
+            opened => opened.with_context(|| format!("cannot open the repository {}", path.display())),
+        }
     }
 
     pub(crate) async fn open_repository(&self) -> anyhow::Result<Repository> {
@@ -143,9 +140,14 @@ impl GlobalOptions {
             .or_else(|| self.key_file().and_then(|file| project_of_key_file(&file)))
     }
 
+    /// The database that the user named, by the flag or the environment.
+    pub(crate) fn named_database(&self) -> Option<&str> {
+        self.database.as_deref().filter(|database| !database.is_empty())
+    }
+
     /// The id of the database in its project.
     pub(crate) fn database_id(&self) -> &str {
-        &self.database
+        self.named_database().unwrap_or(DatabaseName::DEFAULT_DATABASE)
     }
 
     /// The database that the user named.
@@ -155,7 +157,7 @@ impl GlobalOptions {
                 "which project? Give --project ID, or set FIREBASE_PROJECT_ID or GOOGLE_CLOUD_PROJECT",
             )
         })?;
-        Ok(DatabaseName::new(project, &self.database))
+        Ok(DatabaseName::new(project, self.database_id()))
     }
 
     /// Whether connections go to an emulator or a sandbox, where nothing is at stake.

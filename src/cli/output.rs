@@ -8,7 +8,34 @@ use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
+/// Standard output does not take what is written to it.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to standard output: {0}")]
+pub(crate) struct OutputError(io::Error);
+
+impl From<io::Error> for OutputError {
+    fn from(error: io::Error) -> Self {
+        Self(error)
+    }
+}
+
+impl From<serde_json::Error> for OutputError {
+    fn from(error: serde_json::Error) -> Self {
+        Self(error.into())
+    }
+}
+
+impl OutputError {
+    /// Whether nobody reads any more, as `head` does when it has seen enough.
+    pub(crate) fn is_broken_pipe(&self) -> bool {
+        self.0.kind() == io::ErrorKind::BrokenPipe
+    }
+}
+
 /// Where a command's results go.
+///
+/// A reader that went away is no error of a command that has done its work: `verify | head -1` still ends as it found the
+/// repository. Only [`Output::entry`], for listings of any length, says so.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Output {
     json: bool,
@@ -25,7 +52,7 @@ impl Output {
     }
 
     /// A line for people. Silent with `--json` and `--quiet`.
-    pub(crate) fn line(self, line: impl AsRef<str>) -> io::Result<()> {
+    pub(crate) fn line(self, line: impl AsRef<str>) -> Result<(), OutputError> {
         if self.json || self.quiet {
             return Ok(());
         }
@@ -33,24 +60,35 @@ impl Output {
     }
 
     /// A line that is what was asked for, such as a name in a listing: `--quiet` keeps it.
-    pub(crate) fn data(self, line: impl AsRef<str>) -> io::Result<()> {
+    pub(crate) fn data(self, line: impl AsRef<str>) -> Result<(), OutputError> {
+        match self.entry(line) {
+            Err(error) if error.is_broken_pipe() => Ok(()),
+            written => written,
+        }
+    }
+
+    /// Like [`Output::data`] for one of very many lines: fails when nobody reads them any more.
+    pub(crate) fn entry(self, line: impl AsRef<str>) -> Result<(), OutputError> {
         if self.json {
             return Ok(());
         }
-        writeln!(io::stdout().lock(), "{}", line.as_ref())
+        Ok(writeln!(io::stdout().lock(), "{}", line.as_ref())?)
     }
 
     /// The one JSON object of `--json`. Silent otherwise.
     pub(crate) fn json(self, value: &impl Serialize) -> anyhow::Result<()> {
         if self.json {
             let text = serde_json::to_string_pretty(value)?;
-            writeln!(io::stdout().lock(), "{text}")?;
+            match writeln!(io::stdout().lock(), "{text}") {
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+                written => written.map_err(OutputError::from)?,
+            }
         }
         Ok(())
     }
 
     /// A table for people.
-    pub(crate) fn table(self, table: &Table) -> io::Result<()> {
+    pub(crate) fn table(self, table: &Table) -> Result<(), OutputError> {
         for line in table.lines() {
             self.data(line.trim_end())?;
         }
@@ -120,11 +158,14 @@ pub(crate) fn age(seconds: i64) -> String {
     }
 }
 
-/// Text from a database or a repository, fit for one line of a terminal: control characters escaped.
+/// Text from a database or a repository, fit for one line of a terminal: control characters escaped, and those that change
+/// the direction or the line of what follows, with which an id could pass for another one.
 pub(crate) fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for char in text.chars() {
-        if char.is_control() {
+        let misleads = matches!(char,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if char.is_control() || misleads {
             shown.extend(char.escape_default())
         } else {
             shown.push(char)
@@ -153,5 +194,6 @@ mod tests {
     #[test]
     fn control_characters_do_not_reach_a_terminal() {
         assert_eq!(printable("a\u{1b}[31m\nü"), "a\\u{1b}[31m\\nü");
+        assert_eq!(printable("a\u{202e}b👩\u{200d}🚀"), "a\\u{202e}b👩\u{200d}🚀");
     }
 }

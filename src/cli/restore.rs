@@ -79,6 +79,15 @@ impl RestoreCommand {
                 snapshot.id, source.project
             )));
         }
+        if self.to_database.is_none()
+            && let Some(named) = global.named_database().filter(|named| *named != source.database)
+        {
+            return Err(UsageError::new(format!(
+                "snapshot {} is of database `{}`, and the database here is `{named}`: to restore into `{named}`, say \
+                 --to-database {named}",
+                snapshot.id, source.database
+            )));
+        }
         let target = DatabaseName::new(
             self.to_project.as_ref().unwrap_or(&source.project),
             self.to_database.as_ref().unwrap_or(&source.database),
@@ -101,7 +110,7 @@ impl RestoreCommand {
         filter: PathFilter,
     ) -> anyhow::Result<Outcome> {
         let database = global.connect_to(target.clone()).await?;
-        let options = self.write.restore_options(&database, filter);
+        let options = self.write.restore_options(&database, filter.clone());
         let dead_letter_file = options.dead_letter_file.clone();
         let progress = Arc::new(Progress::new());
         if options.filter.is_all() {
@@ -123,6 +132,7 @@ impl RestoreCommand {
             &format!("snapshot {}", snapshot.id),
             &target,
             &stats,
+            &filter,
             &dead_letter_file,
         )
     }
@@ -165,12 +175,13 @@ async fn dry_run(
 ) -> anyhow::Result<Outcome> {
     let plan = plan_restore(&repository.reader(snapshot).await?, filter).await?;
     let output = global.output();
-    show_plan(output, &plan, &format!("snapshot {}", snapshot.id), target)?;
+    let source = format!("snapshot {}", snapshot.id);
+    let outcome = show_plan(output, &plan, &source, target, filter)?;
     output.json(&Plan {
         dry_run: true,
         snapshot: snapshot.id.to_string(),
         target: target.to_string(),
         plan,
     })?;
-    Ok(Outcome::Done)
+    Ok(outcome)
 }

@@ -101,7 +101,9 @@ pub(super) fn show_plan(
     plan: &RestorePlan,
     source: &str,
     target: &DatabaseName,
-) -> anyhow::Result<()> {
+    filter: &PathFilter,
+) -> anyhow::Result<Outcome> {
+    let source = output::printable(source);
     let mut table = output::table(&["collection", "documents"], &[1]);
     for (collection, documents) in &plan.collections {
         table.add_row([output::printable(collection), output::number(*documents)]);
@@ -112,7 +114,19 @@ pub(super) fn show_plan(
         output::count(plan.documents, "document"),
         output::bytes(plan.bytes),
     ))?;
-    Ok(())
+    Ok(outcome_of_choice(filter, plan.documents))
+}
+
+/// Patterns that choose nothing are most likely misspelt, and whoever wrote them counts on what they should have chosen.
+fn outcome_of_choice(filter: &PathFilter, documents: u64) -> Outcome {
+    if filter.is_all() || documents > 0 {
+        return Outcome::Done;
+    }
+    tracing::error!(
+        "no document matches --only {}: is it spelled right? `firebank ls` lists what a snapshot has",
+        output::printable(&filter.patterns().join(" --only "))
+    );
+    Outcome::NeedsLook
 }
 
 /// What `--json` prints of a restore.
@@ -138,11 +152,13 @@ pub(super) fn report(
     source: &str,
     target: &DatabaseName,
     stats: &RestoreStats,
+    filter: &PathFilter,
     dead_letter_file: &Path,
 ) -> anyhow::Result<Outcome> {
     let output = global.output();
+    let shown = output::printable(source);
     output.line(format!(
-        "Restored {} ({}) of {source} into {target} in {}.",
+        "Restored {} ({}) of {shown} into {target} in {}.",
         output::count(stats.written, "document"),
         output::bytes(stats.bytes),
         output::duration(stats.duration)
@@ -156,10 +172,10 @@ pub(super) fn report(
             }
         ))?;
     }
-    if stats.foreign_references > 0 {
+    if stats.writes.absolute_references > 0 {
         output.line(format!(
             "{} to documents of other databases; they were written as they are.",
-            output::count(stats.foreign_references, "reference")
+            output::count(stats.writes.absolute_references, "reference")
         ))?;
     }
     if stats.failed > 0 {
@@ -178,7 +194,7 @@ pub(super) fn report(
         existing: stats.existing,
         failed: stats.failed,
         dead_letter_file: (stats.failed > 0).then_some(dead_letter_file),
-        foreign_references: stats.foreign_references,
+        foreign_references: stats.writes.absolute_references,
         requests: stats.writes.requests,
         retries: stats.writes.retries,
         seconds: stats.duration.as_secs_f64(),
@@ -186,6 +202,6 @@ pub(super) fn report(
     Ok(if stats.failed > 0 {
         Outcome::NeedsLook
     } else {
-        Outcome::Done
+        outcome_of_choice(filter, stats.documents)
     })
 }

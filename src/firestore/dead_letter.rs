@@ -45,6 +45,11 @@ impl DeadLetterFile {
             none => Ok(none.insert(open(&self.path)?)),
         }
     }
+
+    /// The error with the file that it is about.
+    fn named(&self, error: io::Error) -> io::Error {
+        io::Error::new(error.kind(), format!("{}: {error}", self.path.display()))
+    }
 }
 
 fn open(path: &Path) -> io::Result<File> {
@@ -69,12 +74,13 @@ impl FailureSink for DeadLetterFile {
         };
         let mut line = serde_json::to_vec(&line)?;
         line.push(b'\n');
-        self.file()?.write_all(&line)
+        let written = self.file().and_then(|file| file.write_all(&line));
+        written.map_err(|error| self.named(error))
     }
 
     fn finish(&mut self) -> io::Result<()> {
         match &self.file {
-            Some(file) => file.sync_all(),
+            Some(file) => file.sync_all().map_err(|error| self.named(error)),
             None => Ok(()),
         }
     }

@@ -15,7 +15,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// Nobody answers at the address.
-    #[error("cannot connect to {address}: is it running, and can this machine reach it?")]
+    #[error("cannot connect to {address} (is it running, and can this machine reach it?)")]
     Connect {
         /// The address.
         address: String,

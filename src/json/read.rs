@@ -186,7 +186,8 @@ impl<'de, E> Visitor<'de> for FileVisitor<'_, '_, E> {
                 "collection" => {
                     once(&mut seen.collection, &member)?;
                     let text: String = map.next_value()?;
-                    let path = CollectionPath::parse(text.clone()).map_err(A::Error::custom)?;
+                    let path = CollectionPath::parse(text.clone())
+                        .map_err(|error| A::Error::custom(format!("`collection`: {error}")))?;
                     state.checked.header.collection = text;
                     state.collection = Some(path);
                 }

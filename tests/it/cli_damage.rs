@@ -1,0 +1,307 @@
+//! Damage, seen from the command line: `verify` names what is damaged, `restore` writes no wrong document.
+//!
+//! How each kind of damage shows, as far as it is a decision and no accident:
+//!
+//! - Without `repository.json` there is no repository: every command fails with exit code 1. A damaged one is a finding of
+//!   `verify`, exit code 3; everything else fails.
+//! - A snapshot's file that is gone is a snapshot that was never made: nobody can tell. A damaged one is a finding.
+//! - What a session left behind is not needed once its snapshot is there: damage of it is nobody's business.
+
+use std::path::Path;
+
+use firebank::archive::{Repository, RepositoryId, SessionOptions};
+use firebank::document::DocumentPath;
+use firebank::store::Store;
+
+use crate::archive_support::{self, Docs, doc, key, plan, time, tiny};
+use crate::cli_support::*;
+
+const ID: &str = "0123456789abcdef";
+
+/// An archive with every kind of object. Long names and small pages give its run a root that is too large for the snapshot.
+fn archive() -> (Shop, Contents) {
+    let shop = Shop::empty();
+    let mut docs = Docs::new();
+    for number in 0..130 {
+        let id = format!("{number:04}{}", "x".repeat(1400));
+        let path = format!("{0}/{id}/{1}/{id}", "long".repeat(300), "below".repeat(200));
+        docs.insert(key(&path), doc(number, 40));
+    }
+    docs.extend(archive_support::sample(80));
+    shop.runtime.block_on(async {
+        let repository = Repository::init_with(
+            Store::create_local(shop.repository()).unwrap(),
+            time(0),
+            RepositoryId::from_u64(7),
+            firebank::archive::Parameters {
+                page_records: 1,
+                ..tiny()
+            },
+        )
+        .await
+        .unwrap();
+        let options = SessionOptions {
+            id: Some(ID.parse().unwrap()),
+            ..SessionOptions::new(plan(&[], 0))
+        };
+        archive_support::back_up(&repository, options, &docs).await;
+    });
+    let contents = docs
+        .into_iter()
+        .map(|(key, doc)| (DocumentPath::from_key(&key).unwrap().to_string(), doc.body))
+        .collect();
+    (shop, contents)
+}
+
+/// Objects of a kind: a chunk's ninth byte says which it is.
+fn objects(shop: &Shop, kind: Kind) -> Vec<String> {
+    let all = files_below(&shop.repository()).into_iter();
+    let of_kind = |name: &String| match kind {
+        Kind::Named(start) => name.starts_with(start),
+        Kind::Chunk(kind) => {
+            name.starts_with("chunks/") && std::fs::read(shop.repository().join(name)).unwrap()[9] == kind
+        }
+    };
+    all.filter(of_kind).collect()
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Named(&'static str),
+    Chunk(u8),
+}
+
+/// What can happen to a file. The last words say where.
+fn damages(intact: &[u8]) -> Vec<(String, Option<Vec<u8>>)> {
+    let length = intact.len();
+    let mut all = vec![
+        ("deleted".to_owned(), None),
+        ("emptied".to_owned(), Some(Vec::new())),
+    ];
+    for cut in [length / 2, length - 1] {
+        // The newline at the end of a JSON object may go: nothing of it is lost.
+        if !intact[cut..].trim_ascii().is_empty() {
+            all.push((format!("cut at {cut}"), Some(intact[..cut].to_vec())));
+        }
+    }
+    for position in [0, length / 3, length * 2 / 3, length - 1] {
+        // Nor does white space count.
+        if !intact[position].is_ascii_whitespace() || intact[0] != b'{' {
+            let mut flipped = intact.to_vec();
+            flipped[position] ^= 0x10;
+            all.push((format!("flipped at {position}"), Some(flipped)));
+        }
+    }
+    all
+}
+
+fn damage(file: &Path, damaged: &Option<Vec<u8>>) {
+    match damaged {
+        Some(bytes) => std::fs::write(file, bytes).unwrap(),
+        None => std::fs::remove_file(file).unwrap(),
+    }
+}
+
+/// What `verify` found: the objects and the collections affected.
+#[track_caller]
+fn findings(shop: &Shop, arguments: &[&str]) -> Vec<(String, Vec<String>)> {
+    let verified = shop.run([&["verify", "--json"], arguments].concat());
+    let report = verified.json();
+    let found = report["damage"].as_array().unwrap();
+    assert_eq!(verified.code, if found.is_empty() { 0 } else { 3 }, "{verified}");
+    assert_eq!(report["intact"], found.is_empty());
+    assert_eq!(report["damage_count"], found.len());
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    found
+        .iter()
+        .map(|damage| {
+            assert_ne!(text(&damage["what"]), "");
+            let affected = damage["affected"].as_array().unwrap().iter().map(text).collect();
+            (text(&damage["object"]), affected)
+        })
+        .collect()
+}
+
+/// Restores into a project of its own: all is well and complete, or there is an error and what was written is right.
+#[track_caller]
+fn restore(shop: &Shop, original: &Contents, context: &str, object: &str) -> bool {
+    let project = support_project();
+    let ended = shop.firebank_on("demo-test", ["restore", ID, "--to-project", &project]);
+    let written = shop.contents(&project);
+    for (path, body) in &written {
+        assert_eq!(
+            original.get(path),
+            Some(body),
+            "{context}: {path} is another document"
+        );
+    }
+    if ended.code == 0 {
+        assert_eq!(written.len(), original.len(), "{context}");
+        return true;
+    }
+    ended.fails(1, &[object]);
+    false
+}
+
+fn support_project() -> String {
+    crate::support::project("damage")
+}
+
+/// Damages one object in every way.
+fn check_object(shop: &Shop, original: &Contents, object: &str) {
+    let file = shop.repository().join(object);
+    let intact = std::fs::read(&file).unwrap();
+    for (what, damaged) in damages(&intact) {
+        let context = format!("{object} {what}");
+        damage(&file, &damaged);
+        let found = findings(shop, &["--read-data"]);
+        assert!(!found.is_empty(), "{context} was not found");
+        for (named, affected) in &found {
+            assert_eq!(named, object, "{context}");
+            assert!(
+                !affected.is_empty() || !object.starts_with("chunks/"),
+                "{context}"
+            );
+        }
+        let wrong_size = damaged.is_none_or(|damaged| damaged.len() != intact.len());
+        if wrong_size {
+            let found = findings(shop, &[]);
+            assert!(found.iter().any(|(named, _)| named == object), "{context}");
+        }
+        let restored = restore(shop, original, &context, object);
+        assert!(!(restored && what == "deleted"), "{context}");
+        std::fs::write(&file, &intact).unwrap();
+    }
+    assert!(findings(shop, &["--read-data"]).is_empty());
+}
+
+fn check_kind(kind: Kind) {
+    let (shop, original) = archive();
+    let objects = objects(&shop, kind);
+    assert!(!objects.is_empty());
+    check_object(&shop, &original, &objects[objects.len() / 2]);
+    assert!(restore(&shop, &original, "intact", ""));
+}
+
+#[test]
+fn damage_of_a_data_chunk() {
+    check_kind(Kind::Chunk(1));
+}
+
+#[test]
+fn damage_of_an_index_chunk() {
+    check_kind(Kind::Chunk(2));
+}
+
+#[test]
+fn damage_of_a_directory_block() {
+    check_kind(Kind::Chunk(3));
+}
+
+#[test]
+fn damage_of_a_run() {
+    check_kind(Kind::Named("runs/"));
+}
+
+#[test]
+fn damage_of_a_snapshot() {
+    let (shop, original) = archive();
+    let object = format!("snapshots/{ID}.json");
+    let file = shop.repository().join(&object);
+    let intact = std::fs::read(&file).unwrap();
+    for (what, damaged) in damages(&intact) {
+        damage(&file, &damaged);
+        let found = findings(&shop, &["--read-data"]);
+        let named = findings(&shop, &[]);
+        if damaged.is_none() {
+            // Nobody can tell that there was one, but for who asks for it.
+            assert!(found.is_empty() && named.is_empty());
+            shop.run(["verify", ID]).fails(1, &[ID, "no snapshot matches"]);
+        } else {
+            assert_eq!((&found[0].0, &named[0].0), (&object, &object), "{what}");
+            shop.run(["verify", ID, "--read-data"]).fails(1, &[&object]);
+            let listed = shop.run(["list-backups"]);
+            assert!(
+                listed.code == 3 && listed.stderr.contains(&object),
+                "{what}: {listed}"
+            );
+            for wanted in ["latest", &ID[..4], ID] {
+                shop.run(["show", wanted]).fails(1, &[&object]);
+            }
+        }
+        assert!(!restore(&shop, &original, &what, ID), "{what}");
+        std::fs::write(&file, &intact).unwrap();
+    }
+    // What does not belong there is said, and does not stop the others.
+    std::fs::write(shop.repository().join("snapshots/notes.txt"), "x").unwrap();
+    assert_eq!(findings(&shop, &["--read-data"])[0].0, "snapshots/notes.txt");
+    assert!(restore(&shop, &original, "intact", ""));
+}
+
+#[test]
+fn damage_of_what_a_session_left_behind() {
+    let (shop, original) = archive();
+    for object in objects(&shop, Kind::Named("sessions/")) {
+        let file = shop.repository().join(&object);
+        let intact = std::fs::read(&file).unwrap();
+        for (what, damaged) in damages(&intact).into_iter().take(3) {
+            damage(&file, &damaged);
+            assert!(findings(&shop, &["--read-data"]).is_empty(), "{object} {what}");
+        }
+    }
+    assert!(restore(&shop, &original, "sessions", ""));
+}
+
+#[test]
+fn the_repository_file_is_gone() {
+    let (shop, original) = archive();
+    std::fs::remove_file(shop.file("backups/repository.json")).unwrap();
+    shop.run(["verify", "--read-data"])
+        .fails(1, &["not a Firebank repository"]);
+    assert!(!restore(
+        &shop,
+        &original,
+        "no repository",
+        "not a Firebank repository"
+    ));
+    // A new one is not made over what is there.
+    shop.run(["init"]).fails(1, &["holds", "no part of a repository"]);
+}
+
+#[test]
+fn damage_is_told_to_people() {
+    let (shop, _) = archive();
+    let object = &objects(&shop, Kind::Chunk(1))[0];
+    let file = shop.repository().join(object);
+    let mut bytes = std::fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    for quiet in [false, true] {
+        let mut arguments = vec!["verify", "--read-data"];
+        arguments.extend(quiet.then_some("-q"));
+        let verified = shop.run(arguments);
+        assert_eq!(verified.code, 3);
+        assert!(
+            verified.stdout.contains(object) && verified.stdout.contains("DAMAGED in 1 place"),
+            "{verified}"
+        );
+    }
+    // A reader that goes away does not make it intact.
+    let mut child = shop.std_command();
+    child.args(["verify", "--read-data"]);
+    let mut child = child
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(3));
+    // Other documents can still be had, one by one and by collection.
+    let listed = shop.run(["ls", ID]).done();
+    let readable = listed.lines().filter(|path| shop_can_show(&shop, path)).take(3);
+    assert_eq!(readable.count(), 3);
+}
+
+fn shop_can_show(shop: &Shop, path: &str) -> bool {
+    shop.run(["show", ID, path]).code == 0
+}
