@@ -28,3 +28,4 @@ mod sandbox;
 mod store_conformance;
 mod store_faults;
 mod support;
+mod unknown_values;
