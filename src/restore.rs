@@ -95,7 +95,7 @@ impl RestorePlan {
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
     /// The snapshot could not be read.
-    #[error(transparent)]
+    #[error("{}{}", .0, advice(.0))]
     Archive(#[from] ArchiveError),
     /// The database could not be written.
     #[error(transparent)]
@@ -115,6 +115,15 @@ pub enum RestoreError {
         /// What is wrong with it.
         source: CanonicalError,
     },
+}
+
+fn advice(error: &ArchiveError) -> &'static str {
+    match error {
+        ArchiveError::Damaged(_) => {
+            ". `firebank verify --read-data` shows what else is damaged; --only restores what is not"
+        }
+        _ => "",
+    }
 }
 
 /// Says what [`restore`] would write, without reading a single body.
