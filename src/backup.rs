@@ -3,25 +3,31 @@
 //! The ranges of the plan only say where a reader starts: which documents it stores is decided by the cut points in the
 //! data (see [`cut`](crate::archive::cut)), so the same data gives the same chunks whatever the ranges are.
 
+mod head;
+mod range;
+
 use std::collections::BTreeMap;
-use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use futures::{StreamExt, TryStreamExt, stream};
-use tracing::{debug, info};
+use tokio::task::JoinSet;
+use tracing::info;
 
 use crate::archive::{
-    ArchiveError, Flow, Plan, Repository, Selection, Session, SessionOptions, Snapshot, SnapshotDraft,
+    ArchiveError, Plan, Repository, Selection, Session, SessionOptions, Snapshot, SnapshotDraft,
     SnapshotId, SnapshotKind,
 };
 use crate::clock;
 use crate::document::{DatabaseName, KeyRange, Timestamp};
-use crate::firestore::{self, Firestore, ScanOptions};
+use crate::firestore::{self, Firestore};
 use crate::progress::Progress;
 
 /// Documents per range below which it is not worth a range of its own: a range reads on past its end to the next cut,
 /// some 8 MiB, so small ranges would read much of the database twice.
 const MIN_DOCUMENTS_PER_RANGE: u64 = 64 * 1024;
+
+/// How long to wait for counts. They only decide how many ranges to read in, and counting hundreds of millions of documents
+/// takes longer than servers let a call take.
+const COUNT_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Ranges per reader, so that readers which finish early find more to do.
 const RANGES_PER_READER: usize = 4;
@@ -81,6 +87,9 @@ pub enum BackupError {
     /// The repository could not be written.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    /// Documents that were held in memory could not be compressed.
+    #[error("cannot compress documents in memory: {0}")]
+    Compression(#[from] std::io::Error),
 }
 
 /// Takes a snapshot of `database` and commits it to `repository`.
@@ -94,6 +103,8 @@ pub async fn backup(
     progress: &Progress,
 ) -> Result<BackupStats, BackupError> {
     let start = Instant::now();
+    // The connection may have served others before.
+    let before = database.stats().counts();
     let read_time = database.current_read_time().await?;
     let ranges = plan_ranges(database, &options, read_time, progress).await?;
     info!(%read_time, ranges = ranges.len(), "reading {}", database.database());
@@ -101,7 +112,7 @@ pub async fn backup(
     let plan = Plan {
         kind: SnapshotKind::Backup,
         database: database.database().clone(),
-        database_uid: None,
+        database_uid: database_uid(database).await,
         read_time,
         started_at: clock::now(),
         selection: options.selection.clone(),
@@ -118,13 +129,20 @@ pub async fn backup(
     )
     .await?;
 
-    stream::iter(ranges)
-        .map(|range| backup_range(database, &session, range, read_time, progress))
-        .buffer_unordered(options.parallel.max(1))
-        .try_for_each(|()| async { Ok(()) })
-        .await?;
+    // Each range is a task: parsing is work for every core, and wants to be where the bytes have just arrived.
+    let mut running = JoinSet::new();
+    for job in range::jobs(ranges, options.parallel) {
+        while running.len() >= options.parallel.max(1) {
+            finish_one(&mut running).await?;
+        }
+        let writer = session.range_writer(job.range().clone());
+        running.spawn(range::back_up(database.clone(), writer, job, read_time, progress.clone()));
+    }
+    while !running.is_empty() {
+        finish_one(&mut running).await?;
+    }
 
-    let counts = database.stats().counts();
+    let counts = database.stats().counts().since(&before);
     let snapshot = session
         .commit(SnapshotDraft {
             tags: options.tags,
@@ -141,6 +159,26 @@ pub async fn backup(
         requests: counts.total_requests(),
         retries: counts.retries,
     })
+}
+
+/// The database's own identity, which tells one that was deleted and made again from the one before. A backup does not
+/// depend on it: emulators do not say, and not every account may ask.
+async fn database_uid(database: &Firestore) -> Option<String> {
+    match database.metadata().await {
+        Ok(metadata) => metadata.map(|metadata| metadata.uid),
+        Err(error) => {
+            info!("the database's identity is not known: {error}");
+            None
+        }
+    }
+}
+
+/// Waits until a range is done.
+async fn finish_one(running: &mut JoinSet<Result<(), BackupError>>) -> Result<(), BackupError> {
+    match running.join_next().await {
+        Some(done) => done.map_err(ArchiveError::from)?,
+        None => Ok(()),
+    }
 }
 
 /// The selection cut into ranges to read side by side.
@@ -189,23 +227,30 @@ async fn plan_ranges(
     Ok(ranges)
 }
 
-/// How many documents there are; `None` where the server cannot tell, which costs a backup no more than a good guess.
+/// How many documents there are; `None` where the server cannot tell, or not soon, which costs a backup no more than a good
+/// guess. Only what everything that follows would meet as well is an error.
 async fn count(
     database: &Firestore,
     range: &KeyRange,
     read_time: Timestamp,
 ) -> Result<Option<u64>, BackupError> {
-    match database.count(range, Some(read_time)).await {
-        Ok(count) => Ok(Some(count)),
-        Err(
-            error @ (firestore::Error::Unsupported { .. }
-            | firestore::Error::Rejected { .. }
-            | firestore::Error::Unavailable { .. }),
-        ) => {
+    let asked = database.count(range, Some(read_time));
+    match tokio::time::timeout(COUNT_PATIENCE, asked).await {
+        Ok(Ok(count)) => Ok(Some(count)),
+        Ok(Err(
+            error @ (firestore::Error::PermissionDenied { .. }
+            | firestore::Error::Unauthenticated { .. }
+            | firestore::Error::DatabaseNotFound { .. }
+            | firestore::Error::ReadTimeTooOld { .. }),
+        )) => Err(error.into()),
+        Ok(Err(error)) => {
             info!("the server does not count its documents: {error}");
             Ok(None)
         }
-        Err(error) => Err(error.into()),
+        Err(_) => {
+            info!("the server takes long to count its documents: going on without");
+            Ok(None)
+        }
     }
 }
 
@@ -222,35 +267,4 @@ async fn newest_of_every_selection(repository: &Repository) -> Result<Vec<Snapsh
             .or_insert(snapshot.id);
     }
     Ok(newest.into_values().collect())
-}
-
-async fn backup_range(
-    database: &Firestore,
-    session: &Session,
-    range: KeyRange,
-    read_time: Timestamp,
-    progress: &Progress,
-) -> Result<(), BackupError> {
-    let mut writer = session.range_writer(range);
-    let scan = database.scan(ScanOptions::new(writer.reads().clone(), read_time));
-    let mut batches = pin!(scan);
-    'reading: while let Some(batch) = batches.try_next().await? {
-        let (mut stored, mut bytes) = (0, 0);
-        for document in batch.iter() {
-            match writer.push(document).await? {
-                Flow::Continue => {
-                    stored += 1;
-                    bytes += document.body.len() as u64;
-                }
-                Flow::Done => {
-                    progress.add(stored, bytes);
-                    break 'reading;
-                }
-            }
-        }
-        progress.add(stored, bytes);
-    }
-    let output = writer.finish().await?;
-    debug!(range = ?output.range, stats = ?output.stats, "range finished");
-    Ok(())
 }

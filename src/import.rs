@@ -95,8 +95,7 @@ pub async fn import(
     });
     let mut totals = RestoreTotals::default();
     while let Some((path, body)) = documents.recv().await {
-        // Encoded a moment ago, from values: it cannot be malformed.
-        totals.add(&path, &body).ok();
+        totals.add(&body);
         writer.put(&path, &body).await?;
         progress.add(1, body.len() as u64);
     }

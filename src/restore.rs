@@ -15,7 +15,6 @@ use tokio::sync::mpsc;
 use tonic::Code;
 
 use crate::archive::{ArchiveError, SnapshotReader};
-use crate::document::canonical::{self, CanonicalError, ReferenceRef};
 use crate::document::{DocumentBatch, DocumentPath, KeyRange, PathError};
 use crate::firestore::{
     self, BulkWriter, DeadLetterFile, FailureSink, Firestore, WriteFailure, WriteMode, WriteOptions,
@@ -53,8 +52,6 @@ pub struct RestoreStats {
     pub existing: u64,
     /// Documents that the database refused; the dead-letter file has them.
     pub failed: u64,
-    /// References to documents of other databases. They were written as they are.
-    pub foreign_references: u64,
     /// How the writer fared.
     pub writes: WriteStats,
     /// How long it took.
@@ -105,16 +102,6 @@ pub enum RestoreError {
         "the snapshot names a document that has no path: {0}; `firebank verify --read-data` shows what is damaged"
     )]
     Path(#[from] PathError),
-    /// A record of the snapshot has no fields.
-    #[error(
-        "`{path}` in the snapshot is damaged: {source}; `firebank verify --read-data` shows what else is"
-    )]
-    Body {
-        /// The document.
-        path: DocumentPath,
-        /// What is wrong with it.
-        source: CanonicalError,
-    },
 }
 
 fn advice(error: &ArchiveError) -> &'static str {
@@ -176,7 +163,7 @@ pub async fn restore(
             for document in batch.iter() {
                 let path = document.path()?;
                 if filter.matches(&path) {
-                    totals.add(&path, document.body)?;
+                    totals.add(document.body);
                     writer.put(&path, document.body).await?;
                 }
             }
@@ -236,21 +223,12 @@ async fn read_range(
 pub(crate) struct RestoreTotals {
     documents: u64,
     bytes: u64,
-    foreign_references: u64,
 }
 
 impl RestoreTotals {
-    pub(crate) fn add(&mut self, path: &DocumentPath, body: &[u8]) -> Result<(), RestoreError> {
-        canonical::for_each_reference(body, |reference| {
-            self.foreign_references += u64::from(matches!(reference, ReferenceRef::Absolute(_)));
-        })
-        .map_err(|source| RestoreError::Body {
-            path: path.clone(),
-            source,
-        })?;
+    pub(crate) fn add(&mut self, body: &[u8]) {
         self.documents += 1;
         self.bytes += body.len() as u64;
-        Ok(())
     }
 
     /// With what came of it.
@@ -262,7 +240,6 @@ impl RestoreTotals {
             written: writes.written,
             existing,
             failed: writes.failed - existing,
-            foreign_references: self.foreign_references,
             writes,
             duration,
         }

@@ -417,6 +417,12 @@ struct Located {
     body_hash: u64,
 }
 
+impl Located {
+    fn span(&self) -> Range<u64> {
+        u64::from(self.offset)..u64::from(self.offset) + u64::from(self.length)
+    }
+}
+
 /// A data chunk that is to be checked, with what the index says of it.
 struct Pending {
     chunk: ChunkRef,
@@ -590,7 +596,7 @@ struct Wrong {
     span: Range<u64>,
 }
 
-async fn check_chunk(repository: Repository, pending: Pending) -> Result<(Pending, Vec<Wrong>)> {
+async fn check_chunk(repository: Repository, mut pending: Pending) -> Result<(Pending, Vec<Wrong>)> {
     let bytes = match get_whole(&repository, &pending.chunk).await {
         Ok(bytes) => bytes,
         Err(error) => {
@@ -600,14 +606,14 @@ async fn check_chunk(repository: Repository, pending: Pending) -> Result<(Pendin
         }
     };
     let checked = tokio::task::spawn_blocking(move || {
-        let wrong = check_bodies(&repository, &pending, &bytes)?;
+        let wrong = check_bodies(&repository, &mut pending, &bytes)?;
         Ok::<_, ArchiveError>((pending, wrong))
     });
     checked.await?
 }
 
-fn check_bodies(repository: &Repository, pending: &Pending, bytes: &[u8]) -> Result<Vec<Wrong>> {
-    let chunk = &pending.chunk;
+fn check_bodies(repository: &Repository, pending: &mut Pending, bytes: &[u8]) -> Result<Vec<Wrong>> {
+    let chunk = pending.chunk;
     let name = chunk.name();
     let frame_len = repository.parameters().frame_len;
     let table = FrameTable::parse(&name, ChunkKind::Data, &chunk.id, bytes).and_then(|table| {
@@ -624,51 +630,70 @@ fn check_bodies(repository: &Repository, pending: &Pending, bytes: &[u8]) -> Res
         }
     };
     debug_assert!(header_len(table.rows().len()) <= bytes.len() as u64);
+    pending.bodies.sort_by_key(|body| body.offset);
+    let mut bodies = pending.bodies.iter().peekable();
     let mut wrong = Vec::new();
-    let mut plain = Vec::with_capacity(table.raw_len as usize);
-    with_decoder(|decoder| {
-        for (frame, row) in table.rows().iter().enumerate() {
-            let range = table.stored_range(frame);
-            let stored = &bytes[range.start as usize..range.end as usize];
-            let start = plain.len() as u64;
-            if let Err(error) = decoder.decode(&name, row, stored, &mut plain) {
-                let mut damage = error.into_damage()?;
-                damage.what = format!("frame {} of {}: {}", frame + 1, table.rows().len(), damage.what);
-                plain.resize((start + u64::from(row.raw_len)) as usize, 0);
-                wrong.push(Wrong {
-                    damage,
-                    span: start..start + u64::from(row.raw_len),
-                });
-            }
+    // The plaintext from `start` on, as far as bodies that end later need it: it stays in the processor's cache.
+    let (mut plain, mut start) = (Vec::new(), 0u64);
+    for (frame, row) in table.rows().iter().enumerate() {
+        let range = table.stored_range(frame);
+        let stored = &bytes[range.start as usize..range.end as usize];
+        let span = start + plain.len() as u64..start + plain.len() as u64 + u64::from(row.raw_len);
+        if let Err(error) = with_decoder(|decoder| decoder.decode(&name, row, stored, &mut plain)) {
+            let mut damage = error.into_damage()?;
+            damage.what = format!("frame {} of {}: {}", frame + 1, table.rows().len(), damage.what);
+            plain.resize((span.end - start) as usize, 0);
+            wrong.push(Wrong {
+                damage,
+                span: span.clone(),
+            });
         }
-        Ok(())
-    })?;
-    let broken: Vec<Range<u64>> = wrong.iter().map(|wrong| wrong.span.clone()).collect();
-    for body in &pending.bodies {
-        let span = u64::from(body.offset)..u64::from(body.offset) + u64::from(body.length);
-        if broken
-            .iter()
-            .any(|broken| broken.start < span.end && span.start < broken.end)
-        {
-            continue;
+        while let Some(body) = bodies.next_if(|body| body.span().end <= span.end) {
+            wrong.extend(check_body(repository, &name, body, &plain, start, &wrong));
         }
-        let what = match plain.get(span.start as usize..span.end as usize) {
-            None => "a body lies outside of the chunk".to_owned(),
-            Some(bytes) if repository.body_hash(bytes) != body.body_hash => {
-                "a body has another hash than its record says".to_owned()
-            }
-            Some(bytes) => match canonical::validate(bytes) {
-                Ok(()) => continue,
-                Err(error) => format!("a body is not a document: {error}"),
-            },
-        };
-        let what = format!("{what} (at byte {})", body.offset);
-        wrong.push(Wrong {
-            damage: Damage::new(&name, DamageKind::Document, what),
-            span,
-        });
+        let needed = bodies.peek().map_or(span.end, |body| body.span().start);
+        let needed = needed.clamp(start, span.end);
+        plain.drain(..(needed - start) as usize);
+        start = needed;
+    }
+    for body in bodies {
+        wrong.extend(check_body(repository, &name, body, &[], start, &wrong));
     }
     Ok(wrong)
+}
+
+/// Looks at a body in the plaintext that begins at `start` of its chunk; what lies in a broken frame is not looked at.
+fn check_body(
+    repository: &Repository,
+    chunk: &str,
+    body: &Located,
+    plain: &[u8],
+    start: u64,
+    broken: &[Wrong],
+) -> Option<Wrong> {
+    let span = body.span();
+    let is_broken = |wrong: &Wrong| {
+        wrong.damage.kind != DamageKind::Document && wrong.span.start < span.end && span.start < wrong.span.end
+    };
+    if broken.iter().any(is_broken) {
+        return None;
+    }
+    let place = span.start.checked_sub(start).zip(span.end.checked_sub(start));
+    let what = match place.and_then(|(from, to)| plain.get(from as usize..to as usize)) {
+        None => "a body lies outside of the chunk".to_owned(),
+        Some(bytes) if repository.body_hash(bytes) != body.body_hash => {
+            "a body has another hash than its record says".to_owned()
+        }
+        Some(bytes) => match canonical::validate(bytes) {
+            Ok(()) => return None,
+            Err(error) => format!("a body is not a document: {error}"),
+        },
+    };
+    let what = format!("{what} (at byte {})", body.offset);
+    Some(Wrong {
+        damage: Damage::new(chunk, DamageKind::Document, what),
+        span,
+    })
 }
 
 /// Says which documents a damage affects, by going through the index of the chunk once more.

@@ -77,6 +77,11 @@ impl Ownership {
         }
     }
 
+    /// Whether the range's first cut is still to come.
+    pub(crate) fn is_skipping(&self) -> bool {
+        self.state == State::Skipping
+    }
+
     /// Judges the next record; keys must ascend.
     pub(crate) fn judge(&mut self, key: &[u8], natural_cut: bool) -> Verdict {
         let past_end = self.range.end.as_ref().is_some_and(|end| end.as_bytes() <= key);

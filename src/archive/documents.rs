@@ -361,7 +361,11 @@ impl Fetched {
                 .map_err(|error| self.window.locate(error))?;
             frames.0.insert(*key, plain);
         }
-        let mut documents = DocumentBatch::new();
+        let records = (self.window.first..self.window.end).filter_map(|number| self.window.batch.get(number));
+        let (keys, bodies) = records.fold((0, 0), |(keys, bodies), record| {
+            (keys + record.key.len(), bodies + record.length() as usize)
+        });
+        let mut documents = DocumentBatch::with_capacity(self.window.end - self.window.first, keys, bodies);
         let mut scratch = Vec::new();
         for number in self.window.first..self.window.end {
             let Some(record) = self.window.batch.get(number) else {

@@ -3,37 +3,12 @@
 //! A snapshot is a stack of sorted runs over immutable, content-addressed chunks; names and bodies live apart. See
 //! `FORMAT.md` beside this file for the bytes.
 //!
-//! The interface, as it stands (signatures are settled, bodies follow):
+//! Writing: [`Session::begin`] → [`Session::range_writer`] (documents of the database, cut by content) or
+//! [`Session::exact_range_writer`] (layers: tombstones, reused bodies) → [`RangeWriter::finish`] → [`Session::commit`].
+//! Reading: [`Repository::resolve`] → [`Repository::reader`] → [`SnapshotReader::records`] (names only),
+//! [`SnapshotReader::documents`], [`SnapshotReader::get`]. Checking: [`check_structure`], [`check_presence`], [`check_data`].
 //!
-//! ```text
-//! Repository::init(store: Store, now: DateTime<Utc>) -> Result<Repository>            Repository::open(store: Store) -> Result<Repository>
-//!   .id() .store() .parameters() .body_hash(body: &[u8]) -> u64
-//!   .snapshots() -> Result<SnapshotListing { snapshots: Vec<Snapshot> /* newest first */, unreadable: Vec<(String, ArchiveError)>, forgotten, aborted }>
-//!   .resolve(wanted: &str, filter: &SnapshotFilter { database: Option<DatabaseName>, selection: Option<Selection>, kind: Option<SnapshotKind> }) -> Result<Snapshot>
-//!   .reader(&Snapshot) -> SnapshotReader
-//! Selection { collections: Vec<CollectionPath>, collection_groups: Vec<String> }  // both empty: whole database; .key_ranges(), .contains(key)
-//!
-//! Session::begin(&Repository, SessionOptions { id: Option<SessionId>, pins: Vec<SnapshotId>, plan: Plan }) -> Result<Session>
-//! Session::join(&Repository, SessionId) -> Result<Session>
-//!   Plan { kind: SnapshotKind, database: DatabaseName, database_uid: Option<String>, read_time: Timestamp, selection: Selection,
-//!          ranges: Vec<KeyRange>, extra: BTreeMap<String, serde_json::Value> }
-//!   .id() .plan() .finished_ranges() -> Result<Vec<KeyRange>>
-//!   .range_writer(range: KeyRange) -> RangeWriter            // content-defined ownership: feed it writer.reads()
-//!   .exact_range_writer(range: KeyRange) -> RangeWriter       // owns exactly the range: for layers (tombstones, reused bodies)
-//!   .commit(SnapshotDraft) -> Result<Snapshot>               .abort(reason: &str) -> Result<()>
-//! RangeWriter
-//!   .reads() -> &KeyRange                                     // from the range's start to the selection's end
-//!   .push(DocumentRef<'_>).await -> Result<Flow>              // Flow::{Continue, Done}: after Done, stop reading
-//!   .push_tombstone(key) .push_reusing(key, create_time, update_time, body_hash, ChunkRef, offset, length)
-//!   .finish().await -> Result<RangeOutput { range, stats: WriteStats, .. }>  // all uploads durable, checkpoint written
-//!
-//! SnapshotReader (cheap clone)
-//!   .records(KeyRange) -> Stream<Item = Result<RecordBatch>>    // RecordBatch::iter() -> RecordRef { key, create_time, update_time, body_hash, body }
-//!   .documents(KeyRange) -> Stream<Item = Result<DocumentBatch>>
-//!   .get(&DocumentPath) -> Result<Option<DocumentBatch /* of one */>>
-//!   .page_boundaries(parts: usize) -> Result<Vec<DocumentKey>>
-//! check_structure(&SnapshotReader, &mut DamageReport), check_presence(..), check_data(.., DataSubset)
-//! ```
+//! The archive knows neither Firestore nor the operations; it takes and gives documents as bytes.
 
 mod budget;
 pub mod check;

@@ -33,6 +33,8 @@ const MAX_BODY_LEN: usize = 256 << 20;
 pub enum Flow {
     /// Go on.
     Continue,
+    /// Go on; the document was passed over because a range before this one owns it.
+    Skipped,
     /// The writer has all that is its own: stop reading. Documents pushed after this are passed over.
     Done,
 }
@@ -191,6 +193,11 @@ impl RangeWriter {
         &self.reads
     }
 
+    /// Whether no cut was met yet: what was pushed so far belongs to ranges before this one.
+    pub fn is_before_first_cut(&self) -> bool {
+        self.ownership.is_skipping()
+    }
+
     /// What was done so far, collections excepted.
     pub fn stats(&self) -> &WriteStats {
         &self.stats
@@ -223,7 +230,7 @@ impl RangeWriter {
                 self.stats.skipped_documents += 1;
                 self.broken = false;
                 return Ok(if verdict == Verdict::Skip {
-                    Flow::Continue
+                    Flow::Skipped
                 } else {
                     Flow::Done
                 });

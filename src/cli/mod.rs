@@ -160,7 +160,8 @@ fn start(cli: Cli) -> anyhow::Result<Outcome> {
         .build()
         .context("cannot start the runtime")?;
     let left = cli.command.left_by_an_interruption();
-    let outcome = runtime.block_on(async {
+    // On a worker and not on this thread: what a connection has received is then taken up where it is still in the cache.
+    let command = runtime.spawn(async move {
         tokio::select! {
             outcome = run(&cli.global, cli.command) => outcome,
             () = interrupted() => match left {
@@ -169,6 +170,7 @@ fn start(cli: Cli) -> anyhow::Result<Outcome> {
             },
         }
     });
+    let outcome = runtime.block_on(command).unwrap_or_else(|stopped| Err(stopped.into()));
     // Blocking tasks that nobody waits for any more must not hold the process.
     runtime.shutdown_background();
     outcome

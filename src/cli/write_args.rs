@@ -172,10 +172,10 @@ pub(super) fn report(
             }
         ))?;
     }
-    if stats.foreign_references > 0 {
+    if stats.writes.absolute_references > 0 {
         output.line(format!(
             "{} to documents of other databases; they were written as they are.",
-            output::count(stats.foreign_references, "reference")
+            output::count(stats.writes.absolute_references, "reference")
         ))?;
     }
     if stats.failed > 0 {
@@ -194,7 +194,7 @@ pub(super) fn report(
         existing: stats.existing,
         failed: stats.failed,
         dead_letter_file: (stats.failed > 0).then_some(dead_letter_file),
-        foreign_references: stats.foreign_references,
+        foreign_references: stats.writes.absolute_references,
         requests: stats.writes.requests,
         retries: stats.writes.retries,
         seconds: stats.duration.as_secs_f64(),

@@ -46,6 +46,15 @@ impl DocumentBatch {
         Self::default()
     }
 
+    /// An empty batch with room for so many documents, bytes of keys and bytes of bodies.
+    pub(crate) fn with_capacity(documents: usize, keys: usize, bodies: usize) -> Self {
+        Self {
+            keys: Vec::with_capacity(keys),
+            bodies: Vec::with_capacity(bodies),
+            entries: Vec::with_capacity(documents),
+        }
+    }
+
     /// Appends a copy of a document.
     pub fn push(&mut self, document: DocumentRef<'_>) {
         self.keys.extend_from_slice(document.key);
@@ -77,6 +86,17 @@ impl DocumentBatch {
             .map_or((0, 0), |entry| (entry.key_end, entry.body_end));
         self.keys.truncate(key_end);
         self.bodies.truncate(body_end);
+    }
+
+    /// Takes the bodies out, one after the other. Nothing else may be done with the batch until
+    /// [`put_bodies`](Self::put_bodies) gives them back.
+    pub(crate) fn take_bodies(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.bodies)
+    }
+
+    /// Gives back what [`take_bodies`](Self::take_bodies) took.
+    pub(crate) fn put_bodies(&mut self, bodies: Vec<u8>) {
+        self.bodies = bodies;
     }
 
     /// How many documents there are.

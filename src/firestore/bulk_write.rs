@@ -131,6 +131,8 @@ pub struct WriteStats {
     pub written: u64,
     /// Those that went to the failure sink.
     pub failed: u64,
+    /// References to documents of other databases in the puts; they are written as they are.
+    pub absolute_references: u64,
     /// Writes that were sent again.
     pub retries: u64,
     /// Requests sent.
@@ -212,7 +214,7 @@ impl BulkWriter {
     pub async fn put(&mut self, path: &DocumentPath, body: &[u8]) -> Result<()> {
         let hash = self.make_room(path).await?;
         let mode = self.options.mode;
-        self.batch.push_put(path, body, &self.root, mode, hash)?;
+        self.stats.absolute_references += self.batch.push_put(path, body, &self.root, mode, hash)?;
         self.added(hash).await
     }
 

@@ -11,6 +11,8 @@ use crate::document::{DocumentKey, DocumentPath, KeyRange};
 
 /// The smallest id there is.
 pub(super) const SMALLEST_ID: &str = "__id-9223372036854775808__";
+/// The longest id, in bytes: a cursor with a longer one may be refused.
+const LONGEST_ID: usize = 1500;
 /// The smallest id that is not a number.
 const SMALLEST_TEXT_ID: &str = "\0";
 /// What follows a whole prefix in the first key past everything that starts with it: see `document::path`.
@@ -86,10 +88,29 @@ fn successor(path: &str) -> String {
         Err(_) => None,
     };
     match number {
+        None if id.len() >= LONGEST_ID => format!("{parent}{}", successor_of_longest(id)),
         None => format!("{path}\0"),
         Some(i64::MAX) => format!("{parent}{SMALLEST_TEXT_ID}"),
         Some(number) => format!("{parent}__id{}__", number + 1),
     }
+}
+
+/// The next id after one that no longer id can start with: its last character is replaced by the next one, or, where none of
+/// them fits, left away and the one before it replaced.
+fn successor_of_longest(id: &str) -> String {
+    let mut successor = id.to_owned();
+    while let Some(last) = successor.pop() {
+        // Beyond the gap of the surrogates and up to the last character there is.
+        let next = (last..=char::MAX).nth(1);
+        if let Some(next) = next
+            && successor.len() + next.len_utf8() <= LONGEST_ID
+        {
+            successor.push(next);
+            return successor;
+        }
+    }
+    // All of it is the last character there is: only a server that takes longer ids has a name for the place.
+    format!("{id}\0")
 }
 
 /// The number of a document's id where its key has it as a number.
@@ -165,6 +186,28 @@ mod tests {
         assert_eq!(
             names(document("a/__id07__").key().subtree()),
             some("a/__id07__", "a/__id07__\0")
+        );
+    }
+
+    #[test]
+    fn no_name_has_an_id_that_is_too_long() {
+        let past = |id: &str| {
+            let range = CollectionPath::parse(id).unwrap().key_range();
+            let end = names(range).1.unwrap();
+            end.strip_suffix("/__id-9223372036854775808__")
+                .unwrap()
+                .to_owned()
+        };
+        let long = "x".repeat(1499);
+        assert_eq!(past(&long), format!("{long}\0"));
+        assert_eq!(past(&format!("{long}x")), format!("{long}y"));
+        // The next character takes a byte more.
+        assert_eq!(past(&format!("{long}\u{7f}")), format!("{}y", "x".repeat(1498)));
+        let long = "x".repeat(1497);
+        assert_eq!(past(&format!("{long}\u{d7ff}")), format!("{long}\u{e000}"));
+        assert_eq!(
+            past(&"\u{10ffff}".repeat(375)),
+            format!("{}\0", "\u{10ffff}".repeat(375))
         );
     }
 

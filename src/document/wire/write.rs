@@ -1,18 +1,15 @@
 //! From the canonical form to the wire.
 //!
-//! Protobuf puts every message's length before it. One pass over the body checks it and notes the length of each array and
-//! map in the order in which they begin; a second writes, and takes the lengths as it comes to them. All other lengths
-//! follow from the value itself.
-
-use std::cell::RefCell;
+//! One pass, which checks the body as it goes. Protobuf puts every message's length before it: a scalar's follows from its
+//! token, and an array's or a map's is put in when its members are written, behind room that is closed again by one move.
 
 use super::{WireError, number};
-use crate::document::DocumentPath;
 use crate::document::canonical::{CanonicalError, Reader, ReferenceRef, Text, Token, check_depth};
+use crate::document::{DocumentPath, Timestamp};
 
 /// Appends `google.firestore.v1.Document{name, fields}` to `out`: the document at `path` below `root`
 /// (`projects/P/databases/D/documents`) with the fields that `body` is the canonical form of. Relative references
-/// become names below `root`.
+/// become names below `root`. Returns how many references are absolute: these stay as they are.
 ///
 /// Fails if `body` is not canonical; `out` is as it was before then.
 pub fn append_document_message(
@@ -20,327 +17,341 @@ pub fn append_document_message(
     body: &[u8],
     root: &str,
     out: &mut Vec<u8>,
-) -> Result<(), WireError> {
-    thread_local! {
-        static SIZES: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
-    }
-    SIZES.with_borrow_mut(|sizes| {
-        sizes.clear();
-        let start = out.len();
-        let result = measure(body, root, sizes).and_then(|()| {
-            out.reserve(body.len() + body.len() / 2 + root.len() + path.as_str().len());
-            let mut head = Head::new();
-            head.length(number::DOCUMENT_NAME, root.len() + 1 + path.as_str().len());
-            head.put(out);
-            out.extend_from_slice(root.as_bytes());
-            out.push(b'/');
-            out.extend_from_slice(path.as_str().as_bytes());
-            write(body, root, sizes, out)
-        });
-        if sizes.capacity() > MAX_KEPT_SIZES {
-            *sizes = Vec::new();
-        }
-        result.map_err(|source| {
+) -> Result<u64, WireError> {
+    let start = out.len();
+    let path_text = path.as_str();
+    out.reserve(body.len() * 2 + root.len() + path_text.len());
+    put_length(number::DOCUMENT_NAME, root.len() + 1 + path_text.len(), out);
+    out.extend_from_slice(root.as_bytes());
+    out.push(b'/');
+    out.extend_from_slice(path_text.as_bytes());
+    let mut writer = Writer {
+        root,
+        out,
+        absolute_references: 0,
+    };
+    match writer.document(body) {
+        Ok(()) => Ok(writer.absolute_references),
+        Err(source) => {
             out.truncate(start);
-            WireError::InvalidBody {
+            Err(WireError::InvalidBody {
                 document: path.to_string(),
                 source: *source,
-            }
-        })
-    })
+            })
+        }
+    }
 }
 
-const MAX_KEPT_SIZES: usize = 16 * 1024;
-
-/// Checks `body` and collects the lengths of its arrays' and maps' messages in the order in which they begin.
-fn measure(body: &[u8], root: &str, sizes: &mut Vec<usize>) -> Result<(), Box<CanonicalError>> {
-    let (mut reader, count) = Reader::open(body)?;
-    let mut measure = Measure {
-        reader: &mut reader,
-        root,
-        sizes,
-    };
-    measure.entries(count, 1)?;
-    Ok(reader.finish()?)
+/// What is known of a value's length before its members are written.
+enum Size {
+    Scalar(usize),
+    Members(Members),
 }
 
-struct Measure<'a, 'm> {
-    reader: &'m mut Reader<'a>,
+/// An array or a map, and how many members it has.
+#[derive(Clone, Copy)]
+enum Members {
+    Array(usize),
+    Map(usize),
+}
+
+impl Members {
+    /// The member of `Value` that it is.
+    fn member(self) -> u32 {
+        match self {
+            Self::Array(_) => number::ARRAY,
+            Self::Map(_) => number::MAP,
+        }
+    }
+}
+
+struct Writer<'m> {
     root: &'m str,
-    sizes: &'m mut Vec<usize>,
+    out: &'m mut Vec<u8>,
+    absolute_references: u64,
 }
 
-impl Measure<'_, '_> {
-    /// The length of a `MapValue` with the next `count` entries.
-    fn entries(&mut self, count: usize, depth: usize) -> Result<usize, Box<CanonicalError>> {
-        let mut size = 0;
+impl Writer<'_> {
+    fn document(&mut self, body: &[u8]) -> Result<(), Box<CanonicalError>> {
+        let (mut reader, count) = Reader::open(body)?;
+        self.entries(&mut reader, number::DOCUMENT_FIELDS, count, 1)?;
+        Ok(reader.finish()?)
+    }
+
+    /// Writes the next `count` entries of a map, each as the field `field`; their values are at `depth`.
+    fn entries(
+        &mut self,
+        reader: &mut Reader<'_>,
+        field: u32,
+        count: usize,
+        depth: usize,
+    ) -> Result<(), Box<CanonicalError>> {
         let mut previous = None;
         for _ in 0..count {
-            let key = self.reader.key(previous)?;
+            let key = reader.key(previous)?;
             key.check()?;
-            let value = self.value(depth).map_err(|fault| fault.under_key(key))?;
-            size += delimited(entry_size(key, value));
+            self.entry(reader, field, key, depth)
+                .map_err(|fault| fault.under_key(key))?;
             previous = Some(key);
         }
-        Ok(size)
+        Ok(())
     }
 
-    /// The length of a `Value` with the next value.
-    fn value(&mut self, depth: usize) -> Result<usize, Box<CanonicalError>> {
+    fn entry(
+        &mut self,
+        reader: &mut Reader<'_>,
+        field: u32,
+        key: Text<'_>,
+        depth: usize,
+    ) -> Result<(), Box<CanonicalError>> {
         check_depth(depth)?;
-        match self.reader.token()? {
-            Token::Array(count) => {
-                let slot = self.sizes.len();
-                self.sizes.push(0);
-                let mut size = 0;
-                for index in 0..count {
-                    let value = self.value(depth + 1).map_err(|fault| fault.under_index(index))?;
-                    size += delimited(value);
-                }
-                self.sizes[slot] = size;
-                Ok(delimited(size))
+        let name = key.as_bytes();
+        let token = reader.token()?;
+        let members = match self.size(token)? {
+            Size::Members(members) => members,
+            Size::Scalar(value) => {
+                put_length(field, delimited(name.len()) + delimited(value), self.out);
+                put_length(number::ENTRY_KEY, name.len(), self.out);
+                self.out.extend_from_slice(name);
+                put_length(number::ENTRY_VALUE, value, self.out);
+                self.scalar(token);
+                return Ok(());
             }
-            Token::Map(count) => {
-                let slot = self.sizes.len();
-                self.sizes.push(0);
-                let size = self.entries(count, depth + 1)?;
-                self.sizes[slot] = size;
-                Ok(delimited(size))
+        };
+        let room = Room::open(4 * MAX_HEAD + name.len(), self.out);
+        self.members(reader, members, depth + 1)?;
+        let (member, content) = (members.member(), room.filled(self.out));
+        let value = delimited(content);
+        room.close(self.out, |head| {
+            put_length(field, delimited(name.len()) + delimited(value), head);
+            put_length(number::ENTRY_KEY, name.len(), head);
+            head.extend_from_slice(name);
+            put_length(number::ENTRY_VALUE, value, head);
+            put_length(member, content, head);
+        });
+        Ok(())
+    }
+
+    /// Writes the next `count` values of an array, which are at `depth`.
+    fn elements(
+        &mut self,
+        reader: &mut Reader<'_>,
+        count: usize,
+        depth: usize,
+    ) -> Result<(), Box<CanonicalError>> {
+        for index in 0..count {
+            self.element(reader, depth)
+                .map_err(|fault| fault.under_index(index))?;
+        }
+        Ok(())
+    }
+
+    fn element(&mut self, reader: &mut Reader<'_>, depth: usize) -> Result<(), Box<CanonicalError>> {
+        check_depth(depth)?;
+        let token = reader.token()?;
+        let members = match self.size(token)? {
+            Size::Members(members) => members,
+            Size::Scalar(value) => {
+                put_length(number::ARRAY_VALUES, value, self.out);
+                self.scalar(token);
+                return Ok(());
             }
+        };
+        let room = Room::open(2 * MAX_HEAD, self.out);
+        self.members(reader, members, depth + 1)?;
+        let (member, content) = (members.member(), room.filled(self.out));
+        room.close(self.out, |head| {
+            put_length(number::ARRAY_VALUES, delimited(content), head);
+            put_length(member, content, head);
+        });
+        Ok(())
+    }
+
+    /// Writes what an array or a map holds, whose values are at `depth`.
+    fn members(
+        &mut self,
+        reader: &mut Reader<'_>,
+        members: Members,
+        depth: usize,
+    ) -> Result<(), Box<CanonicalError>> {
+        match members {
+            Members::Array(count) => self.elements(reader, count, depth),
+            Members::Map(count) => self.entries(reader, number::MAP_FIELDS, count, depth),
+        }
+    }
+
+    /// The length of the `Value` that a token is, as far as the token tells. Checks a text.
+    #[inline]
+    fn size(&mut self, token: Token<'_>) -> Result<Size, Box<CanonicalError>> {
+        Ok(Size::Scalar(match token {
+            // Its field number takes two bytes.
             Token::String(text) => {
                 text.check()?;
-                Ok(scalar_size(Token::String(text), self.root))
+                1 + delimited(text.as_bytes().len())
             }
-            token => Ok(scalar_size(token, self.root)),
+            Token::Integer(value) => 1 + varint_len(value as u64),
+            Token::Double(_) => 9,
+            Token::Null | Token::Boolean(_) => 2,
+            Token::Timestamp(time) => delimited(timestamp_len(time)),
+            Token::Bytes(bytes) => 1 + delimited(bytes.len()),
+            Token::Reference(ReferenceRef::Relative(path)) => delimited(self.root.len() + 1 + path.len()),
+            Token::Reference(ReferenceRef::Absolute(name)) => {
+                self.absolute_references += 1;
+                delimited(name.len())
+            }
+            Token::GeoPoint(..) => delimited(GEO_POINT_LEN),
+            Token::Array(count) => return Ok(Size::Members(Members::Array(count))),
+            Token::Map(count) => return Ok(Size::Members(Members::Map(count))),
+        }))
+    }
+
+    /// Writes a `Value` that is no array and no map.
+    #[inline]
+    fn scalar(&mut self, token: Token<'_>) {
+        let out = &mut *self.out;
+        match token {
+            Token::String(text) => {
+                put_length(number::STRING, text.as_bytes().len(), out);
+                out.extend_from_slice(text.as_bytes());
+            }
+            Token::Integer(value) => put_number(number::INTEGER, value as u64, out),
+            Token::Double(bits) => put_fixed64(number::DOUBLE, bits, out),
+            Token::Boolean(value) => put_number(number::BOOLEAN, u64::from(value), out),
+            Token::Null => put_number(number::NULL, 0, out),
+            Token::Timestamp(time) => {
+                put_length(number::TIMESTAMP, timestamp_len(time), out);
+                if time.seconds != 0 {
+                    put_number(number::TIMESTAMP_SECONDS, time.seconds as u64, out);
+                }
+                if time.nanos != 0 {
+                    put_number(number::TIMESTAMP_NANOS, u64::from(time.nanos), out);
+                }
+            }
+            Token::Bytes(bytes) => {
+                put_length(number::BYTES, bytes.len(), out);
+                out.extend_from_slice(bytes);
+            }
+            Token::Reference(ReferenceRef::Absolute(name)) => {
+                put_length(number::REFERENCE, name.len(), out);
+                out.extend_from_slice(name.as_bytes());
+            }
+            Token::Reference(ReferenceRef::Relative(path)) => {
+                put_length(number::REFERENCE, self.root.len() + 1 + path.len(), out);
+                out.extend_from_slice(self.root.as_bytes());
+                out.push(b'/');
+                out.extend_from_slice(path.as_bytes());
+            }
+            Token::GeoPoint(latitude, longitude) => {
+                put_length(number::GEO_POINT, GEO_POINT_LEN, out);
+                put_fixed64(number::LATITUDE, latitude, out);
+                put_fixed64(number::LONGITUDE, longitude, out);
+            }
+            Token::Array(_) | Token::Map(_) => {}
         }
     }
 }
 
-/// The length of a map's entry.
-fn entry_size(key: Text<'_>, value: usize) -> usize {
-    delimited(key.as_bytes().len()) + delimited(value)
+/// A tag of two bytes and a length of ten, as long as they can get.
+const MAX_HEAD: usize = 12;
+
+/// Room for the heads of a message whose length is not known yet.
+struct Room {
+    start: usize,
+    len: usize,
+}
+
+impl Room {
+    fn open(len: usize, out: &mut Vec<u8>) -> Self {
+        let start = out.len();
+        out.resize(start + len, 0);
+        Self { start, len }
+    }
+
+    /// What was written behind the room.
+    fn filled(&self, out: &[u8]) -> usize {
+        out.len() - self.start - self.len
+    }
+
+    /// Puts the heads where the room is and moves what is behind it up to them.
+    fn close(self, out: &mut Vec<u8>, heads: impl FnOnce(&mut Vec<u8>)) {
+        let end = out.len();
+        // Behind the content first, where a vector grows: they are a few bytes.
+        heads(out);
+        let heads_len = out.len() - end;
+        debug_assert!(heads_len <= self.len);
+        out.copy_within(end.., self.start);
+        out.copy_within(self.start + self.len..end, self.start + heads_len);
+        out.truncate(end - self.len + heads_len);
+    }
 }
 
 /// The length of a delimited field with a one-byte tag.
 #[inline]
-fn delimited(length: usize) -> usize {
-    1 + varint_size(length as u64) + length
+fn delimited(len: usize) -> usize {
+    1 + varint_len(len as u64) + len
 }
 
 #[inline]
-fn varint_size(value: u64) -> usize {
+fn varint_len(value: u64) -> usize {
     // Seven bits a byte, and one byte for zero.
     ((63 - (value | 1).leading_zeros()) / 7 + 1) as usize
 }
 
-/// The length of a `Value` that is no array and no map.
-#[inline]
-fn scalar_size(token: Token<'_>, root: &str) -> usize {
-    match token {
-        Token::Null | Token::Boolean(_) => 2,
-        Token::Integer(value) => 1 + varint_size(value as u64),
-        Token::Double(_) => 9,
-        Token::Timestamp(time) => delimited(timestamp_size(time)),
-        // Their field numbers take two bytes.
-        Token::String(text) => 1 + delimited(text.as_bytes().len()),
-        Token::Bytes(bytes) => 1 + delimited(bytes.len()),
-        Token::Reference(ReferenceRef::Relative(path)) => delimited(root.len() + 1 + path.len()),
-        Token::Reference(ReferenceRef::Absolute(name)) => delimited(name.len()),
-        Token::GeoPoint(..) => delimited(GEO_POINT_SIZE),
-        Token::Array(size) | Token::Map(size) => delimited(size),
-    }
-}
-
 /// Both coordinates are written, also where they are zero: a reader that took the default for them could not tell `0.0`
 /// from `-0.0`.
-const GEO_POINT_SIZE: usize = 18;
+const GEO_POINT_LEN: usize = 18;
 
-fn timestamp_size(time: crate::document::Timestamp) -> usize {
-    let mut size = 0;
+fn timestamp_len(time: Timestamp) -> usize {
+    let mut len = 0;
     if time.seconds != 0 {
-        size += 1 + varint_size(time.seconds as u64);
+        len += 1 + varint_len(time.seconds as u64);
     }
     if time.nanos != 0 {
-        size += 1 + varint_size(u64::from(time.nanos));
+        len += 1 + varint_len(u64::from(time.nanos));
     }
-    size
+    len
 }
 
-/// Writes the fields of `body`, which [`measure`] has checked.
-fn write(body: &[u8], root: &str, sizes: &[usize], out: &mut Vec<u8>) -> Result<(), Box<CanonicalError>> {
-    let (mut reader, count) = Reader::open(body)?;
-    let mut writer = Writer {
-        reader: &mut reader,
-        root,
-        sizes: sizes.iter(),
-        out,
-    };
-    writer.entries(number::DOCUMENT_FIELDS, count)
+#[inline]
+fn put_varint(mut value: u64, out: &mut Vec<u8>) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
 }
 
-struct Writer<'a, 'm> {
-    reader: &'m mut Reader<'a>,
-    root: &'m str,
-    sizes: std::slice::Iter<'m, usize>,
-    out: &'m mut Vec<u8>,
+/// The head of a delimited field: its tag and its length.
+#[inline]
+fn put_length(field: u32, len: usize, out: &mut Vec<u8>) {
+    put_number_of_type(field << 3 | 2, len as u64, out);
 }
 
-impl Writer<'_, '_> {
-    fn entries(&mut self, field: u32, count: usize) -> Result<(), Box<CanonicalError>> {
-        for _ in 0..count {
-            let key = self.reader.key(None)?.as_bytes();
-            let token = self.reader.token()?;
-            let (value, content) = self.value_size(token);
-            let mut head = Head::new();
-            head.length(field, delimited(key.len()) + delimited(value));
-            head.length(number::ENTRY_KEY, key.len());
-            head.put(self.out);
-            self.out.extend_from_slice(key);
-            let mut head = Head::new();
-            head.length(number::ENTRY_VALUE, value);
-            self.value(head, token, content)?;
-        }
-        Ok(())
-    }
+/// A field that is a varint.
+#[inline]
+fn put_number(field: u32, value: u64, out: &mut Vec<u8>) {
+    put_number_of_type(field << 3, value, out);
+}
 
-    /// The length of the value that begins with `token`, and of what an array or map holds.
-    #[inline]
-    fn value_size(&mut self, token: Token<'_>) -> (usize, usize) {
-        match token {
-            Token::Array(_) | Token::Map(_) => {
-                let content = self.sizes.next().copied().unwrap_or_default();
-                (delimited(content), content)
-            }
-            token => (scalar_size(token, self.root), 0),
+#[inline]
+fn put_number_of_type(tag: u32, value: u64, out: &mut Vec<u8>) {
+    // Appended at once where both are small, as they mostly are.
+    match (tag, value) {
+        (0..0x80, 0..0x80) => out.extend_from_slice(&[tag as u8, value as u8]),
+        (0x80.., 0..0x80) if tag < 0x4000 => {
+            out.extend_from_slice(&[tag as u8 | 0x80, (tag >> 7) as u8, value as u8]);
         }
-    }
-
-    /// Writes a value after `head`.
-    #[inline]
-    fn value(&mut self, mut head: Head, token: Token<'_>, content: usize) -> Result<(), Box<CanonicalError>> {
-        let mut rest: [&[u8]; 3] = [b""; 3];
-        match token {
-            Token::Null => head.number(number::NULL, 0),
-            Token::Boolean(value) => head.number(number::BOOLEAN, u64::from(value)),
-            Token::Integer(value) => head.number(number::INTEGER, value as u64),
-            Token::Double(bits) => head.fixed64(number::DOUBLE, bits),
-            Token::Timestamp(time) => {
-                head.length(number::TIMESTAMP, timestamp_size(time));
-                if time.seconds != 0 {
-                    head.number(number::TIMESTAMP_SECONDS, time.seconds as u64);
-                }
-                if time.nanos != 0 {
-                    head.number(number::TIMESTAMP_NANOS, u64::from(time.nanos));
-                }
-            }
-            Token::String(text) => {
-                rest[0] = text.as_bytes();
-                head.length(number::STRING, rest[0].len());
-            }
-            Token::Bytes(bytes) => {
-                rest[0] = bytes;
-                head.length(number::BYTES, bytes.len());
-            }
-            Token::Reference(ReferenceRef::Absolute(name)) => {
-                rest[0] = name.as_bytes();
-                head.length(number::REFERENCE, name.len());
-            }
-            Token::Reference(ReferenceRef::Relative(path)) => {
-                rest = [self.root.as_bytes(), b"/", path.as_bytes()];
-                head.length(number::REFERENCE, self.root.len() + 1 + path.len());
-            }
-            Token::GeoPoint(latitude, longitude) => {
-                head.length(number::GEO_POINT, GEO_POINT_SIZE);
-                head.fixed64(number::LATITUDE, latitude);
-                head.fixed64(number::LONGITUDE, longitude);
-            }
-            Token::Array(count) => {
-                head.length(number::ARRAY, content);
-                head.put(self.out);
-                return self.elements(count);
-            }
-            Token::Map(count) => {
-                head.length(number::MAP, content);
-                head.put(self.out);
-                return self.entries(number::MAP_FIELDS, count);
-            }
+        _ => {
+            put_varint(u64::from(tag), out);
+            put_varint(value, out);
         }
-        head.put(self.out);
-        for bytes in rest {
-            if !bytes.is_empty() {
-                self.out.extend_from_slice(bytes);
-            }
-        }
-        Ok(())
-    }
-
-    fn elements(&mut self, count: usize) -> Result<(), Box<CanonicalError>> {
-        for _ in 0..count {
-            let token = self.reader.token()?;
-            let (value, content) = self.value_size(token);
-            let mut head = Head::new();
-            head.length(number::ARRAY_VALUES, value);
-            self.value(head, token, content)?;
-        }
-        Ok(())
     }
 }
 
-/// A few tags, lengths and numbers, put together before they are appended at once.
-///
-/// The longest is an array's or a map's element that is a timestamp: a length of 11 bytes at most, one of 2, numbers of 11
-/// and 6.
-struct Head {
-    bytes: [u8; 64],
-    length: usize,
-}
-
-impl Head {
-    #[inline]
-    fn new() -> Self {
-        Self {
-            bytes: [0; 64],
-            length: 0,
-        }
-    }
-
-    #[inline]
-    fn put(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.bytes[..self.length]);
-    }
-
-    #[inline]
-    fn push(&mut self, byte: u8) {
-        self.bytes[self.length] = byte;
-        self.length += 1;
-    }
-
-    #[inline]
-    fn varint(&mut self, mut value: u64) {
-        while value >= 0x80 {
-            self.push(value as u8 | 0x80);
-            value >>= 7;
-        }
-        self.push(value as u8);
-    }
-
-    #[inline]
-    fn length(&mut self, field: u32, length: usize) {
-        self.varint(u64::from(field << 3 | 2));
-        self.varint(length as u64);
-    }
-
-    #[inline]
-    fn number(&mut self, field: u32, value: u64) {
-        self.varint(u64::from(field << 3));
-        self.varint(value);
-    }
-
-    #[inline]
-    fn fixed64(&mut self, field: u32, bits: u64) {
-        self.varint(u64::from(field << 3 | 1));
-        for byte in bits.to_le_bytes() {
-            self.push(byte);
-        }
-    }
+#[inline]
+fn put_fixed64(field: u32, bits: u64, out: &mut Vec<u8>) {
+    // Their numbers are below 16: one byte.
+    let mut bytes = [(field << 3 | 1) as u8; 9];
+    bytes[1..].copy_from_slice(&bits.to_le_bytes());
+    out.extend_from_slice(&bytes);
 }

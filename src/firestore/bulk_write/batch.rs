@@ -73,6 +73,7 @@ impl Batch {
         self.bytes.len()
     }
 
+    /// Appends a put. Returns how many absolute references it has.
     pub(super) fn push_put(
         &mut self,
         path: &DocumentPath,
@@ -80,9 +81,9 @@ impl Batch {
         root: &str,
         mode: WriteMode,
         hash: u64,
-    ) -> Result<(), WireError> {
+    ) -> Result<u64, WireError> {
         self.scratch.clear();
-        wire::append_document_message(path, body, root, &mut self.scratch)?;
+        let absolute_references = wire::append_document_message(path, body, root, &mut self.scratch)?;
         let content = std::mem::take(&mut self.scratch);
         let precondition = match mode {
             WriteMode::Overwrite => &[][..],
@@ -90,7 +91,7 @@ impl Batch {
         };
         self.push(tag::WRITE_UPDATE, &content, precondition, hash);
         self.scratch = content;
-        Ok(())
+        Ok(absolute_references)
     }
 
     pub(super) fn push_delete(&mut self, path: &DocumentPath, root: &str, hash: u64) {
@@ -265,9 +266,11 @@ mod tests {
         for index in 0..writes {
             match index % 3 {
                 2 => batch.push_delete(&path(index), ROOT, 0),
-                _ => batch
-                    .push_put(&path(index), &body(index * 17), ROOT, mode, 0)
-                    .unwrap(),
+                _ => {
+                    batch
+                        .push_put(&path(index), &body(index * 17), ROOT, mode, 0)
+                        .unwrap();
+                }
             }
         }
         batch

@@ -60,6 +60,16 @@ impl Server {
         }
     }
 
+    /// The same server, a database of another project that no other test has.
+    pub(crate) fn with_new_project(&self, database: &str) -> Self {
+        let project = super::support::project("other");
+        Self {
+            client: self.client.clone(),
+            database: format!("projects/{project}/databases/{database}"),
+            project,
+        }
+    }
+
     pub(crate) fn client(&self) -> FirestoreClient<InterceptedService<Channel, Owner>> {
         self.client.clone()
     }

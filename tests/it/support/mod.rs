@@ -3,6 +3,7 @@
 //! Tests that share a server keep apart by projects of their own: see [`project`].
 
 mod emulator;
+pub(crate) mod operations;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
