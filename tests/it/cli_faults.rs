@@ -386,3 +386,44 @@ fn a_disk_without_room_is_a_clear_error() {
     shop.firebank(["backup"]).done();
     shop.run(["verify", "--read-data"]).done();
 }
+
+#[test]
+fn a_signal_ends_a_backup_without_a_snapshot() {
+    let (shop, id) = Shop::backed_up();
+    let delay = Effect::Delay(std::time::Duration::from_secs(30));
+    shop.add_fault(Fault::new(Rpc::RunQuery, When::After(1), delay));
+    let address = shop.address();
+    let mut command = shop.std_command();
+    command.args(["backup", "--emulator", &address, "--project", SHOP, "--json"]);
+    let child = command
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Its plan is there: it reads, and waits for an answer.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let plans = || {
+        let files = shop.files();
+        files.iter().filter(|name| name.ends_with("plan.json")).count()
+    };
+    while plans() < 2 {
+        assert!(std::time::Instant::now() < deadline);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let killed = std::process::Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(killed.success());
+    let ended = child.wait_with_output().unwrap();
+    let message = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(130), "{message}");
+    assert!(
+        message.contains("interrupted") && message.contains("no snapshot"),
+        "{message}"
+    );
+    assert_eq!(ended.stdout, b"");
+    shop.sandbox.faults().clear();
+    is_intact_with(&shop, &[&id]);
+    shop.firebank(["backup"]).done();
+}
