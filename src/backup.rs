@@ -247,21 +247,20 @@ async fn backup_range(
     let mut writer = session.range_writer(range);
     let scan = database.scan(ScanOptions::new(writer.reads().clone(), read_time));
     let mut batches = pin!(scan);
-    'reading: while let Some(batch) = batches.try_next().await? {
-        let (mut stored, mut bytes) = (0, 0);
+    let mut flow = Flow::Continue;
+    while flow == Flow::Continue
+        && let Some(batch) = batches.try_next().await?
+    {
+        // What other ranges own is read and passed over, which is no progress.
+        let (documents, bytes) = (writer.stats().documents, writer.stats().raw_bytes);
         for document in batch.iter() {
-            match writer.push(document).await? {
-                Flow::Continue => {
-                    stored += 1;
-                    bytes += document.body.len() as u64;
-                }
-                Flow::Done => {
-                    progress.add(stored, bytes);
-                    break 'reading;
-                }
+            flow = writer.push(document).await?;
+            if flow == Flow::Done {
+                break;
             }
         }
-        progress.add(stored, bytes);
+        let stats = writer.stats();
+        progress.add(stats.documents - documents, stats.raw_bytes - bytes);
     }
     let output = writer.finish().await?;
     debug!(range = ?output.range, stats = ?output.stats, "range finished");

@@ -267,7 +267,9 @@ mod tests {
             match index % 3 {
                 2 => batch.push_delete(&path(index), ROOT, 0),
                 _ => {
-                    batch.push_put(&path(index), &body(index * 17), ROOT, mode, 0).unwrap();
+                    batch
+                        .push_put(&path(index), &body(index * 17), ROOT, mode, 0)
+                        .unwrap();
                 }
             }
         }
