@@ -274,36 +274,3 @@ async fn newest_of_every_selection(repository: &Repository) -> Result<Vec<Snapsh
     }
     Ok(newest.into_values().collect())
 }
-<<<<<<< HEAD
-=======
-
-async fn backup_range(
-    database: &Firestore,
-    session: &Session,
-    range: KeyRange,
-    read_time: Timestamp,
-    progress: &Progress,
-) -> Result<(), BackupError> {
-    let mut writer = session.range_writer(range);
-    let scan = database.scan(ScanOptions::new(writer.reads().clone(), read_time));
-    let mut batches = pin!(scan);
-    let mut flow = Flow::Continue;
-    while flow == Flow::Continue
-        && let Some(batch) = batches.try_next().await?
-    {
-        // What other ranges own is read and passed over, which is no progress.
-        let (documents, bytes) = (writer.stats().documents, writer.stats().raw_bytes);
-        for document in batch.iter() {
-            flow = writer.push(document).await?;
-            if flow == Flow::Done {
-                break;
-            }
-        }
-        let stats = writer.stats();
-        progress.add(stats.documents - documents, stats.raw_bytes - bytes);
-    }
-    let output = writer.finish().await?;
-    debug!(range = ?output.range, stats = ?output.stats, "range finished");
-    Ok(())
-}
->>>>>>> tests-trip
