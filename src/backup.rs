@@ -13,8 +13,8 @@ use tokio::task::JoinSet;
 use tracing::info;
 
 use crate::archive::{
-    ArchiveError, Plan, Repository, Selection, Session, SessionOptions, Snapshot, SnapshotDraft,
-    SnapshotId, SnapshotKind,
+    ArchiveError, Plan, Repository, Selection, Session, SessionOptions, Snapshot, SnapshotDraft, SnapshotId,
+    SnapshotKind,
 };
 use crate::clock;
 use crate::document::{DatabaseName, KeyRange, Timestamp};
@@ -136,7 +136,13 @@ pub async fn backup(
             finish_one(&mut running).await?;
         }
         let writer = session.range_writer(job.range().clone());
-        running.spawn(range::back_up(database.clone(), writer, job, read_time, progress.clone()));
+        running.spawn(range::back_up(
+            database.clone(),
+            writer,
+            job,
+            read_time,
+            progress.clone(),
+        ));
     }
     while !running.is_empty() {
         finish_one(&mut running).await?;

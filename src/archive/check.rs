@@ -673,7 +673,9 @@ fn check_body(
 ) -> Option<Wrong> {
     let span = body.span();
     let is_broken = |wrong: &Wrong| {
-        wrong.damage.kind != DamageKind::Document && wrong.span.start < span.end && span.start < wrong.span.end
+        wrong.damage.kind != DamageKind::Document
+            && wrong.span.start < span.end
+            && span.start < wrong.span.end
     };
     if broken.iter().any(is_broken) {
         return None;

@@ -118,7 +118,8 @@ impl Sink {
             }
         }
         let after = self.writer.stats();
-        self.progress.add(after.documents - before.0, after.raw_bytes - before.1);
+        self.progress
+            .add(after.documents - before.0, after.raw_bytes - before.1);
         Ok(flow)
     }
 

@@ -170,7 +170,9 @@ fn start(cli: Cli) -> anyhow::Result<Outcome> {
             },
         }
     });
-    let outcome = runtime.block_on(command).unwrap_or_else(|stopped| Err(stopped.into()));
+    let outcome = runtime
+        .block_on(command)
+        .unwrap_or_else(|stopped| Err(stopped.into()));
     // Blocking tasks that nobody waits for any more must not hold the process.
     runtime.shutdown_background();
     outcome
