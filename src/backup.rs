@@ -25,6 +25,10 @@ use crate::progress::Progress;
 /// some 8 MiB, so small ranges would read much of the database twice.
 const MIN_DOCUMENTS_PER_RANGE: u64 = 64 * 1024;
 
+/// How long to wait for counts. They only decide how many ranges to read in, and counting hundreds of millions of documents
+/// takes longer than servers let a call take.
+const COUNT_PATIENCE: Duration = Duration::from_secs(20);
+
 /// Ranges per reader, so that readers which finish early find more to do.
 const RANGES_PER_READER: usize = 4;
 
@@ -99,6 +103,8 @@ pub async fn backup(
     progress: &Progress,
 ) -> Result<BackupStats, BackupError> {
     let start = Instant::now();
+    // The connection may have served others before.
+    let before = database.stats().counts();
     let read_time = database.current_read_time().await?;
     let ranges = plan_ranges(database, &options, read_time, progress).await?;
     info!(%read_time, ranges = ranges.len(), "reading {}", database.database());
@@ -106,7 +112,7 @@ pub async fn backup(
     let plan = Plan {
         kind: SnapshotKind::Backup,
         database: database.database().clone(),
-        database_uid: None,
+        database_uid: database_uid(database).await,
         read_time,
         started_at: clock::now(),
         selection: options.selection.clone(),
@@ -142,7 +148,7 @@ pub async fn backup(
         finish_one(&mut running).await?;
     }
 
-    let counts = database.stats().counts();
+    let counts = database.stats().counts().since(&before);
     let snapshot = session
         .commit(SnapshotDraft {
             tags: options.tags,
@@ -159,6 +165,18 @@ pub async fn backup(
         requests: counts.total_requests(),
         retries: counts.retries,
     })
+}
+
+/// The database's own identity, which tells one that was deleted and made again from the one before. A backup does not
+/// depend on it: emulators do not say, and not every account may ask.
+async fn database_uid(database: &Firestore) -> Option<String> {
+    match database.metadata().await {
+        Ok(metadata) => metadata.map(|metadata| metadata.uid),
+        Err(error) => {
+            info!("the database's identity is not known: {error}");
+            None
+        }
+    }
 }
 
 /// Waits until a range is done.
@@ -215,23 +233,30 @@ async fn plan_ranges(
     Ok(ranges)
 }
 
-/// How many documents there are; `None` where the server cannot tell, which costs a backup no more than a good guess.
+/// How many documents there are; `None` where the server cannot tell, or not soon, which costs a backup no more than a good
+/// guess. Only what everything that follows would meet as well is an error.
 async fn count(
     database: &Firestore,
     range: &KeyRange,
     read_time: Timestamp,
 ) -> Result<Option<u64>, BackupError> {
-    match database.count(range, Some(read_time)).await {
-        Ok(count) => Ok(Some(count)),
-        Err(
-            error @ (firestore::Error::Unsupported { .. }
-            | firestore::Error::Rejected { .. }
-            | firestore::Error::Unavailable { .. }),
-        ) => {
+    let asked = database.count(range, Some(read_time));
+    match tokio::time::timeout(COUNT_PATIENCE, asked).await {
+        Ok(Ok(count)) => Ok(Some(count)),
+        Ok(Err(
+            error @ (firestore::Error::PermissionDenied { .. }
+            | firestore::Error::Unauthenticated { .. }
+            | firestore::Error::DatabaseNotFound { .. }
+            | firestore::Error::ReadTimeTooOld { .. }),
+        )) => Err(error.into()),
+        Ok(Err(error)) => {
             info!("the server does not count its documents: {error}");
             Ok(None)
         }
-        Err(error) => Err(error.into()),
+        Err(_) => {
+            info!("the server takes long to count its documents: going on without");
+            Ok(None)
+        }
     }
 }
 

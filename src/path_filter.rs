@@ -79,7 +79,7 @@ impl PathFilter {
                 .iter()
                 .map(|pattern| pattern.as_ref().to_owned())
                 .collect(),
-            ranges: merged(ranges),
+            ranges: KeyRange::merge(ranges),
         })
     }
 
@@ -126,24 +126,6 @@ fn literal_prefix_range(pattern: &str) -> KeyRange {
         (_, Ok(collection)) => collection.key_range(),
         _ => KeyRange::all(),
     }
-}
-
-/// The ranges in ascending order, those that overlap joined.
-fn merged(mut ranges: Vec<KeyRange>) -> Vec<KeyRange> {
-    ranges.sort_by(|a, b| a.start.cmp(&b.start));
-    let mut merged: Vec<KeyRange> = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        match merged.last_mut() {
-            Some(last) if last.end.is_none() || last.end >= range.start => {
-                last.end = match (last.end.take(), range.end) {
-                    (Some(a), Some(b)) => Some(a.max(b)),
-                    _ => None,
-                };
-            }
-            _ => merged.push(range),
-        }
-    }
-    merged
 }
 
 #[cfg(test)]

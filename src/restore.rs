@@ -92,7 +92,7 @@ impl RestorePlan {
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
     /// The snapshot could not be read.
-    #[error(transparent)]
+    #[error("{}{}", .0, advice(.0))]
     Archive(#[from] ArchiveError),
     /// The database could not be written.
     #[error(transparent)]
@@ -102,6 +102,15 @@ pub enum RestoreError {
         "the snapshot names a document that has no path: {0}; `firebank verify --read-data` shows what is damaged"
     )]
     Path(#[from] PathError),
+}
+
+fn advice(error: &ArchiveError) -> &'static str {
+    match error {
+        ArchiveError::Damaged(_) => {
+            ". `firebank verify --read-data` shows what else is damaged; --only restores what is not"
+        }
+        _ => "",
+    }
 }
 
 /// Says what [`restore`] would write, without reading a single body.

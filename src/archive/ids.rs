@@ -104,6 +104,14 @@ impl SessionId {
         format!("snapshots/{self}.json")
     }
 
+    /// The session whose decision an object of this name is, if it can be one.
+    pub(crate) fn of_snapshot(name: &str) -> Option<Self> {
+        name.strip_prefix("snapshots/")?
+            .strip_suffix(".json")?
+            .parse()
+            .ok()
+    }
+
     /// The marker that retention sets: `snapshots/<id>.forgotten`.
     pub fn forgotten_name(self) -> String {
         format!("snapshots/{self}.forgotten")

@@ -263,6 +263,8 @@ impl Repository {
             match name.rsplit_once('.').map(|(id, kind)| (id.parse(), kind)) {
                 Some((Ok(id), "json")) => ids.push(id),
                 Some((Ok(id), "forgotten")) => listing.forgotten.push(id),
+                // File managers leave such files in every folder that they look into.
+                _ if name.starts_with('.') => {}
                 _ => {
                     let what = "no snapshot has such a name";
                     let error = ArchiveError::damaged(&object.name, DamageKind::Malformed, what);
@@ -314,7 +316,12 @@ impl Repository {
         }
         let listing = self.snapshots().await?;
         if wanted == "latest" {
-            if let Some((_, error)) = listing.unreadable.first() {
+            // A stray file is no snapshot that may be newer.
+            let lost = listing
+                .unreadable
+                .iter()
+                .find(|(name, _)| SnapshotId::of_snapshot(name).is_some());
+            if let Some((_, error)) = lost {
                 let newest = match listing.snapshots.is_empty() {
                     true => "No other snapshot can be read".to_owned(),
                     false => hint(&listing.snapshots),

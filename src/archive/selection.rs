@@ -44,16 +44,7 @@ impl Selection {
         if self.is_all() || !self.collection_groups.is_empty() {
             return vec![KeyRange::all()];
         }
-        let mut ranges: Vec<KeyRange> = self.collections.iter().map(CollectionPath::key_range).collect();
-        ranges.sort_by(|a, b| a.start.cmp(&b.start));
-        let mut merged: Vec<KeyRange> = Vec::with_capacity(ranges.len());
-        for range in ranges {
-            match merged.last_mut() {
-                Some(last) if last.end >= range.start => last.end = last.end.take().max(range.end),
-                _ => merged.push(range),
-            }
-        }
-        merged
+        KeyRange::merge(self.collections.iter().map(CollectionPath::key_range).collect())
     }
 
     /// Whether a document belongs to the selection. A key that is none does not.

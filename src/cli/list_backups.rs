@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use chrono::{DateTime, Utc};
 use clap::Args;
 use serde::Serialize;
 
 use super::options::GlobalOptions;
+use super::snapshots::SnapshotView;
 use super::{Outcome, output};
 use crate::archive::{ArchiveError, Repository, Snapshot};
 use crate::json::{Header, JsonBackup, list_folder};
@@ -16,7 +16,7 @@ pub(crate) struct ListBackupsCommand {}
 
 #[derive(Serialize)]
 struct Listing<'a> {
-    snapshots: Vec<SnapshotEntry<'a>>,
+    snapshots: Vec<SnapshotView<'a>>,
     unreadable: Vec<Unreadable>,
     json_backups: Vec<JsonEntry>,
 }
@@ -27,7 +27,10 @@ struct JsonEntry {
     bytes: u64,
     collection: Option<String>,
     time: Option<String>,
+    /// Documents directly in the collection.
     document_count: Option<u64>,
+    /// All documents, where the file says so.
+    total_document_count: Option<u64>,
     project: Option<String>,
     /// Why the file cannot be read.
     error: Option<String>,
@@ -50,18 +53,14 @@ impl JsonEntry {
             collection: error.is_none().then_some(header.collection),
             time: header.timestamp,
             document_count: header.document_count,
+            total_document_count: header
+                .metadata
+                .as_ref()
+                .and_then(|metadata| metadata.total_document_count),
             project: header.metadata.and_then(|metadata| metadata.firebase_project),
             error,
         }
     }
-}
-
-#[derive(Serialize)]
-struct SnapshotEntry<'a> {
-    id: String,
-    time: DateTime<Utc>,
-    #[serde(flatten)]
-    snapshot: &'a Snapshot,
 }
 
 #[derive(Serialize)]
@@ -95,16 +94,8 @@ impl ListBackupsCommand {
         } else {
             Outcome::NeedsLook
         };
-        let entries = snapshots
-            .iter()
-            .map(|snapshot| SnapshotEntry {
-                id: snapshot.id.to_string(),
-                time: snapshot.started_at,
-                snapshot,
-            })
-            .collect();
         output.json(&Listing {
-            snapshots: entries,
+            snapshots: snapshots.iter().map(SnapshotView::new).collect(),
             unreadable,
             json_backups,
         })?;
@@ -183,7 +174,8 @@ fn show(output: output::Output, snapshots: &[Snapshot], json_backups: &[JsonEntr
                 backup.time.clone().unwrap_or_default(),
                 output::printable(backup.collection.as_deref().unwrap_or("?")),
                 backup
-                    .document_count
+                    .total_document_count
+                    .or(backup.document_count)
                     .map_or_else(|| "?".to_owned(), output::number),
                 output::bytes(backup.bytes),
             ]);

@@ -5,7 +5,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::options::GlobalOptions;
-use super::snapshots::find_snapshot;
+use super::snapshots::{SnapshotView, find_snapshot};
 use super::{Outcome, UsageError, output};
 use crate::archive::{Repository, Snapshot};
 use crate::document::{DocumentPath, typed_json};
@@ -101,5 +101,5 @@ fn show_snapshot(global: &GlobalOptions, snapshot: &Snapshot) -> anyhow::Result<
         }
         output.table(&table)?;
     }
-    output.json(snapshot)
+    output.json(&SnapshotView::new(snapshot))
 }

@@ -1,7 +1,10 @@
-//! Finding the snapshot that a user means.
+//! Finding the snapshot that a user means, and what `--json` tells of one.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
 
 use super::options::GlobalOptions;
-use crate::archive::{Repository, Snapshot, SnapshotFilter};
+use crate::archive::{Consistency, Counts, Repository, Selection, Snapshot, SnapshotFilter, SnapshotKind};
 use crate::document::DatabaseName;
 
 /// The snapshot that `wanted` names: an id, a unique prefix, or `latest`.
@@ -49,6 +52,67 @@ async fn latest_of(global: &GlobalOptions, repository: &Repository) -> anyhow::R
                  give a snapshot's id",
                 names.join(", ")
             )
+        }
+    }
+}
+
+/// What `--json` tells of a snapshot: what it is, without the places of its parts in the repository.
+#[derive(Serialize)]
+pub(crate) struct SnapshotView<'a> {
+    id: String,
+    /// When the backup began.
+    time: DateTime<Utc>,
+    /// The moment that the documents are of.
+    read_time: String,
+    kind: SnapshotKind,
+    project: &'a str,
+    database: &'a str,
+    selection: &'a Selection,
+    consistency: &'a Consistency,
+    documents: u64,
+    /// Bytes of the documents' fields.
+    bytes: u64,
+    /// Bytes of fields that no earlier snapshot held.
+    new_bytes: u64,
+    /// Bytes that the backup added to the repository.
+    stored_bytes: u64,
+    billed_reads: u64,
+    seconds: f64,
+    layers: usize,
+    parent: Option<String>,
+    tags: &'a [String],
+    host: Option<&'a str>,
+    description: Option<&'a str>,
+    tool_version: &'a str,
+    /// Documents and bytes by root collection, with everything below it.
+    collections: &'a Counts,
+}
+
+impl<'a> SnapshotView<'a> {
+    pub(crate) fn new(snapshot: &'a Snapshot) -> Self {
+        let duration = snapshot.finished_at - snapshot.started_at;
+        Self {
+            id: snapshot.id.to_string(),
+            time: snapshot.started_at,
+            read_time: snapshot.read_time.to_string(),
+            kind: snapshot.kind,
+            project: &snapshot.database.project,
+            database: &snapshot.database.database,
+            selection: &snapshot.selection,
+            consistency: &snapshot.consistency,
+            documents: snapshot.documents,
+            bytes: snapshot.body_bytes,
+            new_bytes: snapshot.stats.new_bytes,
+            stored_bytes: snapshot.stats.stored_bytes,
+            billed_reads: snapshot.stats.billed_reads,
+            seconds: duration.as_seconds_f64(),
+            layers: snapshot.runs.len(),
+            parent: snapshot.parent.map(|parent| parent.to_string()),
+            tags: &snapshot.tags,
+            host: snapshot.host.as_deref(),
+            description: snapshot.description.as_deref(),
+            tool_version: &snapshot.tool_version,
+            collections: &snapshot.collections,
         }
     }
 }

@@ -306,6 +306,24 @@ impl KeyRange {
         matches!((&self.start, &self.end), (Some(start), Some(end)) if start >= end)
     }
 
+    /// The ranges in ascending order, those that touch or overlap joined.
+    pub fn merge(mut ranges: Vec<Self>) -> Vec<Self> {
+        ranges.sort_by(|a, b| a.start.cmp(&b.start));
+        let mut merged: Vec<Self> = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            match merged.last_mut() {
+                Some(last) if last.end.is_none() || last.end >= range.start => {
+                    last.end = match (last.end.take(), range.end) {
+                        (Some(a), Some(b)) => Some(a.max(b)),
+                        _ => None,
+                    };
+                }
+                _ => merged.push(range),
+            }
+        }
+        merged
+    }
+
     /// The keys that lie in both.
     pub fn intersection(&self, other: &Self) -> Self {
         Self {

@@ -47,6 +47,12 @@ pub(super) fn encoded(message: &impl Message) -> RawRequest {
     [Bytes::from(message.encode_to_vec()), Bytes::new()]
 }
 
+/// What a stream is worth that ended with OK and without a message: every query is answered by one at least, with the time
+/// it was read at.
+pub(super) fn no_answer() -> Status {
+    Status::unavailable("the stream ended without an answer")
+}
+
 fn grpc(service: Authorized) -> Grpc<Authorized> {
     Grpc::new(service).max_decoding_message_size(LARGEST_MESSAGE)
 }
@@ -128,7 +134,8 @@ impl Firestore {
         }
     }
 
-    /// Sends a request whose answer is a short stream, until that has arrived whole or is refused for good.
+    /// Sends a request whose answer is a short stream, of one message at least, until that has arrived whole or is refused for
+    /// good.
     pub(super) async fn ask_stream<Answer: Message + Default>(
         &self,
         method: Method,
@@ -145,7 +152,10 @@ impl Firestore {
                     self.inner.stats.received(message.len() as u64);
                     messages.push(message);
                 }
-                Ok(messages)
+                match messages.is_empty() {
+                    true => Err(no_answer()),
+                    false => Ok(messages),
+                }
             };
             match answers.await {
                 Ok(messages) => {

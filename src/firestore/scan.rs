@@ -3,7 +3,9 @@
 //! One query without a collection, over all descendants of the root, returns every document at every depth, the
 //! children of missing documents included. It is asked for in pages, each resumed after the last document that
 //! arrived: a page bounds what a server has to hold open, and a cut stream is just a short page. Servers have been seen
-//! to end streams early and call it OK, so **a range is finished only when a query from its cursor returns nothing**.
+//! to end streams early and call it OK, so **a range is finished only when a query from its cursor is answered, and has no
+//! documents**: Firestore says in a message of its own that there are none, so a stream without any message is one more
+//! that ended early.
 //!
 //! A page begins with an idle moment, the time to its first document. So pages are long (their size follows the
 //! documents' mean size), and the next one is asked for when the last document of the one before has arrived, without
@@ -18,7 +20,7 @@ use ::firestore::gcloud_sdk::prost_types;
 use futures::{FutureExt, Stream, stream};
 use tonic::{Code, Status};
 
-use super::call::{AnswerStream, encoded};
+use super::call::{AnswerStream, encoded, no_answer};
 use super::connect::Lane;
 use super::cursor::{NameRange, cursor, name_range};
 use super::retry::Backoff;
@@ -233,6 +235,8 @@ struct Page {
     limit: u32,
     documents: u32,
     bytes: u64,
+    /// Whether any message has arrived.
+    answered: bool,
 }
 
 struct Scanner {
@@ -322,6 +326,7 @@ impl Scanner {
         while page.documents < page.limit {
             match page.answers.next().await {
                 Ok(Some(message)) => {
+                    page.answered = true;
                     let answer = wire::query_answer(&message)?;
                     if let Some(answered) = answer.read_time
                         && answered != self.options.read_time
@@ -344,6 +349,7 @@ impl Scanner {
                         }
                     }
                 }
+                Ok(None) if !page.answered => return Ok(Err(no_answer())),
                 Ok(None) => {
                     self.finished = page.documents == 0;
                     break;
@@ -402,7 +408,15 @@ impl Scanner {
             limit,
             documents: 0,
             bytes: 0,
+            answered: false,
         }))
+    }
+}
+
+impl Drop for Scanner {
+    /// Whoever has read enough leaves in the middle of a page, and it is billed all the same.
+    fn drop(&mut self) {
+        self.finish_page();
     }
 }
 

@@ -34,6 +34,19 @@ impl RequestCounts {
         self.requests[method.index()]
     }
 
+    /// What happened since an earlier moment of the same connection.
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            requests: std::array::from_fn(|index| {
+                self.requests[index].saturating_sub(earlier.requests[index])
+            }),
+            retries: self.retries.saturating_sub(earlier.retries),
+            billed_reads: self.billed_reads.saturating_sub(earlier.billed_reads),
+            received_bytes: self.received_bytes.saturating_sub(earlier.received_bytes),
+            sent_bytes: self.sent_bytes.saturating_sub(earlier.sent_bytes),
+        }
+    }
+
     /// Requests of all methods, retries included.
     pub fn total_requests(&self) -> u64 {
         self.requests.iter().sum()

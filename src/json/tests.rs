@@ -362,7 +362,7 @@ fn says_what_is_wrong_with_a_file() {
         ),
         (
             error(r#"{"collection": "p/q", "documents": []}"#),
-            "is not a valid backup: `p/q` does not name a collection at line 1 column 21",
+            "is not a valid backup: `collection`: `p/q` does not name a collection at line 1 column 21",
         ),
         (
             error("{\"collection\": \"p\",\n\"documents\": [{\"id\": \"a\"}, {\"id\""),

@@ -19,6 +19,31 @@ const BACKUP_KEYS: [&str; 11] = [
     "stored_bytes",
 ];
 
+/// As `list-backups` and `show` tell of a snapshot.
+const SNAPSHOT_KEYS: [&str; 21] = [
+    "billed_reads",
+    "bytes",
+    "collections",
+    "consistency",
+    "database",
+    "description",
+    "documents",
+    "host",
+    "id",
+    "kind",
+    "layers",
+    "new_bytes",
+    "parent",
+    "project",
+    "read_time",
+    "seconds",
+    "selection",
+    "stored_bytes",
+    "tags",
+    "time",
+    "tool_version",
+];
+
 const RESTORE_KEYS: [&str; 12] = [
     "bytes",
     "dead_letter_file",
@@ -70,6 +95,7 @@ fn a_repository_is_made_filled_and_listed() {
         assert_eq!(keys(&listing), ["json_backups", "snapshots", "unreadable"]);
         let snapshots = listing["snapshots"].as_array().unwrap();
         assert_eq!(snapshots.len(), 3);
+        assert_eq!(keys(&snapshots[0]), SNAPSHOT_KEYS);
         assert_eq!(snapshots[2]["id"], first["snapshot"]);
         assert_eq!(snapshots[2]["tags"], serde_json::json!(["nightly", "eu"]));
         assert!(snapshots[2]["time"].is_string());
@@ -85,6 +111,7 @@ fn a_repository_is_made_filled_and_listed() {
         assert!(shown.contains(part), "{part} is missing in {shown}");
     }
     let shown = shop.run(["show", "latest", "--json"]).json();
+    assert_eq!(keys(&shown), SNAPSHOT_KEYS);
     assert_eq!(shown["id"], second["snapshot"]);
     assert_eq!(shown["documents"], documents);
 }
@@ -176,7 +203,7 @@ fn a_repository_is_verified() {
         (&true.into(), &0.into())
     );
     let all = shop.run(["verify", &id, "--read-data", "--json"]).json();
-    let bytes = shop.run(["show", &id, "--json"]).json()["body_bytes"].clone();
+    let bytes = shop.run(["show", &id, "--json"]).json()["bytes"].clone();
     assert_eq!(all["data_bytes"], bytes);
     let mut parts = 0;
     for part in ["1/3", "2/3", "3/3"] {
@@ -356,6 +383,7 @@ fn json_backups_need_no_repository() {
         "file",
         "project",
         "time",
+        "total_document_count",
     ];
     assert_eq!(keys(&listed[0]), wanted);
     assert_eq!(listed[0]["project"], SHOP);

@@ -15,7 +15,7 @@ use crate::support::operations::*;
 use crate::support::sandbox_with;
 
 /// Documents of every kind of place: two collections, some below documents, some below missing ones.
-const DOCUMENTS: u64 = 900 + 300 + 90;
+const DOCUMENTS: u64 = 500 + 200 + 90;
 
 async fn scene() -> (Sandbox, Firestore) {
     let spec = |collection: &str, documents, bytes| SyntheticSpec {
@@ -23,7 +23,7 @@ async fn scene() -> (Sandbox, Firestore) {
         ..SyntheticSpec::new(collection, documents, bytes)
     };
     let sandbox = sandbox_with(SandboxConfig {
-        synthetic: vec![spec("products", 900, 400), spec("users", 300, 1500)],
+        synthetic: vec![spec("products", 500, 400), spec("users", 200, 1500)],
         ..SandboxConfig::default()
     })
     .await;
@@ -85,7 +85,7 @@ fn troubles() -> Vec<FaultPlan> {
     let delay = |milliseconds| Effect::Delay(Duration::from_millis(milliseconds));
     vec![
         query(Always, cut(40, Unavailable)),
-        query(Always, cut(7, Unavailable)),
+        query(Always, cut(17, Unavailable)),
         query(Always, cut(33, DeadlineExceeded)),
         query(EveryNth(2), cut(0, Unavailable)),
         query(EveryNth(3), cut(100, Internal)),
@@ -96,7 +96,8 @@ fn troubles() -> Vec<FaultPlan> {
         query(Probability(0.6), status(DeadlineExceeded)),
         // Streams that end short with OK.
         query(Always, Effect::EndAfter { documents: 30 }),
-        query(After(1), Effect::EndAfter { documents: 1 }),
+        query(First(3), Effect::EndAfter { documents: 0 }),
+        query(After(1), Effect::EndAfter { documents: 9 }),
         query(EveryNth(2), Effect::EndAfter { documents: 60 }),
         query(EveryNth(3), Effect::ResetAfter { documents: 50 }),
         query(EveryNth(4), Effect::ResetAfter { documents: 0 }),
@@ -150,8 +151,13 @@ async fn a_backup_is_complete_whatever_happens_to_its_calls() {
     assert_eq!(clean.documents, DOCUMENTS);
     assert_snapshot_is(&repository, &clean, &database).await;
     let mut snapshots = 1;
-    for plan in troubles() {
-        for ranges in [1, 6] {
+    for (number, plan) in troubles().into_iter().enumerate() {
+        // Both where the number of ranges matters, which is in reading.
+        let ranges: &[usize] = match number < 8 || number % 2 == 0 {
+            true => &[1, 6],
+            false => &[6],
+        };
+        for &ranges in ranges {
             sandbox.faults().set(plan.clone());
             let result = try_back_up(&database, &repository, ranges).await;
             sandbox.faults().clear();
@@ -162,7 +168,7 @@ async fn a_backup_is_complete_whatever_happens_to_its_calls() {
             // The same documents under the same times are the same data.
             assert_eq!(snapshot.documents, DOCUMENTS, "{plan:?}, {ranges} ranges");
             assert_eq!(snapshot.stats.new_bytes, 0, "{plan:?}, {ranges} ranges");
-            if ranges == 6 {
+            if number % 4 == 0 {
                 assert_snapshot_is(&repository, &snapshot, &database).await;
             }
         }
@@ -221,14 +227,14 @@ async fn a_backup_that_is_refused_fails_at_once_and_harms_nothing() {
             "permission denied for RunQuery",
         ),
         (
-            query(When::After(2), status(Code::Unauthenticated)),
+            query(When::After(1), status(Code::Unauthenticated)),
             "does not accept the credentials",
         ),
         (
             query(When::After(1), status(Code::NotFound)),
             "there is no database",
         ),
-        (query(When::After(2), cut(90, Code::DataLoss)), "RunQuery on"),
+        (query(When::After(1), cut(90, Code::DataLoss)), "RunQuery on"),
         (
             query(
                 When::After(1),
@@ -251,6 +257,11 @@ async fn a_backup_that_is_refused_fails_at_once_and_harms_nothing() {
             )]),
             "permission denied for RunAggregationQuery",
         ),
+        // An empty stream is no word that there are no documents.
+        (
+            query(When::After(1), Effect::EndAfter { documents: 0 }),
+            "12 times in a row",
+        ),
         // Given up after so many attempts in a row.
         (
             query(When::After(1), cut(0, Code::Unavailable)),
@@ -267,7 +278,8 @@ async fn a_backup_that_is_refused_fails_at_once_and_harms_nothing() {
             let start = Instant::now();
             let error = try_back_up(&database, &repository, ranges)
                 .await
-                .expect_err("it cannot succeed");
+                .err()
+                .unwrap_or_else(|| panic!("{plan:?}, {ranges} ranges: it cannot succeed"));
             sandbox.faults().clear();
             assert!(
                 error.to_string().contains(told),
@@ -422,7 +434,7 @@ async fn a_restore_that_is_refused_fails_at_once() {
     let reader = repository.reader(&snapshot).await.unwrap();
     for (when, code) in [
         (When::Always, Code::PermissionDenied),
-        (When::After(2), Code::Unauthenticated),
+        (When::After(1), Code::Unauthenticated),
         (When::Always, Code::NotFound),
         (When::After(1), Code::Unavailable),
     ] {
@@ -474,18 +486,17 @@ async fn a_backup_costs_a_read_a_document() {
     );
     assert_eq!(stats.snapshot.stats.billed_reads, stats.billed_reads);
 
-    // In more ranges the overlaps are read twice, and the plan costs some requests a range.
+    // In more ranges every reader reads on for a while, here at most to the end, and the plan costs some requests a range.
     let before = sandbox.usage();
     let stats = try_back_up(&database, &repository, 4).await.unwrap();
     let usage = sandbox.usage().since(&before);
-    let segment = 32 << 10;
-    let overlap = 3 * segment / 400 + 100;
+    assert!((DOCUMENTS..DOCUMENTS * 4).contains(&usage.reads), "{usage:?}");
+    assert!(usage.requests.values().sum::<u64>() < 60, "{usage:?}");
     assert!(
-        (DOCUMENTS..DOCUMENTS + overlap).contains(&usage.reads),
-        "{usage:?}"
+        (DOCUMENTS..=usage.reads).contains(&stats.billed_reads),
+        "{}",
+        stats.billed_reads
     );
-    assert!(usage.requests.values().sum::<u64>() < 100, "{usage:?}");
-    assert!(stats.billed_reads >= DOCUMENTS);
 
     // A restore bills a write a document and reads nothing.
     let copy = client(&sandbox, "demo-copy").await;

@@ -25,6 +25,8 @@ mod faults;
 mod firestore_client;
 mod roundtrip;
 mod sandbox;
+mod scale;
 mod store_conformance;
 mod store_faults;
 mod support;
+mod unknown_values;
