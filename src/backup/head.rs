@@ -3,7 +3,7 @@
 //! Ranges begin anywhere, segments where the data says ([`cut`](crate::archive::cut)). So whoever reads a range meets some
 //! 8 MiB first that the writer of the range before needs to end its last segment. Were both to read them, every range
 //! would cost as much again: in time, and in reads that Firestore bills. So they are handed over. Until the neighbour
-//! comes for them they wait compressed, at a quarter of their size; a head that grows beyond all likelihood is dropped,
+//! comes for them they wait compressed; a head that grows beyond all likelihood is dropped,
 //! and the neighbour reads it for itself.
 
 use tokio::sync::oneshot;
@@ -14,8 +14,8 @@ use crate::document::{DocumentBatch, DocumentKey, DocumentRef};
 const MAX_BYTES: usize = 32 << 20;
 /// Bytes of documents that are compressed together.
 const PART_BYTES: usize = 256 << 10;
-/// A fast one: the parts do not outlive the backup.
-const LEVEL: i32 = 1;
+/// One of the fast ones: the parts do not outlive the backup.
+const LEVEL: i32 = -4;
 
 /// Where the head of the next range comes from. It is closed without one when the neighbour has dropped it.
 pub(super) type NextHead = oneshot::Receiver<Head>;

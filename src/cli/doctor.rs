@@ -1,15 +1,39 @@
 //! `firebank doctor`
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::options::GlobalOptions;
 use super::{Outcome, output};
 use crate::archive::{ArchiveError, Repository};
-use crate::firestore::{Firestore, Permission};
+use crate::firestore::{Firestore, Permission, PermissionCheck, Purpose};
 
 #[derive(Args, Debug)]
-pub(crate) struct DoctorCommand {}
+pub(crate) struct DoctorCommand {
+    /// What the account is for: one that only backs up need not be allowed to write
+    #[arg(long = "for", value_enum, value_name = "PURPOSE", default_value_t = AccountPurpose::Everything)]
+    purpose: AccountPurpose,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum AccountPurpose {
+    /// To back up and to restore
+    Everything,
+    /// To back up
+    Backup,
+    /// To restore and to import
+    Restore,
+}
+
+impl AccountPurpose {
+    fn needs(self, permission: &PermissionCheck) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::Backup => permission.purpose == Purpose::Reading,
+            Self::Restore => permission.purpose == Purpose::Writing,
+        }
+    }
+}
 
 #[derive(Serialize)]
 struct Diagnosis {
@@ -46,7 +70,7 @@ impl DoctorCommand {
     pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
         let mut checks = Vec::new();
         check_repository(global, &mut checks).await?;
-        check_database(global, &mut checks).await;
+        check_database(global, self.purpose, &mut checks).await;
         let healthy = checks.iter().all(|check| check.state != State::Problem);
         let output = global.output();
         let mut table = output::table(&["check", "state", "detail"], &[]);
@@ -128,7 +152,7 @@ async fn check_repository(global: &GlobalOptions, checks: &mut Vec<Check>) -> an
     Ok(())
 }
 
-async fn check_database(global: &GlobalOptions, checks: &mut Vec<Check>) {
+async fn check_database(global: &GlobalOptions, purpose: AccountPurpose, checks: &mut Vec<Check>) {
     let connection = match global.connect().await {
         Ok(connection) => connection,
         Err(error) => return push(checks, "connection", State::Problem, format!("{error:#}")),
@@ -143,11 +167,14 @@ async fn check_database(global: &GlobalOptions, checks: &mut Vec<Check>) {
         ),
         Err(error) => push(checks, "connection", State::Problem, error.to_string()),
     }
-    check_permissions(&connection, checks).await;
+    check_permissions(&connection, purpose, checks).await;
 }
 
-async fn check_permissions(connection: &Firestore, checks: &mut Vec<Check>) {
+async fn check_permissions(connection: &Firestore, purpose: AccountPurpose, checks: &mut Vec<Check>) {
     for permission in connection.check_permissions().await {
+        if !purpose.needs(&permission) {
+            continue;
+        }
         let (state, detail) = match permission.result {
             Permission::Granted => (State::Ok, permission.needed_for.to_owned()),
             Permission::Missing => (

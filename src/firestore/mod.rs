@@ -35,7 +35,7 @@ pub use dead_letter::DeadLetterFile;
 pub use error::{Error, Result};
 pub use fetch::Fetched;
 pub use metadata::DatabaseMetadata;
-pub use permissions::{Permission, PermissionCheck};
+pub use permissions::{Permission, PermissionCheck, Purpose};
 pub use raw::Method;
 pub use retry::RetryPolicy;
 pub use scan::ScanOptions;

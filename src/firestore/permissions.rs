@@ -25,11 +25,22 @@ pub enum Permission {
     Unknown(String),
 }
 
+/// What a permission is needed to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To read a database.
+    Reading,
+    /// To write into one.
+    Writing,
+}
+
 /// One permission and whether the credentials have it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PermissionCheck {
     /// Its name in Google's terms.
     pub permission: &'static str,
+    /// Whether an account that only reads can do without it.
+    pub purpose: Purpose,
     /// What does not work without it.
     pub needed_for: &'static str,
     /// Whether it is there.
@@ -48,42 +59,46 @@ impl Firestore {
         let metadata = self.metadata().await.map(|_| ());
         let name = format!("{}/{nowhere}", self.inner.root);
         let update = self.try_write(Operation::Update(Document {
-            name: name.clone(),
+            name,
             ..Default::default()
         }));
         let update = update.await;
-        let delete = self.try_write(Operation::Delete(name)).await;
-        let check = |permission, needed_for, result| PermissionCheck {
+        let check = |permission, purpose, needed_for, result| PermissionCheck {
             permission,
+            purpose,
             needed_for,
             result,
         };
+        use Purpose::{Reading, Writing};
         vec![
-            check("datastore.entities.list", "backup", outcome(list)),
             check(
-                "datastore.entities.get",
-                "backup --read names, verify --live",
-                outcome(get),
+                "datastore.entities.list",
+                Reading,
+                "reading a database: backup, status",
+                outcome(list),
             ),
             check(
                 "datastore.databases.getMetadata",
-                "telling databases of one name apart, point-in-time recovery",
+                Reading,
+                "telling a database from another one of its name",
                 outcome(metadata),
             ),
             check(
+                "datastore.entities.get",
+                Writing,
+                "finding out whether a write was done whose answer was lost",
+                outcome(get),
+            ),
+            check(
                 "datastore.entities.create",
-                "restore, migrate",
+                Writing,
+                "restore, import",
                 // A creation that is sure to fail needs a document that is sure to exist.
                 Permission::Unknown(
                     "it cannot be tried without writing; roles that allow updates allow it too".to_owned(),
                 ),
             ),
-            check("datastore.entities.update", "restore, migrate", update),
-            check(
-                "datastore.entities.delete",
-                "restore in mirror mode, rollback",
-                delete,
-            ),
+            check("datastore.entities.update", Writing, "restore, import", update),
         ]
     }
 

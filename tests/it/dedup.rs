@@ -81,6 +81,29 @@ async fn a_second_backup_stores_no_data_whatever_the_ranges() {
     assert_snapshot_is(&repository, &first, &database).await;
 }
 
+/// Ranges begin between cuts, and what lies before the first cut of each belongs to the one before: only one of the two
+/// reads it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn neighbouring_ranges_read_nothing_twice() {
+    let sandbox = synthetic(400, 5_000).await;
+    let database = client(&sandbox, "demo-dedup").await;
+    let parameters = Parameters {
+        frame_len: 16 << 10,
+        cut_target: 64 << 10,
+        cut_max: 128 << 10,
+        ..Parameters::with_seed(1)
+    };
+    let repository = repository(parameters).await;
+    let mut sent = Vec::new();
+    for ranges in [1, 16] {
+        let before = sandbox.usage();
+        back_up(&database, &repository, ranges).await;
+        sent.push(sandbox.usage().since(&before).sent_bytes);
+    }
+    // Finding out where to split takes a few names; reading on to the next cut would take a fifth of everything again.
+    assert!(sent[1] < sent[0] + sent[0] / 20, "{sent:?}");
+}
+
 /// The sizes that everybody uses, with enough data for some segments.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_backup_stores_no_data_with_segments_of_their_usual_size() {

@@ -434,7 +434,7 @@ async fn a_restore_that_is_refused_fails_at_once() {
     let reader = repository.reader(&snapshot).await.unwrap();
     for (when, code) in [
         (When::Always, Code::PermissionDenied),
-        (When::After(2), Code::Unauthenticated),
+        (When::After(1), Code::Unauthenticated),
         (When::Always, Code::NotFound),
         (When::After(1), Code::Unavailable),
     ] {

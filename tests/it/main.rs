@@ -25,6 +25,7 @@ mod faults;
 mod firestore_client;
 mod roundtrip;
 mod sandbox;
+mod scale;
 mod store_conformance;
 mod store_faults;
 mod support;
