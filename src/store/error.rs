@@ -36,8 +36,8 @@ pub enum StoreError {
     },
     /// The disk or the quota is used up.
     #[error(
-        "no space left to {operation} `{name}`: {source}. Free some space (`firebank clean` removes what no snapshot \
-         needs) and start again; nothing that was committed is affected"
+        "no space left to {operation} `{name}`: {source}. Free some space and start again; nothing that was \
+         committed is affected"
     )]
     Full {
         /// The object.
@@ -173,7 +173,7 @@ mod tests {
     fn a_full_disk_and_a_refusal_are_told_apart_and_name_the_object() {
         let full = sorted(io::ErrorKind::StorageFull);
         assert!(matches!(full, StoreError::Full { .. }), "{full:?}");
-        assert!(full.to_string().contains("chunks/ab/x") && full.to_string().contains("firebank clean"));
+        assert!(full.to_string().contains("chunks/ab/x") && full.to_string().contains("Free some space"));
         assert!(matches!(
             sorted(io::ErrorKind::QuotaExceeded),
             StoreError::Full { .. }
