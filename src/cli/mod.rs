@@ -37,7 +37,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use options::GlobalOptions;
 
-/// Back up, verify, restore and migrate Google Cloud Firestore
+/// Back up, verify and restore Google Cloud Firestore
 #[derive(Parser, Debug)]
 #[command(
     name = "firebank",
