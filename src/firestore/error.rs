@@ -84,7 +84,9 @@ pub enum Error {
         source: Status,
     },
     /// The server does not answer queries over all collections at once.
-    #[error("the server refuses queries over all collections: read collection by collection instead")]
+    #[error(
+        "the server refuses queries over all collections, and this version has no other way to read a database"
+    )]
     KindlessRefused {
         /// The server's answer.
         #[source]
@@ -101,7 +103,8 @@ pub enum Error {
     },
     /// Documents came in another order than Firestore's own, so nothing may be concluded from a missing one.
     #[error(
-        "the server sent `{second}` after `{first}`, against the order of names: read collection by collection instead"
+        "the server sent `{second}` after `{first}`, against the order of names, so nothing may be concluded \
+         from a missing one: nothing was committed; please report the two names"
     )]
     OutOfOrder {
         /// What came first.
