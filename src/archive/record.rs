@@ -1,5 +1,7 @@
 //! Merged records in batches: what a snapshot says of its documents, without their bodies.
 
+use std::ops::Range;
+
 use super::error::Result;
 use super::ids::ChunkRef;
 use super::index_page::Put;
@@ -94,9 +96,22 @@ impl RecordBatch {
         let start = index
             .checked_sub(1)
             .map_or(0, |before| self.entries[before].key_end);
+        Some(self.record(entry, start..entry.key_end))
+    }
+
+    /// The records in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = RecordRef<'_>> {
+        let mut start = 0;
+        self.entries.iter().map(move |entry| {
+            let key = std::mem::replace(&mut start, entry.key_end)..entry.key_end;
+            self.record(entry, key)
+        })
+    }
+
+    fn record(&self, entry: &Entry, key: Range<usize>) -> RecordRef<'_> {
         let put = entry.put.unwrap_or_default();
-        Some(RecordRef {
-            key: &self.keys[start..entry.key_end],
+        RecordRef {
+            key: &self.keys[key],
             create_time: put.create_time,
             update_time: put.update_time,
             body_hash: put.body_hash,
@@ -105,26 +120,6 @@ impl RecordBatch {
                 offset: put.offset,
                 length: put.length,
             }),
-        })
-    }
-
-    /// The records in order.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = RecordRef<'_>> {
-        let mut start = 0;
-        self.entries.iter().map(move |entry| {
-            let key = std::mem::replace(&mut start, entry.key_end)..entry.key_end;
-            let put = entry.put.unwrap_or_default();
-            RecordRef {
-                key: &self.keys[key],
-                create_time: put.create_time,
-                update_time: put.update_time,
-                body_hash: put.body_hash,
-                body: entry.put.map(|put| BodyLocation {
-                    chunk: self.chunks[put.chunk as usize],
-                    offset: put.offset,
-                    length: put.length,
-                }),
-            }
-        })
+        }
     }
 }
