@@ -22,8 +22,10 @@ use super::run::{IndexEntry, MAX_CHUNK_RAW_LEN};
 use super::session::{SessionShared, Stored};
 use crate::document::{DocumentKey, DocumentRef, KeyRange, Timestamp};
 
-/// The zstd level of bodies.
-pub(crate) const DATA_LEVEL: i32 = 3;
+/// The zstd level of bodies. On frames of 256 KiB, level 3 stores 2 % less of records as shops have them and 6 % less of prose,
+/// and takes 1.6 to 1.8 times as much of what a backup computes most: its tables do not fit into a core's cache beside
+/// all the rest.
+pub(crate) const DATA_LEVEL: i32 = 1;
 /// The largest body: far above any limit of Firestore's.
 const MAX_BODY_LEN: usize = 256 << 20;
 
