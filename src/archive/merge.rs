@@ -237,7 +237,7 @@ impl RunCursor {
         };
         let Some(put) = page.cursor.put() else {
             if tombstones {
-                batch.push(page.cursor.key(), None);
+                batch.push_put(page.cursor.key(), None);
             }
             return Ok(());
         };
@@ -267,7 +267,7 @@ impl RunCursor {
             *number = batch.add_chunk(*chunk);
         }
         put.chunk = *number;
-        batch.push(page.cursor.key(), Some(put));
+        batch.push_put(page.cursor.key(), Some(put));
         Ok(())
     }
 }

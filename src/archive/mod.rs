@@ -6,11 +6,12 @@
 //! Writing: [`Session::begin`] → [`Session::range_writer`] (documents of the database, cut by content) or
 //! [`Session::exact_range_writer`] (layers: tombstones, reused bodies) → [`RangeWriter::finish`] → [`Session::commit`].
 //! Reading: [`Repository::resolve`] → [`Repository::reader`] → [`SnapshotReader::records`] (names only),
-//! [`SnapshotReader::documents`], [`SnapshotReader::get`]. Checking: [`check_structure`], [`check_presence`], [`check_data`].
+//! [`SnapshotReader::documents`], [`SnapshotReader::get`]; [`changes`] between two. Checking: [`check_structure`], [`check_presence`], [`check_data`].
 //!
 //! The archive knows neither Firestore nor the operations; it takes and gives documents as bytes.
 
 mod budget;
+pub mod changes;
 pub mod check;
 pub mod chunk;
 mod commit;
@@ -23,6 +24,7 @@ pub mod filter;
 pub mod ids;
 pub mod index_page;
 mod index_writer;
+mod lookup;
 mod merge;
 pub mod range_writer;
 pub mod reader;
@@ -34,6 +36,7 @@ pub mod selection;
 pub mod session;
 pub mod snapshot;
 
+pub use changes::{Change, ChangeBatch, ChangeKind, changes};
 pub use check::{CheckStats, DamageReport, DataSubset, check_data, check_presence, check_structure};
 pub use chunk::ChunkKind;
 pub use counts::{Count, Counts};

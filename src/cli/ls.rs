@@ -1,14 +1,13 @@
 //! `firebank ls`
 
-use std::io::{BufWriter, Stdout, Write};
 use std::pin::pin;
 
 use clap::Args;
 use futures::TryStreamExt;
 use serde::Serialize;
 
+use super::listing::JsonListing;
 use super::options::GlobalOptions;
-use super::output::OutputError;
 use super::snapshots::find_snapshot;
 use super::{Outcome, UsageError, output};
 use crate::document::{CollectionPath, DocumentPath, KeyRange};
@@ -37,7 +36,11 @@ impl LsCommand {
         let repository = global.open_repository().await?;
         let snapshot = find_snapshot(global, &repository, &self.snapshot).await?;
         let output = global.output();
-        let mut listing = JsonListing::start(output.is_json(), &snapshot.id.to_string())?;
+        let mut listing = JsonListing::start(
+            output.is_json(),
+            &[("snapshot", snapshot.id.to_string())],
+            "documents",
+        )?;
         let reader = repository.reader(&snapshot).await?;
         let mut records = pin!(reader.records(range));
         while let Some(batch) = records.try_next().await? {
@@ -61,49 +64,8 @@ impl LsCommand {
                 }
             }
         }
-        listing.end()?;
+        listing.end(&[])?;
         Ok(Outcome::Done)
-    }
-}
-
-/// The one JSON object, written as the names come: a snapshot can have more than memory holds. When reading fails, the
-/// object stays open and the exit code says so.
-struct JsonListing {
-    to: Option<BufWriter<Stdout>>,
-    first: bool,
-}
-
-impl JsonListing {
-    fn start(wanted: bool, snapshot: &str) -> Result<Self, OutputError> {
-        let mut to = wanted.then(|| BufWriter::new(std::io::stdout()));
-        if let Some(to) = &mut to {
-            write!(
-                to,
-                "{{\"snapshot\": {}, \"documents\": [",
-                serde_json::to_string(snapshot)?
-            )?;
-        }
-        Ok(Self { to, first: true })
-    }
-
-    fn entry(&mut self, entry: &Entry) -> Result<(), OutputError> {
-        if let Some(to) = &mut self.to {
-            to.write_all(if std::mem::take(&mut self.first) {
-                b"\n  "
-            } else {
-                b",\n  "
-            })?;
-            serde_json::to_writer(to, entry)?;
-        }
-        Ok(())
-    }
-
-    fn end(self) -> Result<(), OutputError> {
-        if let Some(mut to) = self.to {
-            to.write_all(b"\n]}\n")?;
-            to.flush()?;
-        }
-        Ok(())
     }
 }
 

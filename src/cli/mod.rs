@@ -4,13 +4,16 @@ mod backup;
 mod completions;
 mod confirm;
 mod demo;
+mod diff;
 mod doctor;
 mod export;
+mod history;
 mod import;
 mod init;
 mod json_backup;
 mod json_restore;
 mod list_backups;
+mod listing;
 mod ls;
 mod options;
 mod output;
@@ -68,6 +71,10 @@ enum Command {
     Show(show::ShowCommand),
     /// List the documents of a snapshot
     Ls(ls::LsCommand),
+    /// Show a document through all snapshots
+    History(history::HistoryCommand),
+    /// Show what changed between two snapshots, or since one
+    Diff(diff::DiffCommand),
     /// Check that snapshots are intact
     Verify(verify::VerifyCommand),
     /// Write a snapshot or a JSON backup into a database
@@ -186,6 +193,8 @@ async fn run(global: &GlobalOptions, command: Command) -> anyhow::Result<Outcome
         Command::ListBackups(command) => command.run(global).await,
         Command::Show(command) => command.run(global).await,
         Command::Ls(command) => command.run(global).await,
+        Command::History(command) => command.run(global).await,
+        Command::Diff(command) => command.run(global).await,
         Command::Verify(command) => command.run(global).await,
         Command::Restore(command) => command.run(global).await,
         Command::Export(command) => command.run(global).await,

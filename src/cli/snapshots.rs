@@ -18,7 +18,7 @@ pub(crate) async fn find_snapshot(
 ) -> anyhow::Result<Snapshot> {
     let filter = match wanted {
         "latest" => SnapshotFilter {
-            database: latest_of(global, repository).await?,
+            database: chosen_database(global, repository, "`latest`").await?,
             ..SnapshotFilter::default()
         },
         _ => SnapshotFilter::default(),
@@ -26,7 +26,12 @@ pub(crate) async fn find_snapshot(
     Ok(repository.resolve(wanted, &filter).await?)
 }
 
-async fn latest_of(global: &GlobalOptions, repository: &Repository) -> anyhow::Result<Option<DatabaseName>> {
+/// The database that the options name, or the only one that the repository holds; `None` when it holds none.
+pub(crate) async fn chosen_database(
+    global: &GlobalOptions,
+    repository: &Repository,
+    what: &str,
+) -> anyhow::Result<Option<DatabaseName>> {
     let mut databases: Vec<DatabaseName> = repository
         .snapshots()
         .await?
@@ -48,7 +53,7 @@ async fn latest_of(global: &GlobalOptions, repository: &Repository) -> anyhow::R
         Err(databases) => {
             let names: Vec<String> = databases.iter().map(ToString::to_string).collect();
             anyhow::bail!(
-                "`latest` of which database? The repository holds {}: name one with --project and --database, or \
+                "{what} of which database? The repository holds {}: name one with --project and --database, or \
                  give a snapshot's id",
                 names.join(", ")
             )

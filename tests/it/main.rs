@@ -13,6 +13,7 @@ mod archive_support;
 mod backup_full_disk;
 mod cli_commands;
 mod cli_damage;
+mod cli_diff;
 mod cli_faults;
 mod cli_input;
 mod cli_json;
