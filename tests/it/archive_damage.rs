@@ -277,3 +277,31 @@ async fn a_damaged_index_does_not_hide_damaged_data() {
         }
     }
 }
+
+#[tokio::test]
+async fn wrong_counts_are_found() {
+    let repository = repository(tiny()).await;
+    let snapshot = back_up(&repository, SessionOptions::new(plan(&[], 0)), &sample(60)).await;
+    let mut documents = snapshot.clone();
+    documents.documents += 1;
+    let mut bytes = snapshot.clone();
+    bytes.body_bytes -= 1;
+    let mut collection = snapshot.clone();
+    collection.collections.values_mut().next().unwrap().documents += 1;
+    let mut group = snapshot.clone();
+    group.collection_groups.values_mut().last().unwrap().bytes += 1;
+    let intact = repository.reader(&snapshot).await.unwrap();
+    for wrong in [documents, bytes, collection, group] {
+        // The runs are looked at closely in the first snapshot only, and counted for each.
+        let readers = [intact.clone(), repository.reader(&wrong).await.unwrap()];
+        let mut report = DamageReport::default();
+        check_contents(&readers, None, &mut report, &Progress::new())
+            .await
+            .unwrap();
+        let [damage] = report.damages() else {
+            panic!("{:?}", report.damages())
+        };
+        assert_eq!(damage.kind, DamageKind::Inconsistent);
+        assert_eq!(damage.object, snapshot.id.snapshot_name());
+    }
+}

@@ -27,6 +27,9 @@ const BYTES_AT_ONCE: u64 = 64 << 20;
 /// Chunks of a bucket under check at the same time, at least: their bytes take a while to arrive.
 const REMOTE_AT_ONCE: usize = 8;
 
+/// Buffers up to this size are used again.
+const KEPT_BUFFER: usize = 32 << 20;
+
 type ChunkName = (ChunkId, SessionId);
 
 /// Where a body lies in its chunk, and its hash.
@@ -68,9 +71,24 @@ pub(super) struct BodyChecks {
     pending: HashMap<ChunkName, Pending>,
     held: usize,
     ready: VecDeque<Pending>,
-    running: JoinSet<Result<(Pending, Vec<Wrong>)>>,
+    running: JoinSet<Result<Checked>>,
     bytes_running: u64,
     at_once: usize,
+    idle: Vec<Buffers>,
+}
+
+/// What a check works in. Used again, so that a check of any number of chunks takes no more memory than that of a few.
+#[derive(Default)]
+struct Buffers {
+    stored: Vec<u8>,
+    plain: Vec<u8>,
+}
+
+/// A chunk that was checked.
+struct Checked {
+    pending: Pending,
+    wrong: Vec<Wrong>,
+    buffers: Buffers,
 }
 
 impl BodyChecks {
@@ -111,6 +129,7 @@ impl BodyChecks {
             running: JoinSet::new(),
             bytes_running: 0,
             at_once: (threads + 1).max(at_least),
+            idle: Vec::new(),
         })
     }
 
@@ -209,7 +228,8 @@ impl BodyChecks {
             }) {
                 self.bytes_running += next.chunk.stored_len;
                 let repository = self.reader.repository().clone();
-                self.running.spawn(check_chunk(repository, next));
+                let buffers = self.idle.pop().unwrap_or_default();
+                self.running.spawn(check_chunk(repository, next, buffers));
             }
             if self.ready.is_empty() {
                 return Ok(());
@@ -231,12 +251,15 @@ impl BodyChecks {
         Ok(())
     }
 
-    async fn take(
-        &mut self,
-        (pending, wrong): (Pending, Vec<Wrong>),
-        report: &mut DamageReport,
-        stats: &mut CheckStats,
-    ) {
+    async fn take(&mut self, checked: Checked, report: &mut DamageReport, stats: &mut CheckStats) {
+        let Checked {
+            pending,
+            wrong,
+            buffers,
+        } = checked;
+        if buffers.stored.capacity().max(buffers.plain.capacity()) <= KEPT_BUFFER {
+            self.idle.push(buffers);
+        }
         self.bytes_running -= pending.chunk.stored_len;
         stats.data_chunks += 1;
         stats.documents += pending.bodies.len() as u64;
@@ -248,31 +271,38 @@ impl BodyChecks {
     }
 }
 
-async fn check_chunk(repository: Repository, mut pending: Pending) -> Result<(Pending, Vec<Wrong>)> {
-    let bytes = match get_whole(&repository, &pending.chunk).await {
-        Ok(bytes) => bytes,
+async fn check_chunk(repository: Repository, mut pending: Pending, mut buffers: Buffers) -> Result<Checked> {
+    let stored = std::mem::take(&mut buffers.stored);
+    match get_whole(&repository, &pending.chunk, stored).await {
+        Ok(stored) => buffers.stored = stored,
         Err(error) => {
-            let span = 0..pending.chunk.raw_len;
-            let damage = error.into_damage()?;
-            return Ok((pending, vec![Wrong { damage, span }]));
+            let wrong = vec![Wrong {
+                damage: error.into_damage()?,
+                span: 0..pending.chunk.raw_len,
+            }];
+            return Ok(Checked {
+                pending,
+                wrong,
+                buffers,
+            });
         }
-    };
+    }
     let checked = tokio::task::spawn_blocking(move || {
-        let wrong = check_bodies(&repository, &mut pending, &bytes)?;
-        Ok((pending, wrong))
+        let wrong = check_bodies(&repository, &mut pending, &mut buffers)?;
+        Ok(Checked {
+            pending,
+            wrong,
+            buffers,
+        })
     });
     checked.await?
 }
 
-fn check_bodies(repository: &Repository, pending: &mut Pending, bytes: &[u8]) -> Result<Vec<Wrong>> {
+fn check_bodies(repository: &Repository, pending: &mut Pending, buffers: &mut Buffers) -> Result<Vec<Wrong>> {
+    let Buffers { stored, plain } = buffers;
     let chunk = pending.chunk;
     let name = chunk.name();
-    let frame_len = repository.parameters().frame_len;
-    let table = FrameTable::parse(&name, ChunkKind::Data, &chunk.id, bytes).and_then(|table| {
-        check_data_table(&name, &table, chunk.raw_len, chunk.stored_len, frame_len)?;
-        Ok(table)
-    });
-    let table = match table {
+    let table = match data_table(repository, &name, &chunk, stored) {
         Ok(table) => table,
         Err(error) => {
             return Ok(vec![Wrong {
@@ -285,12 +315,13 @@ fn check_bodies(repository: &Repository, pending: &mut Pending, bytes: &[u8]) ->
     let mut bodies = pending.bodies.iter().peekable();
     let mut wrong = Vec::new();
     // The plaintext from `start` on, as far as bodies that end later need it: it stays in the processor's cache.
-    let (mut plain, mut start) = (Vec::new(), 0u64);
+    plain.clear();
+    let mut start = 0u64;
     for (frame, row) in table.rows().iter().enumerate() {
         let range = table.stored_range(frame);
-        let stored = &bytes[range.start as usize..range.end as usize];
+        let frame_stored = &stored[range.start as usize..range.end as usize];
         let span = start + plain.len() as u64..start + plain.len() as u64 + u64::from(row.raw_len);
-        if let Err(error) = with_decoder(|decoder| decoder.decode(&name, row, stored, &mut plain)) {
+        if let Err(error) = with_decoder(|decoder| decoder.decode(&name, row, frame_stored, plain)) {
             let mut damage = error.into_damage()?;
             damage.what = format!("frame {} of {}: {}", frame + 1, table.rows().len(), damage.what);
             plain.resize((span.end - start) as usize, 0);
@@ -300,7 +331,7 @@ fn check_bodies(repository: &Repository, pending: &mut Pending, bytes: &[u8]) ->
             });
         }
         while let Some(body) = bodies.next_if(|body| body.span().end <= span.end) {
-            wrong.extend(check_body(repository, &name, body, &plain, start, &wrong));
+            wrong.extend(check_body(repository, &name, body, plain, start, &wrong));
         }
         let needed = bodies.peek().map_or(span.end, |body| body.span().start);
         let needed = needed.clamp(start, span.end);
@@ -311,6 +342,13 @@ fn check_bodies(repository: &Repository, pending: &mut Pending, bytes: &[u8]) ->
         wrong.extend(check_body(repository, &name, body, &[], start, &wrong));
     }
     Ok(wrong)
+}
+
+fn data_table(repository: &Repository, name: &str, chunk: &ChunkRef, stored: &[u8]) -> Result<FrameTable> {
+    let table = FrameTable::parse(name, ChunkKind::Data, &chunk.id, stored)?;
+    let frame_len = repository.parameters().frame_len;
+    check_data_table(name, &table, chunk.raw_len, chunk.stored_len, frame_len)?;
+    Ok(table)
 }
 
 /// Looks at a body in the plaintext that begins at `start` of its chunk; what lies in a broken frame is not looked at.

@@ -122,10 +122,13 @@ fn damage_or<T>(result: Result<T>) -> Result<Result<T, Damage>> {
     }
 }
 
-/// A whole object that must have its size.
-pub(super) async fn get_whole(repository: &Repository, chunk: &ChunkRef) -> Result<Bytes> {
+/// A whole object that must have its size, in a buffer that may be used again.
+pub(super) async fn get_whole(repository: &Repository, chunk: &ChunkRef, buffer: Vec<u8>) -> Result<Vec<u8>> {
     let name = chunk.name();
-    let bytes = repository.store().get_at_most(&name, chunk.stored_len).await?;
+    let bytes = repository
+        .store()
+        .get_into(&name, chunk.stored_len, buffer)
+        .await?;
     if bytes.len() as u64 != chunk.stored_len {
         let what = format!("it has {} bytes instead of {}", bytes.len(), chunk.stored_len);
         return Err(ArchiveError::damaged(name, DamageKind::WrongSize, what));
@@ -162,10 +165,10 @@ async fn fetch(
     };
     let entry = chunk.entry();
     let object: Arc<str> = entry.chunk.name().into();
-    let bytes = get_whole(&repository, &entry.chunk).await;
+    let bytes = get_whole(&repository, &entry.chunk, Vec::new()).await;
     let bytes = damage_or(bytes.and_then(|bytes| {
         check_table(&object, entry, &bytes)?;
-        Ok(bytes)
+        Ok(Bytes::from(bytes))
     }))?;
     let pages = match &bytes {
         Err(damage) if damage.kind == DamageKind::Missing => 0,
