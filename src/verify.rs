@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::archive::{
-    ArchiveError, Damage, DamageReport, DataSubset, Repository, Snapshot, SnapshotReader, check_data,
-    check_presence, check_structure,
+    ArchiveError, Damage, DamageReport, DataSubset, Repository, Snapshot, SnapshotReader, check_contents,
+    check_presence,
 };
 use crate::progress::Progress;
 
@@ -89,19 +89,11 @@ pub async fn verify(
     }
     progress.set_total_documents(snapshots.iter().map(|snapshot| snapshot.documents).sum());
 
-    for reader in &readers {
-        let checked = check_structure(reader, &mut report).await?;
-        stats.documents += reader.snapshot().documents;
-        stats.stored_bytes += checked.stored_bytes;
-        progress.add(reader.snapshot().documents, checked.stored_bytes);
-    }
-    let present = check_presence(&readers, &mut report).await?;
-    stats.objects = present.objects;
-    if let Some(subset) = options.read_data {
-        let read = check_data(&readers, subset, &mut report).await?;
-        stats.stored_bytes += read.stored_bytes;
-        stats.data_bytes = read.raw_bytes;
-    }
+    stats.documents = readers.iter().map(|reader| reader.snapshot().documents).sum();
+    stats.objects = check_presence(&readers, &mut report).await?.objects;
+    let read = check_contents(&readers, options.read_data, &mut report, progress).await?;
+    stats.stored_bytes = read.stored_bytes;
+    stats.data_bytes = read.raw_bytes;
     stats.damage_count = report.count();
     stats.damage = report.damages().to_vec();
     stats.duration = start.elapsed();

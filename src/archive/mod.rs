@@ -6,7 +6,8 @@
 //! Writing: [`Session::begin`] → [`Session::range_writer`] (documents of the database, cut by content) or
 //! [`Session::exact_range_writer`] (layers: tombstones, reused bodies) → [`RangeWriter::finish`] → [`Session::commit`].
 //! Reading: [`Repository::resolve`] → [`Repository::reader`] → [`SnapshotReader::records`] (names only),
-//! [`SnapshotReader::documents`], [`SnapshotReader::get`]; [`changes`] between two. Checking: [`check_structure`], [`check_presence`], [`check_data`].
+//! [`SnapshotReader::documents`], [`SnapshotReader::get`]; [`changes`] between two. Checking: [`check_contents`],
+//! [`check_presence`].
 //!
 //! The archive knows neither Firestore nor the operations; it takes and gives documents as bytes.
 
@@ -21,6 +22,7 @@ mod documents;
 pub mod envelope;
 pub mod error;
 pub mod filter;
+mod heap;
 pub mod ids;
 pub mod index_page;
 mod index_writer;
@@ -37,7 +39,7 @@ pub mod session;
 pub mod snapshot;
 
 pub use changes::{Change, ChangeBatch, ChangeKind, changes};
-pub use check::{CheckStats, DamageReport, DataSubset, check_data, check_presence, check_structure};
+pub use check::{CheckStats, DamageReport, DataSubset, check_contents, check_presence};
 pub use chunk::ChunkKind;
 pub use counts::{Count, Counts};
 pub use error::{ArchiveError, Damage, DamageKind, Result};

@@ -24,7 +24,9 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path as ObjectPath;
-use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{
+    GetOptions, GetRange, GetResultPayload, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+};
 
 use counters::Counters;
 pub use counters::RequestCounts;
@@ -194,6 +196,43 @@ impl Store {
         let bytes = result.bytes().await.map_err(failed)?;
         self.counters.received(bytes.len());
         Ok(bytes)
+    }
+
+    /// Like [`get_at_most`](Self::get_at_most), into a buffer that is cleared first and given back: who reads many large
+    /// objects keeps its memory, instead of leaving pieces of it to every thread's allocator. The buffer is lost on an error.
+    pub async fn get_into(&self, name: &str, limit: u64, mut buffer: Vec<u8>) -> Result<Vec<u8>, StoreError> {
+        let path = object_path(name)?;
+        self.counters.get();
+        let failed = |error| StoreError::from_object_store(name, "read", error);
+        let result = self.objects.get(&path).await.map_err(failed)?;
+        let size = result.meta.size;
+        if size > limit {
+            return Err(StoreError::TooLarge {
+                name: name.to_owned(),
+                size,
+                limit,
+            });
+        }
+        buffer.clear();
+        buffer.reserve_exact(size as usize);
+        match result.payload {
+            GetResultPayload::File(file, _) => {
+                let read = tokio::task::spawn_blocking(move || {
+                    // No more than the file had: the buffer shall not grow.
+                    std::io::Read::read_to_end(&mut std::io::Read::take(file, size), &mut buffer)?;
+                    Ok::<_, std::io::Error>(buffer)
+                });
+                let read = read.await.map_err(|error| failed(error.into()))?;
+                buffer = read.map_err(|error| StoreError::from_io(name, "read", error))?;
+            }
+            GetResultPayload::Stream(mut parts) => {
+                while let Some(part) = parts.try_next().await.map_err(failed)? {
+                    buffer.extend_from_slice(&part);
+                }
+            }
+        }
+        self.counters.received(buffer.len());
+        Ok(buffer)
     }
 
     /// Exactly these bytes of an object.

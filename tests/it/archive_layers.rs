@@ -8,6 +8,7 @@
 
 use firebank::archive::*;
 use firebank::document::*;
+use firebank::progress::Progress;
 use futures::{StreamExt, TryStreamExt};
 use proptest::prelude::*;
 
@@ -110,9 +111,10 @@ async fn compact(repository: &Repository, snapshot: &Snapshot) -> Snapshot {
 async fn check_all(repository: &Repository, snapshot: &Snapshot) {
     let reader = [repository.reader(snapshot).await.unwrap()];
     let mut report = DamageReport::default();
-    check_structure(&reader[0], &mut report).await.unwrap();
     check_presence(&reader, &mut report).await.unwrap();
-    check_data(&reader, DataSubset::ALL, &mut report).await.unwrap();
+    check_contents(&reader, Some(DataSubset::ALL), &mut report, &Progress::new())
+        .await
+        .unwrap();
     assert!(report.is_empty(), "{:?}", report.damages());
 }
 
