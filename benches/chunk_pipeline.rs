@@ -101,6 +101,8 @@ async fn write() -> (Repository, Snapshot) {
         read_time: now.into(),
         started_at: now,
         selection: Selection::all(),
+        parent: None,
+        read: ReadMode::Full,
         ranges: vec![KeyRange::all()],
         extra: BTreeMap::new(),
     };

@@ -4,7 +4,8 @@
 //! `FORMAT.md` beside this file for the bytes.
 //!
 //! Writing: [`Session::begin`] → [`Session::range_writer`] (documents of the database, cut by content) or
-//! [`Session::exact_range_writer`] (layers: tombstones, reused bodies) → [`RangeWriter::finish`] → [`Session::commit`].
+//! [`Session::layer_writer`] (what changed since the parent) or [`Session::exact_range_writer`] (reused bodies) →
+//! [`RangeWriter::finish`] → [`Session::commit`].
 //! Reading: [`Repository::resolve`] → [`Repository::reader`] → [`SnapshotReader::records`] (names only),
 //! [`SnapshotReader::documents`], [`SnapshotReader::get`]; [`changes`] between two. Checking: [`check_contents`],
 //! [`check_presence`].
@@ -26,6 +27,7 @@ mod heap;
 pub mod ids;
 pub mod index_page;
 mod index_writer;
+pub mod layer_writer;
 mod lookup;
 mod merge;
 pub mod range_writer;
@@ -44,10 +46,13 @@ pub use chunk::ChunkKind;
 pub use counts::{Count, Counts};
 pub use error::{ArchiveError, Damage, DamageKind, Result};
 pub use ids::{ChunkId, ChunkRef, LeaseId, RepositoryId, RunId, SessionId, SnapshotId};
+pub use layer_writer::{Compared, LayerWriter};
 pub use range_writer::{Flow, RangeOutput, RangeWriter, StoredDocument, WriteStats};
 pub use reader::SnapshotReader;
 pub use record::{BodyLocation, RecordBatch, RecordRef};
 pub use repository::{Parameters, Repository, SnapshotFilter, SnapshotListing};
 pub use selection::Selection;
 pub use session::{Plan, Session, SessionOptions, SnapshotDraft, Totals};
-pub use snapshot::{Consistency, Decision, RangeTime, RunRef, Snapshot, SnapshotKind, SnapshotStats};
+pub use snapshot::{
+    Consistency, Decision, RangeTime, ReadMode, RunRef, Snapshot, SnapshotKind, SnapshotStats,
+};

@@ -144,9 +144,12 @@ fn show(output: output::Output, snapshots: &[Snapshot], json_backups: &[JsonEntr
             "selection",
             "documents",
             "new bytes",
+            "duration",
+            "parent",
+            "layers",
             "tags",
         ];
-        let mut table = output::table(&header, &[4, 5]);
+        let mut table = output::table(&header, &[4, 5, 6, 8]);
         for snapshot in snapshots {
             table.add_row([
                 snapshot.id.to_string(),
@@ -155,6 +158,16 @@ fn show(output: output::Output, snapshots: &[Snapshot], json_backups: &[JsonEntr
                 output::printable(&snapshot.selection.to_string()),
                 output::number(snapshot.documents),
                 output::bytes(snapshot.stats.stored_bytes),
+                output::duration(
+                    (snapshot.finished_at - snapshot.started_at)
+                        .to_std()
+                        .unwrap_or_default(),
+                ),
+                snapshot
+                    .parent
+                    .map(|parent| parent.to_string())
+                    .unwrap_or_default(),
+                snapshot.runs.len().to_string(),
                 output::printable(&snapshot.tags.join(",")),
             ]);
         }

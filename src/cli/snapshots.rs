@@ -4,7 +4,9 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::options::GlobalOptions;
-use crate::archive::{Consistency, Counts, Repository, Selection, Snapshot, SnapshotFilter, SnapshotKind};
+use crate::archive::{
+    Consistency, Counts, ReadMode, Repository, Selection, Snapshot, SnapshotFilter, SnapshotKind,
+};
 use crate::document::DatabaseName;
 
 /// The snapshot that `wanted` names: an id, a unique prefix, or `latest`.
@@ -81,6 +83,13 @@ pub(crate) struct SnapshotView<'a> {
     new_bytes: u64,
     /// Bytes that the backup added to the repository.
     stored_bytes: u64,
+    /// How the database was read.
+    read: ReadMode,
+    /// Documents by how they compare with the parent; without one all are new.
+    new_documents: u64,
+    changed_documents: u64,
+    deleted_documents: u64,
+    unchanged_documents: u64,
     billed_reads: u64,
     seconds: f64,
     layers: usize,
@@ -109,6 +118,11 @@ impl<'a> SnapshotView<'a> {
             bytes: snapshot.body_bytes,
             new_bytes: snapshot.stats.new_bytes,
             stored_bytes: snapshot.stats.stored_bytes,
+            read: snapshot.stats.read,
+            new_documents: snapshot.stats.new_documents,
+            changed_documents: snapshot.stats.changed_documents,
+            deleted_documents: snapshot.stats.deleted_documents,
+            unchanged_documents: snapshot.stats.unchanged_documents,
             billed_reads: snapshot.stats.billed_reads,
             seconds: duration.as_seconds_f64(),
             layers: snapshot.runs.len(),

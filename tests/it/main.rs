@@ -24,6 +24,7 @@ mod consistency;
 mod dedup;
 mod faults;
 mod firestore_client;
+mod incremental;
 mod roundtrip;
 mod sandbox;
 mod scale;
