@@ -6,7 +6,8 @@
 //! Writing: [`Session::begin`] → [`Session::range_writer`] (documents of the database, cut by content) or
 //! [`Session::exact_range_writer`] (layers: tombstones, reused bodies) → [`RangeWriter::finish`] → [`Session::commit`].
 //! Reading: [`Repository::resolve`] → [`Repository::reader`] → [`SnapshotReader::records`] (names only),
-//! [`SnapshotReader::documents`], [`SnapshotReader::get`]. Checking: [`check_structure`], [`check_presence`], [`check_data`].
+//! [`SnapshotReader::documents`], [`SnapshotReader::get`]; what takes long holds a [`Lease`]. Checking: [`check_structure`],
+//! [`check_presence`], [`check_data`]. Deleting: [`Repository::forget`], then [`fn@sweep`].
 //!
 //! The archive knows neither Firestore nor the operations; it takes and gives documents as bytes.
 
@@ -20,9 +21,11 @@ mod documents;
 pub mod envelope;
 pub mod error;
 pub mod filter;
+pub mod forget;
 pub mod ids;
 pub mod index_page;
 mod index_writer;
+pub mod lease;
 mod merge;
 pub mod range_writer;
 pub mod reader;
@@ -33,12 +36,14 @@ mod sealed;
 pub mod selection;
 pub mod session;
 pub mod snapshot;
+pub mod sweep;
 
 pub use check::{CheckStats, DamageReport, DataSubset, check_data, check_presence, check_structure};
 pub use chunk::ChunkKind;
 pub use counts::{Count, Counts};
 pub use error::{ArchiveError, Damage, DamageKind, Result};
 pub use ids::{ChunkId, ChunkRef, LeaseId, RepositoryId, RunId, SessionId, SnapshotId};
+pub use lease::Lease;
 pub use range_writer::{Flow, RangeOutput, RangeWriter, StoredDocument, WriteStats};
 pub use reader::SnapshotReader;
 pub use record::{BodyLocation, RecordBatch, RecordRef};
@@ -46,3 +51,4 @@ pub use repository::{Parameters, Repository, SnapshotFilter, SnapshotListing};
 pub use selection::Selection;
 pub use session::{Plan, Session, SessionOptions, SnapshotDraft, Totals};
 pub use snapshot::{Consistency, Decision, RangeTime, RunRef, Snapshot, SnapshotKind, SnapshotStats};
+pub use sweep::{SweepOptions, SweepStats, plan_sweep, sweep};
