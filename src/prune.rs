@@ -43,19 +43,12 @@ impl PruneFilter {
             |wanted: &Option<String>, found: &str| wanted.as_deref().is_none_or(|wanted| wanted == found);
         is(&self.project, &snapshot.database.project)
             && is(&self.database, &snapshot.database.database)
-            && (self.tags.is_empty() || self.tags.iter().any(|tags| has_all(&snapshot.tags, tags)))
+            && (self.tags.is_empty() || self.tags.iter().any(|tags| snapshot.has_tags(tags)))
             && (self.hosts.is_empty()
                 || snapshot
                     .host
                     .as_ref()
                     .is_some_and(|host| self.hosts.contains(host)))
-    }
-}
-
-fn has_all(tags: &[String], wanted: &[String]) -> bool {
-    match wanted {
-        [only] if only.is_empty() => tags.is_empty(),
-        wanted => wanted.iter().all(|tag| tags.contains(tag)),
     }
 }
 

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::options::GlobalOptions;
-use crate::archive::Snapshot;
+use crate::archive::SnapshotFilter;
 use crate::prune::PruneFilter;
 
 #[derive(Args, Clone, Debug, Default)]
@@ -28,14 +28,18 @@ impl SnapshotFilterArgs {
         }
     }
 
-    /// Whether tags and hosts pass.
-    pub(crate) fn accepts(&self, snapshot: &Snapshot) -> bool {
-        let filter = PruneFilter {
+    /// Whether nothing is asked for.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.tags.is_empty() && self.hosts.is_empty()
+    }
+
+    /// For `latest`, of whatever database.
+    pub(crate) fn of_latest(&self) -> SnapshotFilter {
+        SnapshotFilter {
             tags: tag_lists(&self.tags),
             hosts: self.hosts.clone(),
-            ..PruneFilter::default()
-        };
-        filter.accepts(snapshot)
+            ..SnapshotFilter::default()
+        }
     }
 }
 

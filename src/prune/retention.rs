@@ -11,6 +11,7 @@ use std::str::FromStr;
 use chrono::{DateTime, Datelike, Days, NaiveDate, TimeDelta, Timelike, Utc};
 
 use super::timezone::Zone;
+use crate::archive::snapshot::has_tags;
 
 /// How many a rule keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -314,13 +315,6 @@ impl Rule {
         }
         self.last = Some(period);
         true
-    }
-}
-
-fn has_tags(has: &[String], wanted: &[String]) -> bool {
-    match wanted {
-        [only] if only.is_empty() => has.is_empty(),
-        wanted => wanted.iter().all(|tag| has.contains(tag)),
     }
 }
 

@@ -1,6 +1,10 @@
 //! The rules of retention, against tables of what restic's rules mean, and what a plan makes of them.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on should stop")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on should stop"
+)]
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use firebank::archive::*;
@@ -9,7 +13,11 @@ use firebank::prune::{Candidate, Choice, Keep, Policy, PruneError, PruneFilter, 
 use proptest::prelude::*;
 
 fn at(text: &str) -> DateTime<Utc> {
-    let form = if text.len() == 16 { "%Y-%m-%d %H:%M" } else { "%Y-%m-%d %H:%M:%S" };
+    let form = if text.len() == 16 {
+        "%Y-%m-%d %H:%M"
+    } else {
+        "%Y-%m-%d %H:%M:%S"
+    };
     NaiveDateTime::parse_from_str(text, form).unwrap().and_utc()
 }
 
@@ -54,23 +62,120 @@ fn counted_rules_keep_the_newest_of_each_period() {
     ];
     let policy = Policy::default;
     let table: &[(&str, Policy, &[usize])] = &[
-        ("the last two", Policy { last: n(2), ..policy() }, &[0, 1]),
-        ("more than there are", Policy { last: n(99), ..policy() }, &[0, 1, 2, 3, 4, 5, 6]),
-        ("all", Policy { last: Keep::Unlimited, ..policy() }, &[0, 1, 2, 3, 4, 5, 6]),
-        ("hours", Policy { hourly: n(3), ..policy() }, &[0, 1, 2]),
-        ("the newest of each day", Policy { daily: n(3), ..policy() }, &[0, 2, 3]),
-        ("days without a backup do not count", Policy { daily: n(4), ..policy() }, &[0, 2, 3, 5]),
-        ("all days", Policy { daily: Keep::Unlimited, ..policy() }, &[0, 2, 3, 5, 6]),
+        (
+            "the last two",
+            Policy {
+                last: n(2),
+                ..policy()
+            },
+            &[0, 1],
+        ),
+        (
+            "more than there are",
+            Policy {
+                last: n(99),
+                ..policy()
+            },
+            &[0, 1, 2, 3, 4, 5, 6],
+        ),
+        (
+            "all",
+            Policy {
+                last: Keep::Unlimited,
+                ..policy()
+            },
+            &[0, 1, 2, 3, 4, 5, 6],
+        ),
+        (
+            "hours",
+            Policy {
+                hourly: n(3),
+                ..policy()
+            },
+            &[0, 1, 2],
+        ),
+        (
+            "the newest of each day",
+            Policy {
+                daily: n(3),
+                ..policy()
+            },
+            &[0, 2, 3],
+        ),
+        (
+            "days without a backup do not count",
+            Policy {
+                daily: n(4),
+                ..policy()
+            },
+            &[0, 2, 3, 5],
+        ),
+        (
+            "all days",
+            Policy {
+                daily: Keep::Unlimited,
+                ..policy()
+            },
+            &[0, 2, 3, 5, 6],
+        ),
         // 22 September 2015 is a Tuesday, the 20th a Sunday.
-        ("weeks", Policy { weekly: n(3), ..policy() }, &[0, 2, 3]),
-        ("months", Policy { monthly: n(2), ..policy() }, &[0, 5]),
-        ("months of different years", Policy { monthly: n(3), ..policy() }, &[0, 5, 6]),
-        ("years", Policy { yearly: n(1), ..policy() }, &[0]),
-        ("years, and the oldest", Policy { yearly: n(9), ..policy() }, &[0, 6]),
-        ("each rule counts on its own", Policy { last: n(2), daily: n(2), ..policy() }, &[0, 1, 2]),
+        (
+            "weeks",
+            Policy {
+                weekly: n(3),
+                ..policy()
+            },
+            &[0, 2, 3],
+        ),
+        (
+            "months",
+            Policy {
+                monthly: n(2),
+                ..policy()
+            },
+            &[0, 5],
+        ),
+        (
+            "months of different years",
+            Policy {
+                monthly: n(3),
+                ..policy()
+            },
+            &[0, 5, 6],
+        ),
+        (
+            "years",
+            Policy {
+                yearly: n(1),
+                ..policy()
+            },
+            &[0],
+        ),
+        (
+            "years, and the oldest",
+            Policy {
+                yearly: n(9),
+                ..policy()
+            },
+            &[0, 6],
+        ),
+        (
+            "each rule counts on its own",
+            Policy {
+                last: n(2),
+                daily: n(2),
+                ..policy()
+            },
+            &[0, 1, 2],
+        ),
         (
             "what one rule keeps counts for the others",
-            Policy { daily: n(1), monthly: n(1), yearly: n(1), ..policy() },
+            Policy {
+                daily: n(1),
+                monthly: n(1),
+                yearly: n(1),
+                ..policy()
+            },
             &[0],
         ),
         ("a count of nothing keeps nothing", policy(), &[]),
@@ -111,7 +216,12 @@ fn the_oldest_is_kept_while_counts_are_left() {
 #[test]
 fn weeks_are_those_of_iso_8601() {
     // 1 January 2016 is a Friday: of week 53 of 2015, as is Sunday the 3rd.
-    let times = ["2016-01-04 00:00", "2016-01-03 23:59", "2016-01-01 00:00", "2015-12-28 00:00"];
+    let times = [
+        "2016-01-04 00:00",
+        "2016-01-03 23:59",
+        "2016-01-01 00:00",
+        "2015-12-28 00:00",
+    ];
     let weekly = |count| Policy {
         weekly: n(count),
         ..Policy::default()
@@ -121,7 +231,11 @@ fn weeks_are_those_of_iso_8601() {
         yearly: n(2),
         ..Policy::default()
     };
-    assert_eq!(kept(&yearly, &times), [times[0], times[3]], "years are those of the calendar");
+    assert_eq!(
+        kept(&yearly, &times),
+        [times[0], times[3]],
+        "years are those of the calendar"
+    );
 }
 
 #[test]
@@ -130,27 +244,69 @@ fn within_looks_back_from_the_newest_by_the_calendar() {
         within: Some(text.parse().unwrap()),
         ..Policy::default()
     };
-    let times = ["2016-01-18 12:00:00", "2016-01-17 12:00:01", "2016-01-17 12:00:00", "2015-01-18 12:00:01"];
-    assert_eq!(kept(&within("1d"), &times), times[..2], "exactly a day before is not within");
+    let times = [
+        "2016-01-18 12:00:00",
+        "2016-01-17 12:00:01",
+        "2016-01-17 12:00:00",
+        "2015-01-18 12:00:01",
+    ];
+    assert_eq!(
+        kept(&within("1d"), &times),
+        times[..2],
+        "exactly a day before is not within"
+    );
     assert_eq!(kept(&within("24h"), &times), times[..2]);
     assert_eq!(kept(&within("25h"), &times), times[..3]);
     assert_eq!(kept(&within("1y"), &times), times);
     assert_eq!(kept(&within("11m29d"), &times), times[..3]);
     // A month before 31 March is "31 February", which counts on into March.
-    let march = ["2015-03-31 00:00:00", "2015-03-03 00:00:01", "2015-03-03 00:00:00"];
+    let march = [
+        "2015-03-31 00:00:00",
+        "2015-03-03 00:00:01",
+        "2015-03-03 00:00:00",
+    ];
     assert_eq!(kept(&within("1m"), &march), march[..2]);
-    let leap = ["2016-03-31 00:00:00", "2016-03-02 00:00:01", "2016-03-02 00:00:00"];
+    let leap = [
+        "2016-03-31 00:00:00",
+        "2016-03-02 00:00:01",
+        "2016-03-02 00:00:00",
+    ];
     assert_eq!(kept(&within("1m"), &leap), leap[..2]);
     let each_day = Policy {
         within_daily: Some("2d".parse().unwrap()),
         ..Policy::default()
     };
-    let many = ["2016-01-18 12:00", "2016-01-18 11:00", "2016-01-17 12:00", "2016-01-17 11:00", "2016-01-15 11:00"];
-    assert_eq!(kept(&each_day, &many), [many[0], many[2]], "there are no counts to be left for the oldest");
-    for wrong in ["", "1", "d", "1w", "1d2", "-1d", "0d", "1.5d", "1é", "999999999999y", "100000y"] {
+    let many = [
+        "2016-01-18 12:00",
+        "2016-01-18 11:00",
+        "2016-01-17 12:00",
+        "2016-01-17 11:00",
+        "2016-01-15 11:00",
+    ];
+    assert_eq!(
+        kept(&each_day, &many),
+        [many[0], many[2]],
+        "there are no counts to be left for the oldest"
+    );
+    for wrong in [
+        "",
+        "1",
+        "d",
+        "1w",
+        "1d2",
+        "-1d",
+        "0d",
+        "1.5d",
+        "1é",
+        "999999999999y",
+        "100000y",
+    ] {
         assert!(wrong.parse::<firebank::prune::Within>().is_err(), "{wrong}");
     }
-    assert_eq!("1y5m7d2h".parse::<firebank::prune::Within>().unwrap().to_string(), "1y5m7d2h");
+    assert_eq!(
+        "1y5m7d2h".parse::<firebank::prune::Within>().unwrap().to_string(),
+        "1y5m7d2h"
+    );
     // Before all time: everything is within.
     assert_eq!(kept(&within("99999y"), &times), times);
 }
@@ -161,7 +317,12 @@ fn a_backup_of_the_future_does_not_move_the_look_back() {
         within: Some("2d".parse().unwrap()),
         ..Policy::default()
     };
-    let times = ["2031-01-01 00:00", "2029-12-31 00:00", "2029-12-30 00:00", "2029-12-28 00:00"];
+    let times = [
+        "2031-01-01 00:00",
+        "2029-12-31 00:00",
+        "2029-12-30 00:00",
+        "2029-12-28 00:00",
+    ];
     assert_eq!(kept(&within, &times), times[..3]);
     let future = ["2031-01-09 00:00", "2031-01-01 00:00"];
     assert_eq!(kept(&within, &future), future, "without a present nothing is old");
@@ -185,7 +346,11 @@ fn days_begin_where_the_time_zone_says() {
         zone: "Europe/Berlin".parse().unwrap(),
         ..Policy::default()
     };
-    let spring = ["2024-04-01 00:30:00", "2024-03-31 01:00:01", "2024-03-31 00:59:59"];
+    let spring = [
+        "2024-04-01 00:30:00",
+        "2024-03-31 01:00:01",
+        "2024-03-31 00:59:59",
+    ];
     assert_eq!(kept(&within, &spring), spring[..2]);
 }
 
@@ -193,7 +358,12 @@ fn days_begin_where_the_time_zone_says() {
 fn tags_and_ids_keep_without_counting() {
     let tags: Vec<Vec<String>> = ["", "foo", "foo,bar", "bar"]
         .iter()
-        .map(|tags| tags.split(',').filter(|tag| !tag.is_empty()).map(str::to_owned).collect())
+        .map(|tags| {
+            tags.split(',')
+                .filter(|tag| !tag.is_empty())
+                .map(str::to_owned)
+                .collect()
+        })
         .collect();
     let candidates: Vec<Candidate<'_>> = tags
         .iter()
@@ -206,7 +376,9 @@ fn tags_and_ids_keep_without_counting() {
         .collect();
     let kept = |policy: Policy| -> Vec<usize> {
         let reasons = policy.apply(&candidates, now());
-        (0..reasons.len()).filter(|place| !reasons[*place].is_empty()).collect()
+        (0..reasons.len())
+            .filter(|place| !reasons[*place].is_empty())
+            .collect()
     };
     let tagged = |lists: &[&[&str]]| Policy {
         tags: lists
@@ -303,7 +475,12 @@ fn listing(mut snapshots: Vec<Snapshot>) -> SnapshotListing {
 }
 
 fn plan(policy: Policy, snapshots: Vec<Snapshot>) -> Result<PrunePlan, PruneError> {
-    plan_snapshots(listing(snapshots), &Choice::Policy(policy), &PruneFilter::default(), now())
+    plan_snapshots(
+        listing(snapshots),
+        &Choice::Policy(policy),
+        &PruneFilter::default(),
+        now(),
+    )
 }
 
 fn going(plan: &PrunePlan) -> Vec<u64> {
@@ -360,7 +537,10 @@ fn the_last_of_a_group_stays_whatever_the_rules_say() {
     let plan = plan(policy, all).unwrap();
     assert_eq!(going(&plan), [2, 3]);
     let last = &plan.groups[1].1[0];
-    assert_eq!((last.snapshot.id.to_u64(), &*last.reasons), (4, &["the last of its group".to_owned()][..]));
+    assert_eq!(
+        (last.snapshot.id.to_u64(), &*last.reasons),
+        (4, &["the last of its group".to_owned()][..])
+    );
 }
 
 #[test]
@@ -374,7 +554,10 @@ fn a_policy_that_would_keep_nothing_is_refused() {
     assert!(matches!(error, PruneError::KeepsNothing(_)), "{error}");
     let error = plan(Policy::default(), two()).unwrap_err();
     assert!(matches!(error, PruneError::EmptyPolicy), "{error}");
-    assert!(going(&plan(Policy::last(1), Vec::new()).unwrap()).is_empty(), "an empty repository is no policy's fault");
+    assert!(
+        going(&plan(Policy::last(1), Vec::new()).unwrap()).is_empty(),
+        "an empty repository is no policy's fault"
+    );
 }
 
 #[test]
@@ -383,7 +566,11 @@ fn what_a_compaction_replaced_goes_and_is_not_counted() {
         replaces: Some(SnapshotId::from_u64(2)),
         ..snapshot(3, "2020-01-02 00:00")
     };
-    let all = vec![snapshot(1, "2020-01-01 00:00"), snapshot(2, "2020-01-02 00:00"), compacted];
+    let all = vec![
+        snapshot(1, "2020-01-01 00:00"),
+        snapshot(2, "2020-01-02 00:00"),
+        compacted,
+    ];
     let plan = plan(Policy::last(2), all).unwrap();
     assert_eq!(going(&plan), [2]);
     assert!(plan.to_forget()[0].1.starts_with("replaced by "));
@@ -444,7 +631,10 @@ fn filters_leave_all_others_alone() {
 fn an_unreadable_snapshot_stops_the_rules_but_can_be_named() {
     let unreadable = |id: u64| {
         let name = SnapshotId::from_u64(id).snapshot_name();
-        (name.clone(), ArchiveError::damaged(name, DamageKind::Checksum, "a bit flipped"))
+        (
+            name.clone(),
+            ArchiveError::damaged(name, DamageKind::Checksum, "a bit flipped"),
+        )
     };
     let with_damage = || SnapshotListing {
         unreadable: vec![unreadable(9), ("snapshots/notes.txt".to_owned(), unreadable(9).1)],
@@ -452,7 +642,10 @@ fn an_unreadable_snapshot_stops_the_rules_but_can_be_named() {
     };
     let plan = |choice| plan_snapshots(with_damage(), &choice, &PruneFilter::default(), now());
     let error = plan(Choice::Policy(Policy::last(1))).unwrap_err().to_string();
-    assert!(error.contains("0000000000000009.json") && error.contains("nothing is deleted"), "{error}");
+    assert!(
+        error.contains("0000000000000009.json") && error.contains("nothing is deleted"),
+        "{error}"
+    );
     let named = plan(Choice::Snapshots(vec![SnapshotId::from_u64(9)])).unwrap();
     assert_eq!(going(&named), [9]);
 }
