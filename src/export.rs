@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use futures::{Stream, TryStreamExt};
 use tokio::sync::mpsc;
 
-use crate::archive::{ArchiveError, Snapshot, SnapshotReader};
+use crate::archive::{ArchiveError, Lease, Snapshot, SnapshotReader};
 use crate::document::{CollectionPath, DatabaseName, DocumentBatch, KeyRange, PathError, Timestamp};
 use crate::firestore::{self, Firestore, ScanOptions};
 use crate::json::{BackupSummary, CollectionWriter, JsonError, Origin, WrittenFile};
@@ -108,6 +108,39 @@ pub async fn export_database(
 /// # Errors
 /// As [`export_database`].
 pub async fn export_snapshot(
+    reader: &SnapshotReader,
+    snapshot: &Snapshot,
+    options: &ExportOptions,
+    progress: &Progress,
+) -> Result<ExportStats, ExportError> {
+    let lease = Lease::of(reader, "export").await?;
+    let mut exported = export_collections(reader, snapshot, options, progress).await;
+    lease.release().await;
+    match &mut exported {
+        Err(error) => explain(reader, error).await,
+        Ok(stats) => {
+            for (_, error) in &mut stats.failed {
+                explain(reader, error).await;
+            }
+        }
+    }
+    exported
+}
+
+/// Puts the real reason in the place of a missing object, where the snapshot was forgotten meanwhile.
+async fn explain(reader: &SnapshotReader, error: &mut ExportError) {
+    if let ExportError::Archive(inner) = error {
+        let taken = std::mem::replace(
+            inner,
+            ArchiveError::Forgotten {
+                snapshot: reader.id(),
+            },
+        );
+        *inner = reader.repository().explain(reader.id(), taken).await;
+    }
+}
+
+async fn export_collections(
     reader: &SnapshotReader,
     snapshot: &Snapshot,
     options: &ExportOptions,

@@ -9,7 +9,7 @@
 //! | [`store`] | objects in a folder or in memory, created once, requests counted |
 //! | [`archive`] | the repository's format: chunks, runs, snapshots, sessions, the merge that reads a snapshot |
 //! | [`json`] | the JSON files for compatibility |
-//! | [`backup`](mod@backup), [`restore`](mod@restore), [`verify`](mod@verify), [`export`], [`import`](mod@import), [`compare`](mod@compare), [`diff`](mod@diff), [`history`](mod@history) | the operations, one file each: options in, stats out |
+//! | [`backup`](mod@backup), [`restore`](mod@restore), [`verify`](mod@verify), [`prune`](mod@prune), [`export`], [`import`](mod@import), [`compare`](mod@compare), [`diff`](mod@diff), [`history`](mod@history) | the operations, one file each: options in, stats out |
 //! | [`sandbox`] | an embedded Firestore for the demonstration, the tests and the benchmarks |
 //! | [`cli`] | the command line |
 //!
@@ -45,6 +45,7 @@ pub mod import;
 pub mod json;
 pub mod path_filter;
 pub mod progress;
+pub mod prune;
 pub mod restore;
 pub mod sandbox;
 pub mod store;

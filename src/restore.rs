@@ -14,7 +14,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use tokio::sync::mpsc;
 use tonic::Code;
 
-use crate::archive::{ArchiveError, SnapshotReader};
+use crate::archive::{ArchiveError, Lease, SnapshotReader};
 use crate::document::{DocumentBatch, DocumentPath, KeyRange, PathError};
 use crate::firestore::{
     self, BulkWriter, DeadLetterFile, FailureSink, Firestore, WriteFailure, WriteMode, WriteOptions,
@@ -137,6 +137,23 @@ pub async fn plan_restore(reader: &SnapshotReader, filter: &PathFilter) -> Resul
 /// At the first part of the snapshot that is damaged or missing, and when the database cannot be written at all. A single
 /// document that the database refuses is no error: it is counted and goes to the dead-letter file.
 pub async fn restore(
+    reader: &SnapshotReader,
+    database: &Firestore,
+    options: RestoreOptions,
+    progress: &Progress,
+) -> Result<RestoreStats, RestoreError> {
+    let lease = Lease::of(reader, "restore").await?;
+    let restored = restore_all(reader, database, options, progress).await;
+    lease.release().await;
+    match restored {
+        Err(RestoreError::Archive(error)) => {
+            Err(reader.repository().explain(reader.id(), error).await.into())
+        }
+        restored => restored,
+    }
+}
+
+async fn restore_all(
     reader: &SnapshotReader,
     database: &Firestore,
     options: RestoreOptions,

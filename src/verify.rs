@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use crate::archive::forget::is_missing_object;
 use crate::archive::{
-    ArchiveError, Damage, DamageReport, DataSubset, Repository, Snapshot, SnapshotReader, check_contents,
-    check_presence,
+    ArchiveError, Damage, DamageReport, DataSubset, Lease, Repository, Snapshot, SnapshotId, SnapshotReader,
+    check_contents, check_presence,
 };
 use crate::progress::Progress;
 
@@ -57,31 +58,71 @@ impl VerifyStats {
 
 /// Checks snapshots. Damage is a finding and never stops the check of the rest.
 ///
+/// Snapshots that retention gives up meanwhile are not damaged: of all snapshots, they are left out.
+///
 /// # Errors
-/// When the repository cannot be read for another reason than damage: then nothing can be said.
+/// When the repository cannot be read for another reason than damage: then nothing can be said. And
+/// [`ArchiveError::Forgotten`] when a snapshot that was asked for was given up meanwhile.
 pub async fn verify(
     repository: &Repository,
     options: VerifyOptions,
     progress: &Progress,
 ) -> Result<VerifyStats, ArchiveError> {
     let start = Instant::now();
-    let mut report = DamageReport::default();
-    let snapshots = match options.snapshots {
-        Some(snapshots) => snapshots,
-        None => {
-            let listing = repository.snapshots().await?;
-            for (_, error) in listing.unreadable {
-                report.add(error.into_damage()?);
+    loop {
+        let mut report = DamageReport::default();
+        let mut snapshots = match &options.snapshots {
+            Some(snapshots) => snapshots.clone(),
+            None => {
+                let listing = repository.snapshots().await?;
+                for (_, error) in listing.unreadable {
+                    report.add(error.into_damage()?);
+                }
+                listing.snapshots
             }
-            listing.snapshots
+        };
+        let ids: Vec<SnapshotId> = snapshots.iter().map(|snapshot| snapshot.id).collect();
+        let lease = Lease::take(repository, &ids, "verify").await?;
+        let mut fallen = lease.fallen().to_vec();
+        snapshots.retain(|snapshot| !fallen.contains(&snapshot.id));
+        let checked = match options.snapshots.is_some() && !fallen.is_empty() {
+            true => Ok(VerifyStats::default()),
+            false => check(repository, &snapshots, options.read_data, &mut report, progress).await,
+        };
+        lease.release().await;
+        let mut stats = checked?;
+        // Only a reader without a lease, or with one that was taken for dead, can meet this.
+        let lost = report.damages().iter().any(is_missing_object);
+        if lost {
+            fallen.extend(repository.fallen(&ids).await?);
         }
-    };
+        match fallen.first() {
+            Some(&snapshot) if options.snapshots.is_some() => {
+                return Err(ArchiveError::Forgotten { snapshot });
+            }
+            Some(_) if lost => continue,
+            _ => {}
+        }
+        stats.damage_count = report.count();
+        stats.damage = report.damages().to_vec();
+        stats.duration = start.elapsed();
+        return Ok(stats);
+    }
+}
+
+async fn check(
+    repository: &Repository,
+    snapshots: &[Snapshot],
+    read_data: Option<DataSubset>,
+    report: &mut DamageReport,
+    progress: &Progress,
+) -> Result<VerifyStats, ArchiveError> {
     let mut stats = VerifyStats {
         snapshots: snapshots.len() as u64,
         ..VerifyStats::default()
     };
     let mut readers: Vec<SnapshotReader> = Vec::with_capacity(snapshots.len());
-    for snapshot in &snapshots {
+    for snapshot in snapshots {
         match repository.reader(snapshot).await {
             Ok(reader) => readers.push(reader),
             Err(error) => report.add(error.into_damage()?),
@@ -90,12 +131,9 @@ pub async fn verify(
     progress.set_total_documents(snapshots.iter().map(|snapshot| snapshot.documents).sum());
 
     stats.documents = readers.iter().map(|reader| reader.snapshot().documents).sum();
-    stats.objects = check_presence(&readers, &mut report).await?.objects;
-    let read = check_contents(&readers, options.read_data, &mut report, progress).await?;
+    stats.objects = check_presence(&readers, report).await?.objects;
+    let read = check_contents(&readers, read_data, report, progress).await?;
     stats.stored_bytes = read.stored_bytes;
     stats.data_bytes = read.raw_bytes;
-    stats.damage_count = report.count();
-    stats.damage = report.damages().to_vec();
-    stats.duration = start.elapsed();
     Ok(stats)
 }

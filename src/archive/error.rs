@@ -67,6 +67,35 @@ pub enum ArchiveError {
         /// What it may mean.
         candidates: Vec<SnapshotId>,
     },
+    /// The snapshot was given up by retention, before or while it was read.
+    #[error("snapshot {snapshot} was forgotten; its data may be gone already. Choose another snapshot")]
+    Forgotten {
+        /// The snapshot.
+        snapshot: SnapshotId,
+    },
+    /// What an object refers to cannot be told, so nothing may be deleted.
+    #[error("nothing is deleted while it is not known what `{object}` needs: {source}. {advice}")]
+    CannotSweep {
+        /// The object.
+        object: String,
+        /// Why not.
+        source: Box<ArchiveError>,
+        /// What to do.
+        advice: String,
+    },
+    /// The store refuses to delete what nothing needs any more.
+    #[error(
+        "{refused} could not be deleted, `{first}` first: {source}. Deleting is the right that `clean` needs beyond those of a \
+         backup; what is left harms nobody, and the next `clean` tries again"
+    )]
+    NotDeleted {
+        /// How many were refused.
+        refused: u64,
+        /// The first of them.
+        first: String,
+        /// What the store said of it.
+        source: StoreError,
+    },
     /// The session was given up by somebody, perhaps because it seemed dead.
     #[error("session {session} was aborted{reason}. Start a new one")]
     Aborted {

@@ -123,6 +123,18 @@ impl SessionId {
     }
 }
 
+impl LeaseId {
+    /// The object: `leases/<id>.json`.
+    pub fn name(self) -> String {
+        format!("leases/{self}.json")
+    }
+
+    /// The lease that an object of this name is, if it can be one.
+    pub(crate) fn of_object(name: &str) -> Option<Self> {
+        name.strip_prefix("leases/")?.strip_suffix(".json")?.parse().ok()
+    }
+}
+
 /// What a chunk holds, by its plaintext: see [`chunk`](super::chunk). Equal plaintext cut into equal frames has an equal
 /// id, whoever wrote it and however it was compressed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

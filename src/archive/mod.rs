@@ -7,8 +7,8 @@
 //! [`Session::layer_writer`] (what changed since the parent) or [`Session::exact_range_writer`] (reused bodies) →
 //! [`RangeWriter::finish`] → [`Session::commit`].
 //! Reading: [`Repository::resolve`] → [`Repository::reader`] → [`SnapshotReader::records`] (names only),
-//! [`SnapshotReader::documents`], [`SnapshotReader::get`]; [`changes`] between two. Checking: [`check_contents`],
-//! [`check_presence`].
+//! [`SnapshotReader::documents`], [`SnapshotReader::get`]; [`changes`] between two; what takes long holds a [`Lease`]. Checking:
+//! [`check_contents`], [`check_presence`]. Deleting: [`Repository::forget`], then [`fn@sweep`].
 //!
 //! The archive knows neither Firestore nor the operations; it takes and gives documents as bytes.
 
@@ -23,11 +23,13 @@ mod documents;
 pub mod envelope;
 pub mod error;
 pub mod filter;
+pub mod forget;
 mod heap;
 pub mod ids;
 pub mod index_page;
 mod index_writer;
 pub mod layer_writer;
+pub mod lease;
 mod lookup;
 mod merge;
 pub mod range_writer;
@@ -39,6 +41,7 @@ mod sealed;
 pub mod selection;
 pub mod session;
 pub mod snapshot;
+pub mod sweep;
 
 pub use changes::{Change, ChangeBatch, ChangeKind, changes};
 pub use check::{CheckStats, DamageReport, DataSubset, check_contents, check_presence};
@@ -47,6 +50,7 @@ pub use counts::{Count, Counts};
 pub use error::{ArchiveError, Damage, DamageKind, Result};
 pub use ids::{ChunkId, ChunkRef, LeaseId, RepositoryId, RunId, SessionId, SnapshotId};
 pub use layer_writer::{Compared, LayerWriter};
+pub use lease::Lease;
 pub use range_writer::{Flow, RangeOutput, RangeWriter, StoredDocument, WriteStats};
 pub use reader::SnapshotReader;
 pub use record::{BodyLocation, RecordBatch, RecordRef};
@@ -56,3 +60,4 @@ pub use session::{Plan, Session, SessionOptions, SnapshotDraft, Totals};
 pub use snapshot::{
     Consistency, Decision, RangeTime, ReadMode, RunRef, Snapshot, SnapshotKind, SnapshotStats,
 };
+pub use sweep::{SweepOptions, SweepStats, plan_sweep, sweep};

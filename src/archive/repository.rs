@@ -420,6 +420,10 @@ pub struct SnapshotFilter {
     pub selection: Option<Selection>,
     /// Of this kind; a backup when none.
     pub kind: Option<SnapshotKind>,
+    /// With all tags of one of these lists; with any when there is none.
+    pub tags: Vec<Vec<String>>,
+    /// Taken by one of these machines; by any when there is none.
+    pub hosts: Vec<String>,
 }
 
 impl SnapshotFilter {
@@ -433,5 +437,11 @@ impl SnapshotFilter {
                 Some(selection) => *selection == snapshot.selection,
                 None => snapshot.selection.is_all(),
             }
+            && (self.tags.is_empty() || self.tags.iter().any(|tags| snapshot.has_tags(tags)))
+            && (self.hosts.is_empty()
+                || snapshot
+                    .host
+                    .as_ref()
+                    .is_some_and(|host| self.hosts.contains(host)))
     }
 }

@@ -68,8 +68,8 @@ pub struct Plan {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Pins {
-    pins: Vec<SnapshotId>,
+pub(crate) struct Pins {
+    pub(crate) pins: Vec<SnapshotId>,
 }
 
 /// How to begin a session.
@@ -188,9 +188,11 @@ impl Session {
         pins.pins.extend(options.plan.parent);
         pins.pins.sort();
         pins.pins.dedup();
+        let mut resumed = false;
         match store.put_new(&pins_name, envelope::encode("pins", &pins)?).await {
             Ok(()) => {}
             Err(StoreError::AlreadyExists { .. }) => {
+                resumed = true;
                 let bytes = store.get_at_most(&pins_name, MAX_JSON_LEN).await?;
                 pins = envelope::decode(&pins_name, "pins", &bytes)?;
             }
@@ -199,13 +201,8 @@ impl Session {
         let plan_name = format!("{}/plan.json", id.folder());
         if !store.exists(&plan_name).await? {
             for &pin in &pins.pins {
-                let what = match repository.decision(pin).await? {
-                    Some(Decision::Committed(_)) if store.exists(&pin.forgotten_name()).await? => {
-                        "was forgotten"
-                    }
-                    Some(Decision::Committed(_)) => continue,
-                    Some(Decision::Aborted(_)) => "was aborted",
-                    None => "does not exist",
+                let Some(what) = repository.why_fallen(pin).await? else {
+                    continue;
                 };
                 let reason = format!("snapshot {pin}, which it was to build upon, {what}");
                 abort(repository, id, &reason).await?;
@@ -223,7 +220,7 @@ impl Session {
                 Err(error) => return Err(error.into()),
             }
         }
-        Self::work(repository, id, pins, options.upload_budget).await
+        Self::work(repository, id, pins, options.upload_budget, resumed).await
     }
 
     /// Takes part in a session that has a plan.
@@ -235,11 +232,17 @@ impl Session {
         let name = format!("{}/pins.json", id.folder());
         let bytes = repository.store().get_at_most(&name, MAX_JSON_LEN).await?;
         let pins = envelope::decode(&name, "pins", &bytes)?;
-        Self::work(repository, id, pins, upload_budget).await
+        Self::work(repository, id, pins, upload_budget, true).await
     }
 
-    /// Works from the stored plan.
-    async fn work(repository: &Repository, id: SessionId, pins: Pins, upload_budget: u64) -> Result<Self> {
+    /// Works from the stored plan. One that is `resumed` may be old, and shows that it lives at once.
+    async fn work(
+        repository: &Repository,
+        id: SessionId,
+        pins: Pins,
+        upload_budget: u64,
+        resumed: bool,
+    ) -> Result<Self> {
         match repository.decision(id).await? {
             None => {}
             Some(Decision::Aborted(record)) => return Err(aborted(record)),
@@ -250,7 +253,7 @@ impl Session {
         let name = format!("{}/plan.json", id.folder());
         let bytes = repository.store().get_at_most(&name, MAX_JSON_LEN).await?;
         let plan: Plan = envelope::decode(&name, "plan", &bytes)?;
-        let heartbeat = Heartbeat::start(repository, id);
+        let heartbeat = Heartbeat::start(repository, id, resumed);
         // What changed is hardly ever stored already: not worth reading the directories of everything each night.
         let known = match plan.parent {
             Some(_) => HashMap::new(),
@@ -363,6 +366,7 @@ impl Session {
         let snapshot = shared.snapshot(draft, run, stats)?;
         let name = shared.id.snapshot_name();
         let record = Decision::Committed(Box::new(snapshot.clone()));
+        shared.check_undecided().await?;
         match shared.repository.store().put_new(&name, record.encode()?).await {
             Ok(()) => Ok(snapshot),
             Err(StoreError::AlreadyExists { .. }) => match shared.repository.decision(shared.id).await? {
@@ -475,6 +479,21 @@ impl Known {
 impl SessionShared {
     pub(crate) fn id(&self) -> SessionId {
         self.id
+    }
+
+    /// Sweeps remove the records of aborted sessions in the end, long after the sessions' objects. A worker that slept for so
+    /// long must not find its name free again: its plan is gone then.
+    async fn check_undecided(&self) -> Result<()> {
+        let store = self.repository.store();
+        if store.exists(&format!("{}/plan.json", self.id.folder())).await?
+            || store.exists(&self.id.snapshot_name()).await?
+        {
+            return Ok(());
+        }
+        Err(ArchiveError::Aborted {
+            session: self.id,
+            reason: ": it slept so long that a sweep has removed it".to_owned(),
+        })
     }
 
     pub(crate) fn plan(&self) -> &Plan {
@@ -657,12 +676,14 @@ fn verify_frames(name: &str, table: FrameTable, bytes: &[u8]) -> Result<FrameTab
 struct Heartbeat(tokio::task::JoinHandle<()>);
 
 impl Heartbeat {
-    fn start(repository: &Repository, session: SessionId) -> Self {
+    fn start(repository: &Repository, session: SessionId, at_once: bool) -> Self {
         let store = repository.store().clone();
         Self(tokio::spawn(async move {
             let worker = SessionId::random();
             for beat in 0u64.. {
-                tokio::time::sleep(HEARTBEAT_EVERY).await;
+                if beat > 0 || !at_once {
+                    tokio::time::sleep(HEARTBEAT_EVERY).await;
+                }
                 let name = format!("{}/heartbeats/{worker}-{beat}", session.folder());
                 if let Err(error) = store.put_new(&name, bytes::Bytes::from_static(b"{}\n")).await {
                     tracing::warn!(%session, "no heartbeat: {error}");

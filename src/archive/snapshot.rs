@@ -247,6 +247,21 @@ pub struct Snapshot {
     pub extra: BTreeMap<String, serde_json::Value>,
 }
 
+impl Snapshot {
+    /// Whether it has all of these tags. One empty tag asks for a snapshot without any, as restic means it.
+    pub fn has_tags(&self, wanted: &[String]) -> bool {
+        has_tags(&self.tags, wanted)
+    }
+}
+
+/// Whether all wanted tags are there; one empty tag asks for none at all.
+pub fn has_tags(tags: &[String], wanted: &[String]) -> bool {
+    match wanted {
+        [only] if only.is_empty() => tags.is_empty(),
+        wanted => wanted.iter().all(|tag| tags.contains(tag)),
+    }
+}
+
 /// A session that was given up.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AbortRecord {

@@ -8,7 +8,8 @@ use clap::{Args, ValueEnum};
 use super::backup::root_collections;
 use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
-use super::snapshots::find_snapshot;
+use super::snapshot_filter::SnapshotFilterArgs;
+use super::snapshots::find_filtered;
 use super::{Outcome, json_backup};
 use crate::export::export_snapshot;
 use crate::progress::Progress;
@@ -29,6 +30,8 @@ pub(crate) struct ExportCommand {
     /// Include the `_migrations` collection
     #[arg(long)]
     include_migrations: bool,
+    #[command(flatten)]
+    latest: SnapshotFilterArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -42,7 +45,7 @@ impl ExportCommand {
         let Format::Json = self.format;
         let collections = root_collections(&self.collections)?;
         let repository = global.open_repository().await?;
-        let snapshot = find_snapshot(global, &repository, &self.snapshot).await?;
+        let snapshot = find_filtered(global, &repository, &self.snapshot, &self.latest).await?;
         let reader = repository.reader(&snapshot).await?;
         let options = json_backup::options(self.output, collections, self.include_migrations)?;
         let progress = Arc::new(Progress::new());

@@ -6,13 +6,17 @@ use clap::Args;
 use serde::Serialize;
 
 use super::options::GlobalOptions;
+use super::snapshot_filter::SnapshotFilterArgs;
 use super::snapshots::SnapshotView;
 use super::{Outcome, output};
-use crate::archive::{ArchiveError, Repository, Snapshot};
+use crate::archive::{ArchiveError, Repository, Snapshot, SnapshotId};
 use crate::json::{Header, JsonBackup, list_folder};
 
 #[derive(Args, Debug)]
-pub(crate) struct ListBackupsCommand {}
+pub(crate) struct ListBackupsCommand {
+    #[command(flatten)]
+    filter: SnapshotFilterArgs,
+}
 
 #[derive(Serialize)]
 struct Listing<'a> {
@@ -76,8 +80,15 @@ impl ListBackupsCommand {
             Err(error) if !is_not_a_repository(&error) => return Err(error),
             opened => opened,
         };
-        let json_backups: Vec<JsonEntry> = list_folder(&path)?.into_iter().map(JsonEntry::new).collect();
-        let (snapshots, unreadable) = snapshots(repository, &path, !json_backups.is_empty()).await?;
+        let mut json_backups: Vec<JsonEntry> = list_folder(&path)?.into_iter().map(JsonEntry::new).collect();
+        let (mut snapshots, unreadable) = snapshots(repository, &path, !json_backups.is_empty()).await?;
+        let filter = self.filter.prune_filter(global);
+        snapshots.retain(|snapshot| filter.accepts(snapshot));
+        // Files have neither tags nor hosts, and do not always say which database they are of.
+        json_backups.retain(|backup| {
+            self.filter.is_empty()
+                && (filter.project.is_none() || backup.error.is_some() || backup.project == filter.project)
+        });
         let output = global.output();
         show(output, &snapshots, &json_backups)?;
         for object in &unreadable {
@@ -144,7 +155,7 @@ fn show(output: output::Output, snapshots: &[Snapshot], json_backups: &[JsonEntr
             "selection",
             "documents",
             "new bytes",
-            "duration",
+            "took",
             "parent",
             "layers",
             "tags",
@@ -163,11 +174,8 @@ fn show(output: output::Output, snapshots: &[Snapshot], json_backups: &[JsonEntr
                         .to_std()
                         .unwrap_or_default(),
                 ),
-                snapshot
-                    .parent
-                    .map(|parent| parent.to_string())
-                    .unwrap_or_default(),
-                snapshot.runs.len().to_string(),
+                snapshot.parent.map_or_else(String::new, short_id),
+                output::number(snapshot.runs.len() as u64),
                 output::printable(&snapshot.tags.join(",")),
             ]);
         }
@@ -196,4 +204,9 @@ fn show(output: output::Output, snapshots: &[Snapshot], json_backups: &[JsonEntr
         output.table(&table)?;
     }
     Ok(())
+}
+
+/// Enough of an id to find it in the first column.
+fn short_id(id: SnapshotId) -> String {
+    id.to_string().chars().take(8).collect()
 }

@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use super::listing::JsonListing;
 use super::options::GlobalOptions;
-use super::snapshots::find_snapshot;
+use super::snapshot_filter::SnapshotFilterArgs;
+use super::snapshots::find_filtered;
 use super::{Outcome, UsageError, output};
 use crate::document::{CollectionPath, DocumentPath, KeyRange};
 
@@ -21,6 +22,8 @@ pub(crate) struct LsCommand {
     /// Also show update time and size
     #[arg(short, long)]
     long: bool,
+    #[command(flatten)]
+    latest: SnapshotFilterArgs,
 }
 
 #[derive(Serialize)]
@@ -34,7 +37,7 @@ impl LsCommand {
     pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
         let range = self.prefix.as_deref().map_or(Ok(KeyRange::all()), subtree)?;
         let repository = global.open_repository().await?;
-        let snapshot = find_snapshot(global, &repository, &self.snapshot).await?;
+        let snapshot = find_filtered(global, &repository, &self.snapshot, &self.latest).await?;
         let output = global.output();
         let mut listing = JsonListing::start(
             output.is_json(),

@@ -1,11 +1,13 @@
 //! The command line: clap definitions, one file a command, and nothing that a library user would miss.
 
 mod backup;
+mod clean;
 mod completions;
 mod confirm;
 mod demo;
 mod diff;
 mod doctor;
+mod durations;
 mod export;
 mod history;
 mod import;
@@ -21,6 +23,7 @@ mod progress;
 mod restore;
 mod sandbox;
 mod show;
+mod snapshot_filter;
 mod snapshots;
 mod status;
 mod verify;
@@ -31,6 +34,7 @@ use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -38,6 +42,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::archive::lease;
 use options::GlobalOptions;
 
 /// Back up, verify and restore Google Cloud Firestore
@@ -79,6 +84,9 @@ enum Command {
     Verify(verify::VerifyCommand),
     /// Write a snapshot or a JSON backup into a database
     Restore(restore::RestoreCommand),
+    /// Remove old backups by rules, and delete what nothing needs any more
+    #[command(visible_alias = "prune")]
+    Clean(clean::CleanCommand),
     /// Write a snapshot as JSON files
     Export(export::ExportCommand),
     /// Write JSON files into a database
@@ -103,6 +111,9 @@ pub(crate) enum Outcome {
     /// Done, but something needs a look.
     NeedsLook,
 }
+
+/// How long an interrupted command waits for its leases to be removed.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
 
 const EXIT_FAILED: u8 = 1;
 const EXIT_USAGE: u8 = 2;
@@ -180,6 +191,11 @@ fn start(cli: Cli) -> anyhow::Result<Outcome> {
     let outcome = runtime
         .block_on(command)
         .unwrap_or_else(|stopped| Err(stopped.into()));
+    // A command that was interrupted has dropped its leases; what cannot be removed in time expires.
+    let released = async { tokio::time::timeout(RELEASE_PATIENCE, lease::all_released()).await };
+    if runtime.block_on(released).is_err() {
+        tracing::info!("a lease is left to a later `clean`");
+    }
     // Blocking tasks that nobody waits for any more must not hold the process.
     runtime.shutdown_background();
     outcome
@@ -197,6 +213,7 @@ async fn run(global: &GlobalOptions, command: Command) -> anyhow::Result<Outcome
         Command::Diff(command) => command.run(global).await,
         Command::Verify(command) => command.run(global).await,
         Command::Restore(command) => command.run(global).await,
+        Command::Clean(command) => command.run(global).await,
         Command::Export(command) => command.run(global).await,
         Command::Import(command) => command.run(global).await,
         Command::Status(command) => command.run(global).await,
@@ -222,6 +239,7 @@ impl Command {
             Self::Restore(_) | Self::Import(_) => {
                 "the documents that were written stay written; the same command again writes them all"
             }
+            Self::Clean(_) => "what was forgotten is forgotten, and the next `clean` deletes the rest",
             Self::Export(_) => "the files that are there are whole, the others are missing",
             _ => "it is not finished",
         })

@@ -140,6 +140,11 @@ impl GlobalOptions {
             .or_else(|| self.key_file().and_then(|file| project_of_key_file(&file)))
     }
 
+    /// The project that the command line names, whatever the environment says.
+    pub(crate) fn project_flag(&self) -> Option<&str> {
+        self.project.as_deref().filter(|project| !project.is_empty())
+    }
+
     /// The database that the user named, by the flag or the environment.
     pub(crate) fn named_database(&self) -> Option<&str> {
         self.database.as_deref().filter(|database| !database.is_empty())

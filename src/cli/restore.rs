@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
-use super::snapshots::find_snapshot;
+use super::snapshot_filter::SnapshotFilterArgs;
+use super::snapshots::find_filtered;
 use super::write_args::{WriteArgs, report, show_plan};
 use super::{Outcome, UsageError, json_restore, output};
 use crate::archive::{Repository, Snapshot};
@@ -37,6 +38,8 @@ pub(crate) struct RestoreCommand {
     in_place: bool,
     #[command(flatten)]
     write: WriteArgs,
+    #[command(flatten)]
+    latest: SnapshotFilterArgs,
 }
 
 impl RestoreCommand {
@@ -47,7 +50,7 @@ impl RestoreCommand {
             return json_restore::run(global, &[file], &target, filter, &self.write).await;
         }
         let repository = global.open_repository().await?;
-        let snapshot = find_snapshot(global, &repository, &self.source).await?;
+        let snapshot = find_filtered(global, &repository, &self.source, &self.latest).await?;
         let target = self.target(global, &snapshot)?;
         if self.write.dry_run {
             return dry_run(global, &repository, &snapshot, &target, &filter).await;

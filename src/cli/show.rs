@@ -5,7 +5,8 @@ use clap::Args;
 use serde::Serialize;
 
 use super::options::GlobalOptions;
-use super::snapshots::{SnapshotView, find_snapshot};
+use super::snapshot_filter::SnapshotFilterArgs;
+use super::snapshots::{SnapshotView, find_filtered};
 use super::{Outcome, UsageError, output};
 use crate::archive::{Repository, Snapshot};
 use crate::document::{DocumentPath, typed_json};
@@ -16,6 +17,8 @@ pub(crate) struct ShowCommand {
     snapshot: String,
     /// A document's path, to show its fields as typed JSON
     path: Option<String>,
+    #[command(flatten)]
+    latest: SnapshotFilterArgs,
 }
 
 #[derive(Serialize)]
@@ -31,7 +34,7 @@ impl ShowCommand {
         let path = self.path.map(DocumentPath::parse).transpose();
         let path = path.map_err(|error| UsageError::new(error.to_string()))?;
         let repository = global.open_repository().await?;
-        let snapshot = find_snapshot(global, &repository, &self.snapshot).await?;
+        let snapshot = find_filtered(global, &repository, &self.snapshot, &self.latest).await?;
         match path {
             Some(path) => show_document(global, &repository, &snapshot, path).await?,
             None => show_snapshot(global, &snapshot)?,

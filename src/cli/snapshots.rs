@@ -3,7 +3,9 @@
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
+use super::UsageError;
 use super::options::GlobalOptions;
+use super::snapshot_filter::SnapshotFilterArgs;
 use crate::archive::{
     Consistency, Counts, ReadMode, Repository, Selection, Snapshot, SnapshotFilter, SnapshotKind,
 };
@@ -18,11 +20,26 @@ pub(crate) async fn find_snapshot(
     repository: &Repository,
     wanted: &str,
 ) -> anyhow::Result<Snapshot> {
+    find_filtered(global, repository, wanted, &SnapshotFilterArgs::default()).await
+}
+
+/// The same, where `latest` is the newest with some tags or of some machine.
+pub(crate) async fn find_filtered(
+    global: &GlobalOptions,
+    repository: &Repository,
+    wanted: &str,
+    filter: &SnapshotFilterArgs,
+) -> anyhow::Result<Snapshot> {
     let filter = match wanted {
         "latest" => SnapshotFilter {
             database: chosen_database(global, repository, "`latest`").await?,
-            ..SnapshotFilter::default()
+            ..filter.of_latest()
         },
+        _ if !filter.is_empty() => {
+            return Err(UsageError::new(
+                "--tag and --host go with `latest`: an id names one snapshot",
+            ));
+        }
         _ => SnapshotFilter::default(),
     };
     Ok(repository.resolve(wanted, &filter).await?)

@@ -1,6 +1,7 @@
 //! `firebank status`
 
 use std::pin::pin;
+use std::time::Duration;
 
 use clap::Args;
 use futures::TryStreamExt;
@@ -8,16 +9,22 @@ use serde::Serialize;
 
 use super::confirm::is_protected;
 use super::options::GlobalOptions;
-use super::{Outcome, output};
-use crate::archive::{ArchiveError, Repository, SnapshotFilter};
-use crate::clock;
-use crate::document::{CollectionPath, DatabaseName};
+use super::{Outcome, backup, durations, output};
+use crate::archive::{ArchiveError, Repository, Selection, SnapshotFilter};
+use crate::document::{CollectionPath, DatabaseName, Timestamp};
 
 /// Backups that are shown.
 const LAST_BACKUPS: usize = 5;
 
 #[derive(Args, Debug)]
-pub(crate) struct StatusCommand {}
+pub(crate) struct StatusCommand {
+    /// With --max-age: the collections that the backup is of; without any, the whole database
+    #[arg(value_name = "COLLECTION", requires = "max_age")]
+    collections: Vec<String>,
+    /// End with exit code 3 when the newest complete backup is older than this (such as 26h), or there is none
+    #[arg(long, value_name = "DURATION", value_parser = durations::parse)]
+    max_age: Option<Duration>,
+}
 
 #[derive(Serialize)]
 struct Status {
@@ -29,6 +36,9 @@ struct Status {
     repository: String,
     snapshots: usize,
     last_backups: Vec<Backup>,
+    /// With --max-age: whether the newest complete backup is young enough.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backup_is_recent: Option<bool>,
 }
 
 #[derive(Serialize)]
@@ -48,6 +58,13 @@ struct Backup {
 
 impl StatusCommand {
     pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
+        let selection = match self.collections.is_empty() {
+            true => None,
+            false => Some(Selection::new(
+                backup::root_collections(&self.collections)?,
+                Vec::new(),
+            )),
+        };
         let database = global.database()?;
         let output = global.output();
         let connection = global.connect().await?;
@@ -59,8 +76,13 @@ impl StatusCommand {
             let documents = connection.count(&range, Some(read_time)).await.ok();
             collections.push(Collection { id, documents });
         }
-        let (snapshots, last_backups) = last_backups(global, &database).await?;
+        let (snapshots, last_backups) = last_backups(global, &database, selection.clone(), read_time).await?;
+        let recent = self.max_age.map(|most| {
+            let newest = last_backups.first();
+            newest.is_some_and(|backup| u64::try_from(backup.age_seconds).unwrap_or(0) <= most.as_secs())
+        });
         let status = Status {
+            backup_is_recent: recent,
             protected: is_protected(global, &database),
             project: database.project,
             database: database.database,
@@ -72,7 +94,19 @@ impl StatusCommand {
         };
         show(output, &status)?;
         output.json(&status)?;
-        Ok(Outcome::Done)
+        if recent != Some(false) {
+            return Ok(Outcome::Done);
+        }
+        let of = selection.unwrap_or_default();
+        match status.last_backups.first() {
+            Some(newest) => tracing::error!(
+                "the newest backup of {of} is {} old: snapshot {}",
+                output::age(newest.age_seconds),
+                newest.id
+            ),
+            None => tracing::error!("there is no backup of {of}"),
+        }
+        Ok(Outcome::NeedsLook)
     }
 }
 
@@ -80,6 +114,8 @@ impl StatusCommand {
 async fn last_backups(
     global: &GlobalOptions,
     database: &DatabaseName,
+    selection: Option<Selection>,
+    now: Timestamp,
 ) -> anyhow::Result<(usize, Vec<Backup>)> {
     let path = global.repository_path()?;
     if !path.exists() {
@@ -92,6 +128,7 @@ async fn last_backups(
     };
     let filter = SnapshotFilter {
         database: Some(database.clone()),
+        selection,
         ..SnapshotFilter::default()
     };
     let listing = repository.snapshots().await?;
@@ -100,14 +137,14 @@ async fn last_backups(
         .into_iter()
         .filter(|snapshot| filter.accepts(snapshot))
         .collect();
-    let now = clock::now().timestamp();
     let last = ours
         .iter()
         .take(LAST_BACKUPS)
         .map(|snapshot| Backup {
             id: snapshot.id.to_string(),
             read_time: snapshot.read_time.to_string(),
-            age_seconds: now - snapshot.read_time.seconds,
+            // Both are the server's times: this machine's clock does not matter.
+            age_seconds: now.seconds - snapshot.read_time.seconds,
             documents: snapshot.documents,
         })
         .collect();

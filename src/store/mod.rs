@@ -11,6 +11,7 @@
 
 mod counters;
 mod error;
+mod staging;
 
 use std::fmt;
 use std::ops::Range;
@@ -71,7 +72,8 @@ impl Store {
         }
         let objects = LocalFileSystem::new_with_prefix(folder)
             .map_err(|error| StoreError::from_object_store(&name, "open", error))?
-            .with_fsync(true);
+            .with_fsync(true)
+            .with_automatic_cleanup(true);
         Ok(Self {
             objects: Arc::new(objects),
             counters: Arc::default(),

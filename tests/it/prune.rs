@@ -1,0 +1,620 @@
+//! Forgetting and sweeping: what goes, what stays, wherever it is stopped and whatever clock it is told.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on should stop"
+)]
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use firebank::archive::*;
+use firebank::document::*;
+use firebank::progress::Progress;
+use firebank::prune::{Choice, Policy, PruneError, PruneFilter, estimate, plan as plan_prune, prune};
+use firebank::store::Store;
+use firebank::verify::{VerifyOptions, verify};
+
+use crate::archive_support::*;
+use crate::strange_store::{Habits, StrangeStore};
+
+/// Gives up whatever is undecided.
+fn at_once() -> SweepOptions {
+    SweepOptions {
+        expiry: Duration::ZERO,
+        ..SweepOptions::default()
+    }
+}
+
+/// Nightly backups that share most chunks, with their documents, oldest first.
+async fn nights(repository: &Repository, count: u64) -> Vec<(Snapshot, Docs)> {
+    let mut docs = sample(120);
+    let mut nights: Vec<(Snapshot, Docs)> = Vec::new();
+    for night in 0..count {
+        for number in 0..3 {
+            docs.insert(
+                key(&format!("products/p{:05}", (night * 7 + number) * 4)),
+                doc(900 + night * 10 + number, 80),
+            );
+        }
+        let options = SessionOptions {
+            pins: nights
+                .last()
+                .map(|(snapshot, _)| snapshot.id)
+                .into_iter()
+                .collect(),
+            ..SessionOptions::new(plan(&[key("products/p00040")], night as i64 * 86_400))
+        };
+        let snapshot = back_up(repository, options, &docs).await;
+        nights.push((snapshot, docs.clone()));
+    }
+    nights
+}
+
+/// A session that wrote something and was left.
+async fn abandoned(repository: &Repository, pins: Vec<SnapshotId>, salt: u64) -> SessionId {
+    let options = SessionOptions {
+        pins,
+        ..SessionOptions::new(plan(&[key("products/p00040")], 0))
+    };
+    let session = Session::begin(repository, options).await.unwrap();
+    let mut docs = sample(60);
+    for (number, doc) in docs.values_mut().enumerate() {
+        *doc = crate::archive_support::doc(salt + number as u64, 120);
+    }
+    feed(session.range_writer(session.plan().ranges[0].clone()), &docs).await;
+    session.id()
+}
+
+async fn clean(repository: &Repository, keep: u32, options: &SweepOptions) -> firebank::prune::PruneStats {
+    try_clean(repository, keep, options).await.unwrap()
+}
+
+async fn try_clean(
+    repository: &Repository,
+    keep: u32,
+    options: &SweepOptions,
+) -> Result<firebank::prune::PruneStats, PruneError> {
+    let choice = Choice::Policy(Policy::last(keep));
+    let plan = plan_prune(Some(repository), None, &choice, &PruneFilter::default()).await?;
+    prune(Some(repository), &plan, options).await
+}
+
+async fn intact(repository: &Repository) {
+    let stats = verify(repository, VerifyOptions::read_everything(), &Progress::new())
+        .await
+        .unwrap();
+    assert!(stats.is_intact(), "{:?}", stats.damage);
+}
+
+/// All that is listed reads as it was taken. Returns how many.
+async fn all_restore(repository: &Repository, nights: &[(Snapshot, Docs)]) -> usize {
+    let listing = repository.snapshots().await.unwrap();
+    assert!(listing.unreadable.is_empty());
+    for snapshot in &listing.snapshots {
+        let (_, docs) = nights.iter().find(|(night, _)| night.id == snapshot.id).unwrap();
+        assert_eq!(&read(repository, snapshot, KeyRange::all()).await.unwrap(), docs);
+    }
+    listing.snapshots.len()
+}
+
+/// What must be there and nothing else: the objects of the snapshots that stand.
+async fn needed(repository: &Repository) -> BTreeMap<String, ()> {
+    use futures::TryStreamExt;
+    let mut names = BTreeMap::new();
+    for snapshot in repository.snapshots().await.unwrap().snapshots {
+        let reader = repository.reader(&snapshot).await.unwrap();
+        let of_snapshot: Vec<String> = reader.object_names().try_collect().await.unwrap();
+        names.extend(of_snapshot.into_iter().map(|name| (name, ())));
+    }
+    names
+}
+
+async fn stored(repository: &Repository) -> BTreeMap<String, ()> {
+    let mut names = BTreeMap::new();
+    for folder in ["chunks", "runs"] {
+        let found = object_names(repository.store(), folder).await;
+        names.extend(found.into_iter().map(|name| (name, ())));
+    }
+    names
+}
+
+#[tokio::test]
+async fn what_nothing_needs_goes_and_everything_else_stays() {
+    let repository = repository(tiny()).await;
+    let nights = nights(&repository, 6).await;
+    let dead = abandoned(&repository, vec![nights[5].0.id], 5000).await;
+    let before = stored(&repository).await;
+
+    // A dry run changes nothing and says what would happen.
+    let choice = Choice::Policy(Policy::last(2));
+    let plan = plan_prune(Some(&repository), None, &choice, &PruneFilter::default())
+        .await
+        .unwrap();
+    let all = object_names(repository.store(), "").await;
+    let would = estimate(Some(&repository), &plan, &at_once()).await.unwrap();
+    assert_eq!(object_names(repository.store(), "").await, all);
+
+    let stats = prune(Some(&repository), &plan, &at_once()).await.unwrap();
+    assert_eq!((stats.forgotten, would.forgotten), (4, 4));
+    assert_eq!(
+        (would.sweep.deleted_objects, would.sweep.deleted_bytes),
+        (stats.sweep.deleted_objects, stats.sweep.deleted_bytes)
+    );
+    assert!(stats.sweep.deleted_objects > 20, "{:?}", stats.sweep);
+    assert_eq!((stats.sweep.aborted_sessions, stats.sweep.snapshots), (1, 2));
+    assert_eq!(stats.sweep.finished_sessions, 7);
+    let after = stored(&repository).await;
+    assert_eq!(before.len() - after.len(), stats.sweep.deleted_objects as usize);
+    assert_eq!(after, needed(&repository).await);
+    assert_eq!(all_restore(&repository, &nights).await, 2);
+    intact(&repository).await;
+    assert!(object_names(repository.store(), "sessions").await.is_empty());
+    assert!(object_names(repository.store(), "probes").await.is_empty());
+    let aborted = repository.decision(dead).await.unwrap();
+    assert!(
+        matches!(aborted, Some(Decision::Aborted(_))),
+        "the record of an aborted session stays"
+    );
+
+    let again = clean(&repository, 2, &at_once()).await;
+    assert_eq!(
+        (
+            again.forgotten,
+            again.sweep.deleted_objects,
+            again.sweep.aborted_sessions
+        ),
+        (0, 0, 0)
+    );
+    // Chunks of what was swept are not reused by name, and the next backup works.
+    let options = SessionOptions {
+        pins: vec![nights[5].0.id],
+        ..SessionOptions::new(crate::archive_support::plan(&[], 9 * 86_400))
+    };
+    let next = back_up(&repository, options, &nights[1].1).await;
+    assert_eq!(
+        read(&repository, &next, KeyRange::all()).await.unwrap(),
+        nights[1].1
+    );
+}
+
+#[tokio::test]
+async fn a_session_under_way_keeps_its_pins_and_what_it_wrote() {
+    let repository = repository(tiny()).await;
+    let nights = nights(&repository, 3).await;
+    let options = SessionOptions {
+        pins: vec![nights[0].0.id],
+        ..SessionOptions::new(plan(&[key("products/p00040")], 9 * 86_400))
+    };
+    let session = Session::begin(&repository, options).await.unwrap();
+    let docs = &nights[0].1;
+    feed(session.range_writer(session.plan().ranges[0].clone()), docs).await;
+    let stats = clean(&repository, 1, &SweepOptions::default()).await;
+    assert_eq!((stats.forgotten, stats.sweep.aborted_sessions), (2, 0));
+    feed(session.range_writer(session.plan().ranges[1].clone()), docs).await;
+    let snapshot = session.commit(SnapshotDraft::default()).await.unwrap();
+    assert!(
+        snapshot.stats.chunks_reused > 0 && snapshot.stats.chunks_written == 0,
+        "{:?}",
+        snapshot.stats
+    );
+    clean(&repository, 2, &SweepOptions::default()).await;
+    assert_eq!(
+        &read(&repository, &snapshot, KeyRange::all()).await.unwrap(),
+        docs
+    );
+    intact(&repository).await;
+
+    // Who begins after the marker is there does not begin.
+    let options = SessionOptions {
+        pins: vec![nights[0].0.id],
+        ..SessionOptions::new(plan(&[], 10 * 86_400))
+    };
+    let error = Session::begin(&repository, options).await.unwrap_err();
+    assert!(matches!(error, ArchiveError::PinGone { .. }), "{error}");
+}
+
+/// Stopped at every request in turn: what is committed is whole, the next one succeeds, and nothing is left of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prune_may_stop_anywhere() {
+    let objects = StrangeStore::new();
+    let repository = repository_in(objects.store(), tiny()).await;
+    let nights = nights(&repository, 5).await;
+    abandoned(&repository, vec![nights[4].0.id], 5000).await;
+    abandoned(&repository, vec![nights[0].0.id], 7000).await;
+    let open =
+        async |objects: &std::sync::Arc<StrangeStore>| Repository::open(objects.store()).await.unwrap();
+
+    let undisturbed = objects.fork();
+    let repository = open(&undisturbed).await;
+    undisturbed.habits(Habits::default());
+    clean(&repository, 2, &at_once()).await;
+    let requests = undisturbed.requests();
+    let expected = object_names(repository.store(), "").await;
+    assert!(requests > 60, "{requests}");
+
+    for stop in 1..=requests {
+        let stopped = objects.fork();
+        let repository = open(&stopped).await;
+        stopped.habits(Habits {
+            stops_at: Some(stop),
+            ..Habits::default()
+        });
+        let result = try_clean(&repository, 2, &at_once()).await;
+        stopped.habits(Habits::default());
+        assert!(
+            result.is_err(),
+            "stopped at {stop} of {requests}, and nobody said so"
+        );
+        intact(&repository).await;
+        let left = all_restore(&repository, &nights).await;
+        assert!((2..=5).contains(&left), "{left}");
+        clean(&repository, 2, &at_once()).await;
+        assert_eq!(all_restore(&repository, &nights).await, 2);
+        assert_eq!(
+            object_names(repository.store(), "").await,
+            expected,
+            "stopped at {stop}"
+        );
+        assert_eq!(stored(&repository).await, needed(&repository).await);
+    }
+}
+
+/// The same for a backup: what it left is gone after the next prune once its session has expired.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_stopped_backup_left_is_swept_once_it_expired() {
+    let objects = StrangeStore::new();
+    let repository = repository_in(objects.store(), tiny()).await;
+    let nights = nights(&repository, 2).await;
+    clean(&repository, 9, &at_once()).await;
+    let before = object_names(repository.store(), "").await;
+    let mut docs = sample(40);
+    docs.values_mut().for_each(|one| *one = doc(3, 200));
+    for stop in 1..200 {
+        let stopped = objects.fork();
+        let repository = Repository::open(stopped.store()).await.unwrap();
+        stopped.habits(Habits {
+            stops_at: Some(stop),
+            ..Habits::default()
+        });
+        let backup = async {
+            let options = SessionOptions {
+                pins: vec![nights[1].0.id],
+                ..SessionOptions::new(plan(&[key("products/p00012")], 86_400))
+            };
+            let session = Session::begin(&repository, options).await?;
+            for range in session.plan().ranges.clone() {
+                let mut writer = session.range_writer(range);
+                for (key, doc) in &docs {
+                    if writer.reads().contains(key) {
+                        let document = DocumentRef {
+                            key,
+                            create_time: doc.create_time,
+                            update_time: doc.update_time,
+                            body: &doc.body,
+                        };
+                        if writer.push(document).await? == Flow::Done {
+                            break;
+                        }
+                    }
+                }
+                writer.finish().await?;
+            }
+            session.commit(SnapshotDraft::default()).await
+        };
+        let result = backup.await;
+        stopped.habits(Habits::default());
+        if result.is_ok() {
+            assert!(stop > 15, "{stop}");
+            return;
+        }
+        // Not yet: it may live.
+        let stats = clean(&repository, 9, &SweepOptions::default()).await;
+        assert_eq!(stats.sweep.aborted_sessions, 0);
+        clean(&repository, 9, &at_once()).await;
+        let mut left = object_names(repository.store(), "").await;
+        left.retain(|name| !before.contains(name));
+        let only_record = left.iter().all(|name| name.starts_with("snapshots/")) && left.len() <= 1;
+        assert!(only_record, "stopped at {stop}: {left:?}");
+        assert_eq!(all_restore(&repository, &nights).await, 2);
+        intact(&repository).await;
+    }
+    panic!("the backup never came to its end");
+}
+
+/// A store whose clock is wrong by a day is compared with itself, and this machine's does not matter.
+#[tokio::test]
+async fn a_clock_that_is_wrong_by_a_day_gives_nothing_up() {
+    for ahead in [TimeDelta::days(2), TimeDelta::days(-2)] {
+        let objects = StrangeStore::new();
+        objects.habits(Habits {
+            ahead,
+            ..Habits::default()
+        });
+        let repository = repository_in(objects.store(), tiny()).await;
+        let nights = nights(&repository, 3).await;
+        let session = abandoned(&repository, vec![nights[0].0.id], 5000).await;
+        let lease = Lease::take(&repository, &[nights[1].0.id], "test").await.unwrap();
+        let before = stored(&repository).await;
+        let stats = clean(&repository, 1, &SweepOptions::default()).await;
+        assert_eq!(
+            (
+                stats.forgotten,
+                stats.sweep.aborted_sessions,
+                stats.sweep.expired_leases
+            ),
+            (2, 0, 0)
+        );
+        assert_eq!(
+            stats.sweep.deleted_objects, 0,
+            "all three are held, by a session, a lease and the rules"
+        );
+        assert_eq!(stored(&repository).await, before);
+        assert_eq!(repository.decision(session).await.unwrap(), None);
+        for (snapshot, docs) in &nights {
+            assert_eq!(&read(&repository, snapshot, KeyRange::all()).await.unwrap(), docs);
+        }
+        lease.release().await;
+    }
+}
+
+/// The clock jumps by two days while a session and a reader live: they are given up, which may happen at any time, and
+/// what is committed stays.
+#[tokio::test]
+async fn a_clock_that_jumps_by_days_costs_only_what_is_under_way() {
+    let objects = StrangeStore::new();
+    let repository = repository_in(objects.store(), tiny()).await;
+    let nights = nights(&repository, 3).await;
+    let options = SessionOptions {
+        pins: vec![nights[2].0.id],
+        ..SessionOptions::new(plan(&[], 9 * 86_400))
+    };
+    let session = Session::begin(&repository, options).await.unwrap();
+    feed(
+        session.range_writer(session.plan().ranges[0].clone()),
+        &sample(50),
+    )
+    .await;
+    let reader = repository.reader(&nights[0].0).await.unwrap();
+    let lease = Lease::of(&reader, "test").await.unwrap();
+    let now = SweepOptions {
+        // The jump of the clock, seen from the objects that were there before it.
+        expiry: Duration::ZERO,
+        ..SweepOptions::default()
+    };
+    let stats = clean(&repository, 2, &now).await;
+    assert_eq!((stats.sweep.aborted_sessions, stats.sweep.expired_leases), (1, 1));
+    let error = session.commit(SnapshotDraft::default()).await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            ArchiveError::Aborted { .. } | ArchiveError::Incomplete { .. }
+        ),
+        "{error}"
+    );
+    // The reader of a forgotten snapshot is told so, and not that the archive is damaged.
+    let error = read(&repository, &nights[0].0, KeyRange::all())
+        .await
+        .unwrap_err();
+    let error = repository.explain(nights[0].0.id, error).await;
+    assert!(matches!(error, ArchiveError::Forgotten { .. }), "{error}");
+    assert_eq!(all_restore(&repository, &nights).await, 2);
+    intact(&repository).await;
+    lease.release().await;
+}
+
+#[tokio::test]
+async fn a_store_that_refuses_to_delete_is_named_with_the_object() {
+    let objects = StrangeStore::new();
+    let repository = repository_in(objects.store(), tiny()).await;
+    let nights = nights(&repository, 4).await;
+    objects.habits(Habits {
+        no_delete: Some("chunks/".to_owned()),
+        ..Habits::default()
+    });
+    let error = try_clean(&repository, 1, &at_once()).await.unwrap_err();
+    let PruneError::Archive(ArchiveError::NotDeleted { refused, first, .. }) = &error else {
+        panic!("{error}");
+    };
+    assert!(*refused > 5 && first.starts_with("chunks/"), "{error}");
+    assert!(
+        error.to_string().contains(first.as_str()) && error.to_string().contains("403"),
+        "{error}"
+    );
+    assert_eq!(all_restore(&repository, &nights).await, 1);
+    intact(&repository).await;
+    // With the right, the next one does it.
+    objects.habits(Habits::default());
+    clean(&repository, 1, &at_once()).await;
+    assert_eq!(stored(&repository).await, needed(&repository).await);
+}
+
+#[tokio::test]
+async fn damage_stops_a_sweep_before_it_deletes() {
+    let objects = StrangeStore::new();
+    let base = repository_in(objects.store(), tiny()).await;
+    let nights = nights(&base, 3).await;
+    let session = abandoned(&base, vec![nights[2].0.id], 5000).await;
+    base.forget(nights[0].0.id, "test").await.unwrap();
+    let lease = Lease::take(&base, &[nights[1].0.id], "test").await.unwrap();
+    let leases = object_names(base.store(), "leases").await;
+    let directory = {
+        use futures::TryStreamExt;
+        let reader = base.reader(&nights[1].0).await.unwrap();
+        let names: Vec<String> = reader.object_names().try_collect().await.unwrap();
+        names[0].clone()
+    };
+    let damaged = [
+        nights[1].0.id.snapshot_name(),
+        format!("{}/pins.json", session.folder()),
+        leases[0].clone(),
+        directory,
+    ];
+    for name in damaged {
+        for loss in ["flipped", "gone"] {
+            let objects = objects.fork();
+            let repository = Repository::open(objects.store()).await.unwrap();
+            let store = repository.store();
+            let mut bytes = store.get(&name).await.unwrap().to_vec();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 0x10;
+            store.delete(&name).await.unwrap();
+            if loss == "flipped" {
+                store.put_new(&name, bytes).await.unwrap();
+            } else if !name.starts_with("chunks/") {
+                // A record that is gone says nothing: only what refers to it can miss it.
+                continue;
+            }
+            let before = stored(&repository).await;
+            let error = sweep(&repository, &SweepOptions::default()).await.unwrap_err();
+            let told = error.to_string();
+            assert!(
+                matches!(error, ArchiveError::CannotSweep { .. }),
+                "{name} {loss}: {told}"
+            );
+            assert!(told.contains(&name), "{name} {loss}: {told}");
+            assert_eq!(stored(&repository).await, before, "{name} {loss}");
+            // A dry run says the same.
+            let planned = plan_sweep(&repository, &SweepOptions::default(), &Default::default()).await;
+            assert!(
+                matches!(planned, Err(ArchiveError::CannotSweep { .. })),
+                "{name} {loss}"
+            );
+        }
+    }
+    // The way out: give the damaged snapshot up by its id.
+    let name = nights[1].0.id.snapshot_name();
+    base.store().delete(&name).await.unwrap();
+    base.store().put_new(&name, &b"{}"[..]).await.unwrap();
+    lease.release().await;
+    let choice = Choice::Snapshots(vec![nights[1].0.id]);
+    let plan = plan_prune(Some(&base), None, &choice, &PruneFilter::default())
+        .await
+        .unwrap();
+    prune(Some(&base), &plan, &at_once()).await.unwrap();
+    assert_eq!(stored(&base).await, needed(&base).await);
+    assert_eq!(
+        &read(&base, &nights[2].0, KeyRange::all()).await.unwrap(),
+        &nights[2].1
+    );
+}
+
+#[tokio::test]
+async fn records_are_kept_for_their_time() {
+    let objects = StrangeStore::new();
+    let repository = repository_in(objects.store(), tiny()).await;
+    let nights = nights(&repository, 3).await;
+    abandoned(&repository, vec![nights[2].0.id], 5000).await;
+    clean(&repository, 1, &at_once()).await;
+    let names = object_names(repository.store(), "snapshots").await;
+    assert_eq!(names.len(), 3 + 2 + 1, "{names:?}");
+    let stats = clean(&repository, 1, &at_once()).await;
+    assert_eq!(stats.sweep.deleted_records, 0);
+    let records = SweepOptions {
+        keep_records: Duration::ZERO,
+        ..at_once()
+    };
+    let stats = clean(&repository, 1, &records).await;
+    assert_eq!(stats.sweep.deleted_records, 3);
+    let names = object_names(repository.store(), "snapshots").await;
+    assert_eq!(names, [nights[2].0.id.snapshot_name()]);
+
+    // A session that pins a forgotten snapshot keeps its record, however old.
+    let options = SessionOptions {
+        pins: vec![nights[2].0.id],
+        ..SessionOptions::new(plan(&[], 9 * 86_400))
+    };
+    let session = Session::begin(&repository, options).await.unwrap();
+    repository.forget(nights[2].0.id, "test").await.unwrap();
+    let records = SweepOptions {
+        keep_records: Duration::ZERO,
+        ..SweepOptions::default()
+    };
+    let stats = sweep(&repository, &records).await.unwrap();
+    assert_eq!((stats.deleted_records, stats.deleted_objects), (0, 0));
+    let _joined = Session::join(&repository, session.id(), 1 << 20).await.unwrap();
+}
+
+/// A worker that slept past the end of all records does not find its name free.
+#[tokio::test]
+async fn a_worker_that_slept_for_months_does_not_commit() {
+    let repository = repository(tiny()).await;
+    let session = Session::begin(&repository, SessionOptions::new(plan(&[], 0)))
+        .await
+        .unwrap();
+    feed(session.range_writer(session.plan().ranges[0].clone()), &sample(0)).await;
+    let everything = SweepOptions {
+        expiry: Duration::ZERO,
+        keep_records: Duration::ZERO,
+    };
+    for _ in 0..3 {
+        sweep(&repository, &everything).await.unwrap();
+    }
+    assert!(object_names(repository.store(), "snapshots").await.is_empty());
+    assert!(session.commit(SnapshotDraft::default()).await.is_err());
+    assert!(object_names(repository.store(), "snapshots").await.is_empty());
+}
+
+#[tokio::test]
+async fn a_local_repository_loses_half_written_files_and_empty_folders() {
+    let folder = tempfile::tempdir().unwrap();
+    let repository = repository_in(Store::local(folder.path()).unwrap(), tiny()).await;
+    let nights = nights(&repository, 3).await;
+    let staging = folder.path().join("chunks/ab");
+    std::fs::create_dir_all(&staging).unwrap();
+    let half = staging.join("abcdef-0123#7");
+    let fresh = staging.join("abcdef-0124#8");
+    let foreign = staging.join("notes#draft");
+    for file in [&half, &fresh, &foreign] {
+        std::fs::write(file, b"half").unwrap();
+    }
+    let long_ago = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_600_000_000);
+    let file = std::fs::File::options().write(true).open(&half).unwrap();
+    file.set_modified(long_ago).unwrap();
+    drop(file);
+    let stats = clean(&repository, 1, &SweepOptions::default()).await;
+    assert_eq!(stats.sweep.deleted_staging_files, 1);
+    assert!(!half.exists() && fresh.exists() && foreign.exists());
+    assert!(
+        !folder
+            .path()
+            .join("sessions")
+            .join(nights[0].0.id.to_string())
+            .exists()
+    );
+    assert_eq!(all_restore(&repository, &nights).await, 1);
+}
+
+/// A run whose root is an object of its own: it goes before the first chunk does.
+#[tokio::test]
+async fn run_roots_are_deleted_before_chunks() {
+    let objects = StrangeStore::new();
+    // A page a record and long names make a root too large for the snapshot.
+    let parameters = Parameters {
+        page_records: 1,
+        ..tiny()
+    };
+    let repository = repository_in(objects.store(), parameters).await;
+    let long = |number: u64| key(&format!("{number:04}{}/d", "x".repeat(1400)));
+    let docs: Docs = (0..3000).map(|number| (long(number), doc(number, 20))).collect();
+    let first = back_up(&repository, SessionOptions::new(plan(&[], 0)), &docs).await;
+    let second = back_up(&repository, SessionOptions::new(plan(&[], 86_400)), &docs).await;
+    assert_eq!(
+        object_names(repository.store(), "runs").await.len(),
+        2,
+        "both runs have roots of their own"
+    );
+    clean(&repository, 1, &SweepOptions::default()).await;
+    let deleted = objects.deleted();
+    let place = |folder: &str| deleted.iter().position(|name| name.starts_with(folder)).unwrap();
+    assert!(place("runs/") < place("chunks/"), "{:?}", &deleted[..4]);
+    assert_eq!(
+        object_names(repository.store(), "runs").await,
+        [second.runs[0].name()]
+    );
+    assert_eq!(stored(&repository).await, needed(&repository).await);
+    assert_ne!(first.id, second.id);
+    intact(&repository).await;
+}
