@@ -11,6 +11,7 @@ mod archive_roundtrip;
 mod archive_sessions;
 mod archive_support;
 mod backup_full_disk;
+mod buckets;
 mod cli_commands;
 mod cli_damage;
 mod cli_faults;
