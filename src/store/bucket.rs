@@ -96,10 +96,22 @@ impl BucketOptions {
     }
 
     fn transport(&self) -> Transport {
-        Transport(Patience {
-            stall: self.stall,
-            slowest_upload: self.slowest_upload,
-        })
+        let usual = ["169.254.169.254", "metadata.google.internal"].map(str::to_owned);
+        let given = [
+            ("AWS_METADATA_ENDPOINT", "http://"),
+            ("GCE_METADATA_HOST", ""),
+            ("GCE_METADATA_IP", ""),
+        ];
+        let given = given
+            .into_iter()
+            .filter_map(|(name, scheme)| self.variable(name)?.strip_prefix(scheme));
+        Transport {
+            patience: Patience {
+                stall: self.stall,
+                slowest_upload: self.slowest_upload,
+            },
+            metadata: usual.into_iter().chain(given.map(str::to_owned)).collect(),
+        }
     }
 
     /// Whole requests have no time-out of the library's: [`Transport`] watches them.

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -37,13 +38,18 @@ pub(super) struct Patience {
 
 /// Makes the clients of one store.
 #[derive(Debug)]
-pub(super) struct Transport(pub(super) Patience);
+pub(super) struct Transport {
+    pub(super) patience: Patience,
+    /// Where a virtual machine is told about itself, as `HOST` or `HOST:PORT`.
+    pub(super) metadata: Arc<[String]>,
+}
 
 impl HttpConnector for Transport {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         Ok(HttpClient::new(Requests {
             client: ReqwestConnector::default().connect(options)?,
-            patience: self.0,
+            patience: self.patience,
+            metadata: Arc::clone(&self.metadata),
             answered: AtomicBool::new(false),
             unanswered: AtomicU32::new(0),
         }))
@@ -87,10 +93,18 @@ pub(super) struct NoMetadata;
 #[error("nothing came for {0:?}")]
 struct Stalled(Duration);
 
+/// What a request is for, as far as it matters here.
+#[derive(Clone, Copy)]
+struct Kind {
+    of_credentials: bool,
+    is_listing: bool,
+}
+
 #[derive(Debug)]
 struct Requests {
     client: HttpClient,
     patience: Patience,
+    metadata: Arc<[String]>,
     answered: AtomicBool,
     unanswered: AtomicU32,
 }
@@ -98,8 +112,12 @@ struct Requests {
 #[async_trait::async_trait]
 impl HttpService for Requests {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        let metadata = is_metadata(request.uri().host().unwrap_or_default());
-        let of_credentials = metadata || is_token(&request);
+        let place = request.uri().authority().map(|authority| authority.as_str());
+        let metadata = place.is_some_and(|place| self.metadata.iter().any(|known| known == place));
+        let kind = Kind {
+            of_credentials: metadata || is_token(&request),
+            is_listing: is_listing(&request),
+        };
         let is_put = request.method() == "PUT";
         let upload = request.body().content_length() as u64 / self.patience.slowest_upload.max(1);
         let patience = self.patience.stall + Duration::from_secs(upload);
@@ -112,7 +130,7 @@ impl HttpService for Requests {
             Err(error) => Err(self.unanswered(error, is_put)),
             Ok(response) => {
                 self.answered.store(true, Relaxed);
-                self.judge(response, of_credentials).await
+                self.judge(response, kind).await
             }
         }
     }
@@ -121,27 +139,39 @@ impl HttpService for Requests {
 impl Requests {
     /// Says by an error's kind whether the library tries again.
     fn unanswered(&self, error: HttpError, is_put: bool) -> HttpError {
-        use HttpErrorKind as Kind;
+        use HttpErrorKind as K;
         let kind = match error.kind() {
-            Kind::Connect if !self.answered.load(Relaxed) => {
+            K::Connect if !self.answered.load(Relaxed) => {
                 match self.unanswered.fetch_add(1, Relaxed) + 1 < FIRST_ATTEMPTS {
                     true => return error,
-                    false => return HttpError::new(Kind::Unknown, Unreachable(error)),
+                    false => return HttpError::new(K::Unknown, Unreachable(error)),
                 }
             }
             // Every put may be repeated: `Store::put_new` knows its own object when it meets it.
-            Kind::Timeout | Kind::Interrupted if is_put => Kind::Request,
+            K::Timeout | K::Interrupted if is_put => K::Request,
             _ => return error,
         };
         HttpError::new(kind, error)
     }
 
-    async fn judge(&self, response: HttpResponse, of_credentials: bool) -> Result<HttpResponse, HttpError> {
+    async fn judge(&self, response: HttpResponse, kind: Kind) -> Result<HttpResponse, HttpError> {
         let (parts, body) = response.into_parts();
         let status = parts.status.as_u16();
         let body = HttpResponseBody::new(Watched::new(body, self.patience.stall));
-        let moved = matches!(status, 301 | 302 | 307 | 308);
-        if !moved && !matches!(status, 400 | 401 | 403 | 404) {
+        let refused = match status {
+            301 | 302 | 307 | 308 | 400 | 401 | 403 | 404 => true,
+            402..500 => kind.of_credentials && status != 429,
+            _ => false,
+        };
+        if !refused && (kind.is_listing || kind.of_credentials) {
+            // The library reads these whole and does not ask again when they are cut; it does when no answer came.
+            let cut = |error| HttpError::new(HttpErrorKind::Interrupted, error);
+            return Ok(HttpResponse::from_parts(
+                parts,
+                body.bytes().await.map_err(cut)?.into(),
+            ));
+        }
+        if !refused {
             return Ok(HttpResponse::from_parts(parts, body));
         }
         let text = error_text(body).await?;
@@ -154,10 +184,10 @@ impl Requests {
             code: element(&text, "Code").or_else(|| header("x-ms-error-code")),
             message: message(&text),
             region: header("x-amz-bucket-region").or_else(|| element(&text, "Region")),
-            of_credentials,
+            of_credentials: kind.of_credentials,
         };
         // That an object is missing is an answer like any other.
-        if status == 404 && !refusal.is_missing_bucket() {
+        if status == 404 && !refusal.is_missing_bucket() && !kind.of_credentials {
             return Ok(HttpResponse::from_parts(parts, text.into()));
         }
         // S3's way to say that an upload paused for too long.
@@ -198,6 +228,7 @@ impl Refusal {
                 self.code.as_deref(),
                 Some(
                     "InvalidAccessKeyId"
+                        | "NotSignedUp"
                         | "SignatureDoesNotMatch"
                         | "InvalidToken"
                         | "ExpiredToken"
@@ -225,16 +256,18 @@ fn innermost(error: &HttpError) -> String {
     cause.to_string()
 }
 
-/// Whether a host is where a virtual machine is told about itself.
-fn is_metadata(host: &str) -> bool {
-    host == "169.254.169.254" || host == "metadata.google.internal"
-}
-
 fn is_token(request: &HttpRequest) -> bool {
     let path = request.uri().path();
     let host = request.uri().host().unwrap_or_default();
     host.starts_with("sts.")
         || (request.method() == "POST" && (path.ends_with("/token") || path.contains("/oauth2/")))
+}
+
+/// One page of a listing.
+fn is_listing(request: &HttpRequest) -> bool {
+    let query = request.uri().query().unwrap_or_default();
+    let has = |parameter| query.split('&').any(|given| given == parameter);
+    request.method() == "GET" && (has("list-type=2") || has("comp=list"))
 }
 
 async fn error_text(mut body: HttpResponseBody) -> Result<String, HttpError> {

@@ -11,6 +11,8 @@ mod archive_roundtrip;
 mod archive_sessions;
 mod archive_support;
 mod backup_full_disk;
+mod bucket_faults;
+mod bucket_requests;
 mod buckets;
 mod cli_commands;
 mod cli_damage;
