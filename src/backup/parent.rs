@@ -56,7 +56,7 @@ pub(super) async fn find(
             let filter = SnapshotFilter {
                 database: Some(wanted.database.clone()),
                 selection: Some(wanted.selection.clone()),
-                kind: None,
+                ..SnapshotFilter::default()
             };
             let snapshot = repository.resolve(name, &filter).await?;
             match wanted.objection(&snapshot) {

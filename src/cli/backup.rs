@@ -105,7 +105,12 @@ impl BackupCommand {
             Format::Json => {
                 let folder = match self.options.output {
                     Some(folder) => folder,
-                    None => global.repository_path()?,
+                    None => global.repository_folder()?.ok_or_else(|| {
+                        UsageError::new(format!(
+                            "JSON backups are local files, and {} is a bucket: name a folder with -o DIR",
+                            global.repository
+                        ))
+                    })?,
                 };
                 json_backup::run(global, folder, collections, self.options.include_migrations).await
             }

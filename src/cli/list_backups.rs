@@ -1,7 +1,5 @@
 //! `firebank list-backups`
 
-use std::path::Path;
-
 use clap::Args;
 use serde::Serialize;
 
@@ -75,13 +73,14 @@ struct Unreadable {
 
 impl ListBackupsCommand {
     pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
-        let path = global.repository_path()?;
+        let folder = global.repository_folder()?;
         let repository = match global.open_repository().await {
             Err(error) if !is_not_a_repository(&error) => return Err(error),
             opened => opened,
         };
-        let mut json_backups: Vec<JsonEntry> = list_folder(&path)?.into_iter().map(JsonEntry::new).collect();
-        let (mut snapshots, unreadable) = snapshots(repository, &path, !json_backups.is_empty()).await?;
+        let files = folder.as_deref().map(list_folder).transpose()?;
+        let mut json_backups: Vec<JsonEntry> = files.into_iter().flatten().map(JsonEntry::new).collect();
+        let (mut snapshots, unreadable) = snapshots(repository, !json_backups.is_empty()).await?;
         let filter = self.filter.prune_filter(global);
         snapshots.retain(|snapshot| filter.accepts(snapshot));
         // Files have neither tags nor hosts, and do not always say which database they are of.
@@ -117,12 +116,11 @@ impl ListBackupsCommand {
 /// The repository's snapshots, newest first. A folder that holds JSON backups need not be a repository.
 async fn snapshots(
     repository: anyhow::Result<Repository>,
-    path: &Path,
     has_json_backups: bool,
 ) -> anyhow::Result<(Vec<Snapshot>, Vec<Unreadable>)> {
     let repository = match repository {
-        Err(_) if has_json_backups => {
-            tracing::info!("{} holds JSON backups and no repository", path.display());
+        Err(error) if has_json_backups => {
+            tracing::info!("there are JSON backups only: {error}");
             return Ok((Vec::new(), Vec::new()));
         }
         opened => opened?,

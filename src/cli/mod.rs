@@ -312,8 +312,9 @@ fn start_log(global: &GlobalOptions) -> anyhow::Result<()> {
     let level = match (global.quiet, global.verbose) {
         (true, _) => "error",
         (false, 0) => "firebank=warn",
-        (false, 1) => "firebank=info",
-        (false, 2) => "firebank=debug",
+        // The second tells of retries.
+        (false, 1) => "firebank=info,object_store=info",
+        (false, 2) => "firebank=debug,object_store=info",
         (false, _) => "debug",
     };
     let terminal = tracing_subscriber::fmt::layer()
@@ -335,7 +336,7 @@ fn start_log(global: &GlobalOptions) -> anyhow::Result<()> {
             let level = if global.verbose > 1 {
                 "debug"
             } else {
-                "firebank=info"
+                "firebank=info,object_store=info"
             };
             Some(tracing_subscriber::Layer::with_filter(
                 layer,
