@@ -16,13 +16,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::archive::{
     ArchiveError, Plan, ReadMode, Repository, Selection, Session, SessionOptions, Snapshot, SnapshotDraft,
     SnapshotId, SnapshotKind, SnapshotReader,
 };
 use crate::clock;
+use crate::compact::{CompactOptions, compact};
 use crate::document::{DocumentPath, PathError, Timestamp};
 use crate::firestore::{self, Firestore};
 use crate::progress::Progress;
@@ -240,6 +241,7 @@ pub async fn backup(
             ..SnapshotDraft::default()
         })
         .await?;
+    let snapshot = compact_if_due(repository, snapshot).await;
     Ok(BackupStats {
         snapshot,
         duration: start.elapsed(),
@@ -247,6 +249,19 @@ pub async fn backup(
         requests: counts.total_requests(),
         retries: counts.retries,
     })
+}
+
+/// Merges layers where the stack has grown too deep. The backup stands whatever comes of it.
+async fn compact_if_due(repository: &Repository, snapshot: Snapshot) -> Snapshot {
+    match compact(repository, &snapshot, &CompactOptions::default()).await {
+        Ok(merged) => merged.unwrap_or(snapshot),
+        Err(error) => {
+            warn!(
+                "the backup is done; its layers could not be merged, which the next one tries again: {error}"
+            );
+            snapshot
+        }
+    }
 }
 
 async fn open_parent(repository: &Repository, parent: &Snapshot) -> Result<SnapshotReader, BackupError> {

@@ -9,7 +9,7 @@
 //! | [`store`] | objects in a folder or in memory, created once, requests counted |
 //! | [`archive`] | the repository's format: chunks, runs, snapshots, sessions, the merge that reads a snapshot |
 //! | [`json`] | the JSON files for compatibility |
-//! | [`backup`](mod@backup), [`restore`](mod@restore), [`verify`](mod@verify), [`prune`](mod@prune), [`export`], [`import`](mod@import), [`compare`](mod@compare), [`diff`](mod@diff), [`history`](mod@history) | the operations, one file each: options in, stats out |
+//! | [`backup`](mod@backup), [`restore`](mod@restore), [`verify`](mod@verify), [`compact`](mod@compact), [`prune`](mod@prune), [`export`], [`import`](mod@import), [`compare`](mod@compare), [`diff`](mod@diff), [`history`](mod@history) | the operations, one file each: options in, stats out |
 //! | [`sandbox`] | an embedded Firestore for the demonstration, the tests and the benchmarks |
 //! | [`cli`] | the command line |
 //!
@@ -35,6 +35,7 @@ pub mod archive;
 pub mod backup;
 pub mod cli;
 pub mod clock;
+pub mod compact;
 pub mod compare;
 pub mod diff;
 pub mod document;

@@ -22,6 +22,14 @@ impl KeyHeap {
         self.0.first().copied()
     }
 
+    /// The source with the smallest key of those that are not the first.
+    pub(super) fn second(&self, sources: &[impl Keyed]) -> Option<usize> {
+        match (self.0.get(1), self.0.get(2)) {
+            (Some(&one), Some(&other)) if sources[other].key() < sources[one].key() => Some(other),
+            (one, _) => one.copied(),
+        }
+    }
+
     /// Whether there is one source, so that no other can have its key.
     pub(super) fn is_single(&self) -> bool {
         self.0.len() == 1

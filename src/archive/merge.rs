@@ -14,7 +14,7 @@ use super::ids::ChunkRef;
 use super::index_page::PageCursor;
 use super::reader::{Blocks, Run};
 use super::record::RecordBatch;
-use super::run::DirectoryBlock;
+use super::run::{DirectoryBlock, IndexEntry};
 use crate::document::KeyRange;
 
 /// Records of a batch at most.
@@ -26,6 +26,7 @@ const BATCH_KEY_BYTES: usize = 1 << 20;
 struct LoadedPage {
     block: Arc<DirectoryBlock>,
     entry: usize,
+    number: usize,
     name: Arc<str>,
     cursor: PageCursor,
 }
@@ -114,6 +115,7 @@ impl PageSource {
             let cursor = self.blocks.load_page(entry, number, Arc::clone(&name)).await?;
             return Ok(Some(LoadedPage {
                 entry: self.entry,
+                number,
                 block,
                 name,
                 cursor,
@@ -233,6 +235,24 @@ impl RunCursor {
         Ok(page)
     }
 
+    /// The index chunk that begins with the present record, when all of it is in the range.
+    fn chunk_start(&self) -> Option<&IndexEntry> {
+        let page = self.page.as_ref().filter(|page| page.number == 0)?;
+        let entry = &page.block.entries[page.entry];
+        let begins = page.cursor.key() == entry.first_key();
+        (begins && self.range.contains(entry.last_key())).then_some(entry)
+    }
+
+    /// Goes past the index chunk that the present record begins; `false` when nothing comes after it. Only for cursors that
+    /// do not read ahead.
+    async fn skip_chunk(&mut self) -> Result<bool> {
+        if let (Some(page), Some(source)) = (self.page.take(), &mut self.source) {
+            source.entry = page.entry + 1;
+            source.page = 0;
+        }
+        self.advance().await
+    }
+
     /// Appends the present record to a batch.
     fn append_to(&mut self, batch: &mut RecordBatch, epoch: u64, tombstones: bool) -> Result<()> {
         let Some(page) = &self.page else {
@@ -275,12 +295,21 @@ impl RunCursor {
     }
 }
 
+/// What a merge for a compaction gives next.
+pub(crate) enum Part {
+    /// Records.
+    Records(RecordBatch),
+    /// A whole index chunk: no other run has a key in its interval, so it can be listed as it is.
+    Chunk(IndexEntry),
+}
+
 /// Merges runs; the first cursor is the newest run's.
 pub(crate) struct Merge {
     cursors: Vec<RunCursor>,
     heap: KeyHeap,
     started: bool,
     tombstones: bool,
+    whole_chunks: bool,
     epoch: u64,
     key: Vec<u8>,
 }
@@ -293,13 +322,43 @@ impl Merge {
             cursors,
             started: false,
             tombstones,
+            whole_chunks: false,
             epoch: 0,
             key: Vec::new(),
         }
     }
 
+    /// A merge of a part of a stack for a compaction: see [`Part`]. Its cursors must not read ahead.
+    pub(crate) fn compacting(cursors: Vec<RunCursor>, tombstones: bool) -> Self {
+        Self {
+            whole_chunks: true,
+            ..Self::new(cursors, tombstones)
+        }
+    }
+
     /// The next records; `None` when there are no more. After an error the merge is of no use.
     pub(crate) async fn next(&mut self) -> Result<Option<RecordBatch>> {
+        match self.next_part().await? {
+            Some(Part::Records(batch)) => Ok(Some(batch)),
+            Some(Part::Chunk(_)) => Err(ArchiveError::Misuse(
+                "a merge for a compaction is read as records".to_owned(),
+            )),
+            None => Ok(None),
+        }
+    }
+
+    /// The index chunk that comes next as a whole.
+    fn whole_chunk(&self, top: usize) -> Option<&IndexEntry> {
+        let entry = self.cursors[top].chunk_start()?;
+        let alone = match self.heap.second(&self.cursors) {
+            Some(second) => self.cursors[second].key() > entry.last_key(),
+            None => true,
+        };
+        (alone && (self.tombstones || entry.tombstones() == 0)).then_some(entry)
+    }
+
+    /// The next records or the next index chunk; `None` when there is nothing more.
+    pub(crate) async fn next_part(&mut self) -> Result<Option<Part>> {
         if !self.started {
             for number in 0..self.cursors.len() {
                 if self.cursors[number].advance().await? {
@@ -318,6 +377,21 @@ impl Merge {
             if *self.cursors[top].key() <= *self.key {
                 return Err(self.cursors[top].disorder());
             }
+            if self.whole_chunks
+                && let Some(entry) = self.whole_chunk(top)
+            {
+                if !batch.is_empty() {
+                    break;
+                }
+                let entry = entry.clone();
+                self.key.clear();
+                self.key.extend_from_slice(entry.last_key());
+                match self.cursors[top].skip_chunk().await? {
+                    true => self.heap.first_moved(&self.cursors),
+                    false => self.heap.remove_first(&self.cursors),
+                }
+                return Ok(Some(Part::Chunk(entry)));
+            }
             self.key.clear();
             self.key.extend_from_slice(self.cursors[top].key());
             self.cursors[top].append_to(&mut batch, self.epoch, self.tombstones)?;
@@ -332,6 +406,6 @@ impl Merge {
                 }
             }
         }
-        Ok((!batch.is_empty()).then_some(batch))
+        Ok((!batch.is_empty()).then_some(Part::Records(batch)))
     }
 }

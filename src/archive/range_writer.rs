@@ -150,10 +150,18 @@ pub struct RangeWriter {
     segment_len: u64,
     segments: Vec<Option<ChunkRef>>,
     index: IndexWriter,
-    entries: Vec<(PendingEntry, Option<ChunkRef>)>,
+    entries: Vec<Listed>,
     uploads: JoinSet<Result<Upload>>,
     stats: WriteStats,
     tally: Tally,
+}
+
+/// An index chunk of the range.
+enum Listed {
+    /// One that this writer made, and where it is once it is stored.
+    Written(PendingEntry, Option<ChunkRef>),
+    /// One that is listed as another run has it.
+    Kept(Box<IndexEntry>),
 }
 
 /// What an upload task brings back.
@@ -324,6 +332,22 @@ impl RangeWriter {
         Ok(Flow::Continue)
     }
 
+    /// Lists an index chunk as another run has it, all of whose records come next. Only for writers that own exactly their
+    /// range; its documents are not counted.
+    pub async fn push_chunk(&mut self, entry: IndexEntry) -> Result<()> {
+        if !self.begin_exact(entry.first_key())? || !self.range.contains(entry.last_key()) {
+            return Err(ArchiveError::Misuse(
+                "an index chunk lies outside of its range".to_owned(),
+            ));
+        }
+        self.end_index().await?;
+        self.previous.clear();
+        self.previous.extend_from_slice(entry.last_key());
+        self.entries.push(Listed::Kept(Box::new(entry)));
+        self.broken = false;
+        Ok(())
+    }
+
     /// Ends the range, when its writer is done or nothing is left to read: waits for the uploads and writes the
     /// checkpoint. What the range's documents need is durable when this returns.
     pub async fn finish(self) -> Result<RangeOutput> {
@@ -345,21 +369,20 @@ impl RangeWriter {
         if self.segment_len > 0 {
             self.end_segment().await?;
         }
-        if let Some(full) = self.index.flush_page().await? {
-            self.store_index(full).await?;
-        }
-        if let Some(full) = self.index.finish_chunk().await? {
-            self.store_index(full).await?;
-        }
+        self.end_index().await?;
         while let Some(upload) = self.uploads.join_next().await {
             self.uploaded(upload??);
         }
         (self.stats.collections, self.stats.collection_groups) = self.tally.named();
         let mut entries = Vec::with_capacity(self.entries.len());
-        for (pending, chunk) in std::mem::take(&mut self.entries) {
-            let chunk =
-                chunk.ok_or_else(|| ArchiveError::Misuse("an index chunk was not stored".to_owned()))?;
-            entries.push(pending.resolve(chunk, &self.segments)?);
+        for listed in std::mem::take(&mut self.entries) {
+            entries.push(match listed {
+                Listed::Written(pending, Some(chunk)) => pending.resolve(chunk, &self.segments)?,
+                Listed::Written(_, None) => {
+                    return Err(ArchiveError::Misuse("an index chunk was not stored".to_owned()));
+                }
+                Listed::Kept(entry) => *entry,
+            });
         }
         Ok((entries, std::mem::take(&mut self.stats)))
     }
@@ -439,6 +462,17 @@ impl RangeWriter {
         Ok(())
     }
 
+    /// Ends the index chunk in the making.
+    async fn end_index(&mut self) -> Result<()> {
+        if let Some(full) = self.index.flush_page().await? {
+            self.store_index(full).await?;
+        }
+        if let Some(full) = self.index.finish_chunk().await? {
+            self.store_index(full).await?;
+        }
+        Ok(())
+    }
+
     /// Flushes a full page.
     async fn make_room(&mut self) -> Result<()> {
         if self.index.page_is_full()
@@ -488,7 +522,7 @@ impl RangeWriter {
         let known = self.session.known_chunk(&full.built.id, full.built.table.raw_len);
         // The same pages may have been compressed otherwise by whoever wrote the known chunk; then lengths differ.
         let known = known.filter(|known| known.stored_len == full.built.table.stored_len());
-        self.entries.push((full.entry, known));
+        self.entries.push(Listed::Written(full.entry, known));
         match known {
             Some(_) => Ok(()),
             None => self.upload(Place::Entry(number), full.built).await,
@@ -522,10 +556,11 @@ impl RangeWriter {
                 self.stats.new_bytes += chunk.raw_len;
             }
             Place::Entry(number) => {
-                let (pending, stored) = &mut self.entries[number];
-                *stored = Some(chunk);
-                if let Some(found) = found {
-                    pending.relocate(&found);
+                if let Listed::Written(pending, stored) = &mut self.entries[number] {
+                    *stored = Some(chunk);
+                    if let Some(found) = found {
+                        pending.relocate(&found);
+                    }
                 }
             }
         }

@@ -346,6 +346,41 @@ impl Session {
     /// [`ArchiveError::Incomplete`] when the finished ranges do not tile the selection, [`ArchiveError::Aborted`] when
     /// somebody gave the session up.
     pub async fn commit(&self, draft: SnapshotDraft) -> Result<Snapshot> {
+        let (run, stats) = self.write_run().await?;
+        let snapshot = self.shared.snapshot(draft, run, stats)?;
+        self.decide(snapshot).await
+    }
+
+    /// Makes the snapshot that stands in for `compacted`: the same, with the run of all finished ranges in the place of some
+    /// runs of its stack, which must have the same records.
+    ///
+    /// # Errors
+    /// As [`Session::commit`].
+    pub async fn commit_compaction(
+        &self,
+        compacted: &Snapshot,
+        runs: std::ops::Range<usize>,
+    ) -> Result<Snapshot> {
+        let (run, stats) = self.write_run().await?;
+        let mut stack = compacted.runs.clone();
+        stack.splice(runs, run);
+        let snapshot = Snapshot {
+            id: self.shared.id,
+            runs: stack,
+            pins: self.shared.pins.clone(),
+            replaces: Some(compacted.id),
+            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+            stats: SnapshotStats {
+                stored_bytes: compacted.stats.stored_bytes + stats.stored_bytes,
+                ..compacted.stats
+            },
+            ..compacted.clone()
+        };
+        self.decide(snapshot).await
+    }
+
+    /// Makes one run of all finished ranges, and sums up what was done.
+    async fn write_run(&self) -> Result<(Option<RunRef>, WriteStats)> {
         let shared = &self.shared;
         let outputs = self.finished_ranges().await?;
         shared.check_tiling(&outputs)?;
@@ -363,7 +398,12 @@ impl Session {
         }
         entries.extend(joiner.complete(&mut stats).await?);
         let run = shared.write_run(entries, &mut stats.stored_bytes).await?;
-        let snapshot = shared.snapshot(draft, run, stats)?;
+        Ok((run, stats))
+    }
+
+    /// Commits the snapshot, unless the session is decided.
+    async fn decide(&self, snapshot: Snapshot) -> Result<Snapshot> {
+        let shared = &self.shared;
         let name = shared.id.snapshot_name();
         let record = Decision::Committed(Box::new(snapshot.clone()));
         shared.check_undecided().await?;

@@ -2,6 +2,7 @@
 
 mod backup;
 mod clean;
+mod compact;
 mod completions;
 mod confirm;
 mod demo;
@@ -91,6 +92,8 @@ enum Command {
     Export(export::ExportCommand),
     /// Write JSON files into a database
     Import(import::ImportCommand),
+    /// Merge the layers of a snapshot into one
+    Compact(compact::CompactCommand),
     /// Show the database and the last backups at a glance
     Status(status::StatusCommand),
     /// Check that everything is reachable and permitted
@@ -216,6 +219,7 @@ async fn run(global: &GlobalOptions, command: Command) -> anyhow::Result<Outcome
         Command::Clean(command) => command.run(global).await,
         Command::Export(command) => command.run(global).await,
         Command::Import(command) => command.run(global).await,
+        Command::Compact(command) => command.run(global).await,
         Command::Status(command) => command.run(global).await,
         Command::Doctor(command) => command.run(global).await,
         Command::Sandbox(command) => command.run(global).await,

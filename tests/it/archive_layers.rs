@@ -9,7 +9,7 @@
 use firebank::archive::*;
 use firebank::document::*;
 use firebank::progress::Progress;
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use proptest::prelude::*;
 
 use crate::archive_support::*;
@@ -75,37 +75,27 @@ async fn layer(
     session.commit(draft).await.unwrap()
 }
 
-async fn compact(repository: &Repository, snapshot: &Snapshot) -> Snapshot {
+/// Merges some runs of the stack, in ranges between the boundaries.
+async fn merge(
+    repository: &Repository,
+    snapshot: &Snapshot,
+    runs: std::ops::Range<usize>,
+    cut: Option<u16>,
+) -> Snapshot {
+    let boundaries: Vec<Vec<u8>> = cut.map(path).into_iter().collect();
     let options = SessionOptions {
         pins: vec![snapshot.id],
-        ..SessionOptions::new(plan(&[], 100_000))
+        ..SessionOptions::new(plan(&boundaries, 100_000))
     };
     let session = Session::begin(repository, options).await.unwrap();
     let reader = repository.reader(snapshot).await.unwrap();
-    let mut writer = session.exact_range_writer(KeyRange::all());
-    let mut records = reader.records(KeyRange::all()).boxed();
-    while let Some(batch) = records.try_next().await.unwrap() {
-        for record in batch.iter() {
-            let body = record.body.unwrap();
-            let document = StoredDocument {
-                key: record.key,
-                create_time: record.create_time,
-                update_time: record.update_time,
-                body_hash: record.body_hash,
-                chunk: body.chunk,
-                offset: body.offset,
-                length: body.length,
-            };
-            let _ = writer.push_reusing(document).await.unwrap();
-        }
+    for range in session.plan().ranges.clone() {
+        let output = merge_range(&reader, &runs, session.exact_range_writer(range))
+            .await
+            .unwrap();
+        assert_eq!(output.stats.chunks_written, 0);
     }
-    let output = writer.finish().await.unwrap();
-    assert_eq!(output.stats.chunks_written, 0);
-    let draft = SnapshotDraft {
-        replaces: Some(snapshot.id),
-        ..SnapshotDraft::default()
-    };
-    session.commit(draft).await.unwrap()
+    session.commit_compaction(snapshot, runs).await.unwrap()
 }
 
 async fn check_all(repository: &Repository, snapshot: &Snapshot) {
@@ -195,8 +185,17 @@ proptest! {
                 assert_eq!(found, docs.get(path.key().as_bytes()).map(|doc| &doc.body[..]), "{path}");
             }
             check_all(&repository, &snapshot).await;
-            let compacted = compact(&repository, &snapshot).await;
-            assert!(compacted.runs.len() <= 1);
+            let depth = snapshot.runs.len();
+            for (runs, cut) in [(0..depth, None), (0..depth, start), (1.min(depth)..depth, end), (0..depth.saturating_sub(1), None)] {
+                let before = snapshot.runs.len() - runs.len();
+                let merged = merge(&repository, &snapshot, runs, cut).await;
+                assert!(merged.runs.len() <= before + 1);
+                assert_eq!(merged.replaces, Some(snapshot.id));
+                assert_eq!(read(&repository, &merged, KeyRange::all()).await.unwrap(), docs);
+                check_all(&repository, &merged).await;
+            }
+            let compacted = merge(&repository, &snapshot, 0..depth, None).await;
+            assert!(compacted.runs.iter().all(|run| run.tombstones == 0));
             assert_eq!(read(&repository, &compacted, KeyRange::all()).await.unwrap(), docs);
             check_all(&repository, &compacted).await;
             nights.push((compacted, docs.clone()));
@@ -246,6 +245,47 @@ async fn what_changed_costs_the_change_and_not_the_database() {
     // Block and page of the new run; blocks and pages of the old one where it may have the keys.
     let requests = requests() - before_them;
     assert!(requests <= 6, "{requests} requests");
+}
+
+#[tokio::test]
+async fn index_chunks_that_no_other_run_touches_are_kept() {
+    let repository = repository(Parameters {
+        page_records: 4,
+        ..tiny()
+    })
+    .await;
+    let mut docs = Docs::new();
+    for number in 0..2000 {
+        docs.insert(path(number), doc(u64::from(number), 50));
+    }
+    let first = back_up(&repository, SessionOptions::new(plan(&[], 0)), &docs).await;
+    // Everything that changes is in one collection of three.
+    let edits: Vec<Edit> = (0..300).map(|n| (3 * n, Some(7000 + u64::from(n)))).collect();
+    let second = layer(&repository, &first, &mut docs, &edits, None).await;
+    let chunks = |snapshot: Snapshot| {
+        let repository = repository.clone();
+        async move {
+            let reader = repository.reader(&snapshot).await.unwrap();
+            let blocks: Vec<_> = reader.blocks().try_collect().await.unwrap();
+            let names = |entry: &firebank::archive::run::IndexEntry| entry.chunk.name();
+            blocks
+                .iter()
+                .flat_map(|block| block.entries.iter().map(names).collect::<Vec<_>>())
+                .collect::<std::collections::BTreeSet<_>>()
+        }
+    };
+    let before = repository.store().requests();
+    let merged = merge(&repository, &second, 0..2, None).await;
+    let after = repository.store().requests();
+    assert_eq!(read(&repository, &merged, KeyRange::all()).await.unwrap(), docs);
+    let (old, new) = (chunks(first.clone()).await, chunks(merged).await);
+    let kept = old.intersection(&new).count();
+    assert!(
+        3 * kept > 2 * old.len() - 6,
+        "{kept} of {} chunks kept",
+        old.len()
+    );
+    assert!(after.put_create - before.put_create < old.len() as u64);
 }
 
 #[tokio::test]

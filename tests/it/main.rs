@@ -23,6 +23,7 @@ mod cli_input;
 mod cli_json;
 mod cli_safety;
 mod cli_support;
+mod compaction;
 mod conformance;
 mod consistency;
 mod dedup;

@@ -1,0 +1,99 @@
+//! Compaction: merges layers of a snapshot into fewer, from the archive alone, without reading the database.
+//!
+//! The merged snapshot reads the same and stands in for the old one, which is forgotten; what only that needed goes with the next
+//! `clean`. Other snapshots keep their own stacks.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+use tracing::info;
+
+use crate::archive::compact::tile;
+use crate::archive::{
+    ArchiveError, Plan, ReadMode, Repository, Session, SessionOptions, Snapshot, due_runs, merge_range,
+};
+use crate::clock;
+
+/// How to compact.
+#[derive(Clone, Debug)]
+pub struct CompactOptions {
+    /// Merge all layers; otherwise only what is due, see [`due_runs`].
+    pub all: bool,
+    /// Key ranges that are merged at the same time.
+    pub parallel: usize,
+}
+
+impl Default for CompactOptions {
+    /// What is due, four ranges at a time.
+    fn default() -> Self {
+        Self {
+            all: false,
+            parallel: 4,
+        }
+    }
+}
+
+/// Merges layers of a snapshot. `None` when there is nothing to merge.
+///
+/// # Errors
+/// Whatever the reason, the snapshot stays as it is, and the repository valid.
+pub async fn compact(
+    repository: &Repository,
+    snapshot: &Snapshot,
+    options: &CompactOptions,
+) -> Result<Option<Snapshot>, ArchiveError> {
+    let runs = match options.all {
+        true => (snapshot.runs.len() > 1).then_some(0..snapshot.runs.len()),
+        false => due_runs(&snapshot.runs),
+    };
+    let Some(runs) = runs else { return Ok(None) };
+    info!(snapshot = %snapshot.id, ?runs, layers = snapshot.runs.len(), "merging layers");
+    let merged = merge(repository, snapshot, &runs, options.parallel).await?;
+    let reason = format!("{} stands in for it, with fewer layers", merged.id);
+    repository.forget(snapshot.id, &reason).await?;
+    Ok(Some(merged))
+}
+
+async fn merge(
+    repository: &Repository,
+    snapshot: &Snapshot,
+    runs: &Range<usize>,
+    parallel: usize,
+) -> Result<Snapshot, ArchiveError> {
+    let reader = repository.reader(snapshot).await?;
+    let boundaries = reader.chunk_boundaries(runs, 2 * parallel).await?;
+    let plan = Plan {
+        kind: snapshot.kind,
+        database: snapshot.database.clone(),
+        database_uid: snapshot.database_uid.clone(),
+        read_time: snapshot.read_time,
+        started_at: clock::now(),
+        selection: snapshot.selection.clone(),
+        parent: None,
+        read: ReadMode::default(),
+        ranges: tile(snapshot.selection.key_ranges(), &boundaries),
+        extra: BTreeMap::new(),
+    };
+    let options = SessionOptions {
+        pins: vec![snapshot.id],
+        ..SessionOptions::new(plan)
+    };
+    let session = Arc::new(Session::begin(repository, options).await?);
+    let mut running = JoinSet::new();
+    for range in session.plan().ranges.clone() {
+        while running.len() >= parallel.max(1) {
+            if let Some(merged) = running.join_next().await {
+                merged??;
+            }
+        }
+        let (reader, runs) = (reader.clone(), runs.clone());
+        let writer = session.exact_range_writer(range);
+        running.spawn(async move { merge_range(&reader, &runs, writer).await.map(drop) });
+    }
+    while let Some(merged) = running.join_next().await {
+        merged??;
+    }
+    session.commit_compaction(snapshot, runs.clone()).await
+}
