@@ -344,6 +344,99 @@ async fn whatever_goes_away_and_comes_back() {
     world.check_all().await;
 }
 
+/// Takes nights collection by collection; the nights in between are taken the usual way by another connection.
+async fn walked_nights(mut world: World, documents: u64) {
+    let usual = world.database.clone();
+    let walking = connect_again(&world).await;
+    world.fill(documents).await;
+    for (night, read) in [
+        ReadMode::Full,
+        ReadMode::Names,
+        ReadMode::Names,
+        ReadMode::Full,
+        ReadMode::Names,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        world.database = [&walking, &usual][usize::from(night == 2)].clone();
+        world.back_up(read, [1, 3, 16][night % 3]).await;
+        world.churn(documents as usize / 10).await;
+    }
+    // Only some of it.
+    world.database = walking;
+    for parent in [Parent::None, Parent::Newest] {
+        let below = CollectionPath::parse("orders/10/items").unwrap();
+        let some = Selection::new(vec![below, CollectionPath::parse("users").unwrap()], vec![]);
+        let taken = with(&world, some, parent).await.unwrap();
+        let of_users = |path: &String| path.starts_with("users/") || path.starts_with("orders/10/items/");
+        let mut model = world.model.clone();
+        model.retain(|path, _| of_users(path));
+        check(&world.repository, &taken, &model).await;
+        world.nights.push((taken, model));
+        world
+            .change(|model, _| *model.get_mut("users/ü4").unwrap() += 1)
+            .await;
+    }
+    world.check_all().await;
+}
+
+async fn connect_again(world: &World) -> Firestore {
+    let address = match &world.sandbox {
+        Some(sandbox) => sandbox.address().to_string(),
+        None => emulator().unwrap().to_owned(),
+    };
+    let project = &world.database.database().project;
+    let database = connect(&address, project, "(default)").await;
+    database.walk();
+    database
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_walk_finds_what_a_query_finds() {
+    walked_nights(World::open(12).await, 400).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn emulator_a_walk_finds_what_a_query_finds() {
+    let Some(address) = emulator() else { return };
+    walked_nights(World::at(address, None, 13).await, 60).await;
+}
+
+/// A server that refuses queries over all collections is read another way without being told to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_without_kindless_queries_is_walked() {
+    let mut world = World::open(14).await;
+    world.fill(500).await;
+    let later = |rpc, n| {
+        let status = Effect::Status(Code::Unavailable, "later".to_owned());
+        Fault::new(rpc, When::EveryNth(n), status)
+    };
+    for (night, faults) in [
+        vec![],
+        vec![],
+        vec![later(Rpc::ListDocuments, 2), later(Rpc::ListCollectionIds, 7)],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        world.sandbox().faults().set(FaultPlan {
+            refuse_kindless: true,
+            faults,
+            ..FaultPlan::default()
+        });
+        assert_eq!(world.database.walks(), night > 0);
+        let before = world.sandbox().usage();
+        world.back_up(ReadMode::Names, 4).await;
+        let usage = world.sandbox().usage().since(&before);
+        assert!(usage.requests_of(Rpc::ListDocuments) > 4, "{usage:?}");
+        assert!(usage.requests_of(Rpc::RunQuery) <= 1, "{usage:?}");
+        world.sandbox().faults().clear();
+        world.churn(30).await;
+    }
+    world.check_all().await;
+}
+
 fn complete_after(when: When, documents: u64) -> FaultPlan {
     let effect = Effect::CompleteAfter { documents };
     FaultPlan {
