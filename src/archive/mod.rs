@@ -24,6 +24,7 @@ pub mod filter;
 pub mod ids;
 pub mod index_page;
 mod index_writer;
+mod known;
 pub mod layer_writer;
 mod merge;
 pub mod range_writer;

@@ -19,8 +19,19 @@ use crate::support::{emulator, project, sandbox, sandbox_with};
 /// What the database should hold: a number for each document.
 type Model = BTreeMap<String, i64>;
 
+/// Documents with such a number and above are large.
+const LARGE: i64 = 1_000_000;
+
 fn fields(number: i64) -> Fields {
-    let padding = format!("{number:x}").repeat(20 + (number % 40) as usize);
+    let padding = match number {
+        LARGE.. => {
+            let mut random = SmallRng::seed_from_u64(number as u64);
+            (0..20_000)
+                .map(|_| random.sample(rand::distr::Alphanumeric) as char)
+                .collect()
+        }
+        _ => format!("{number:x}").repeat(20 + (number % 40) as usize),
+    };
     [
         ("number".to_owned(), Value::Integer(number)),
         ("padding".to_owned(), Value::String(padding)),
@@ -294,6 +305,69 @@ async fn ranges_and_readings_make_no_difference() {
     }
 }
 
+/// Ranges with much to write make chunks of their own, beside ranges that leave theirs to their neighbours.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_and_small_changes_stand_side_by_side() {
+    let mut world = World::open(15).await;
+    world.fill(1500).await;
+    world.back_up(ReadMode::Full, 2).await;
+    for ranges in [1, 2, 3, 5, 16] {
+        world.churn(50).await;
+        // Two megabytes in one collection, less in the next one.
+        world
+            .change(|model, random| {
+                let large = random.random_range(LARGE..2 * LARGE);
+                let some = model
+                    .iter_mut()
+                    .enumerate()
+                    .filter(|(at, (path, _))| match path.as_str() {
+                        path if path.starts_with("orders/") => at % 5 == 0,
+                        path => path.starts_with("products/") && at % 40 == 0,
+                    });
+                some.for_each(|(at, (_, number))| *number = large + at as i64);
+            })
+            .await;
+        let stats = world.back_up(ReadMode::Names, ranges).await.snapshot.stats;
+        assert!(stats.new_bytes > 2 << 20, "{stats:?}");
+        assert!(stats.stored_bytes < stats.new_bytes, "{stats:?}");
+    }
+    world.check_all().await;
+}
+
+/// Many documents in a row that are gone: the server must count none in their place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wide_gap_is_counted() {
+    let mut world = World::open(16).await;
+    world.fill(2000).await;
+    world.back_up(ReadMode::Full, 1).await;
+    let counts = async |world: &mut World| {
+        let before = world.sandbox().usage();
+        world.back_up(ReadMode::Names, 1).await;
+        world
+            .sandbox()
+            .usage()
+            .since(&before)
+            .requests_of(Rpc::RunAggregationQuery)
+    };
+    world.churn(30).await;
+    assert_eq!(counts(&mut world).await, 1);
+    world
+        .change(|model, _| model.retain(|path, _| !path.starts_with("products/")))
+        .await;
+    assert_eq!(counts(&mut world).await, 2);
+    // A server that does not count is asked for names instead.
+    world
+        .change(|model, _| model.retain(|path, _| !path.starts_with("missing/")))
+        .await;
+    let effect = Effect::Status(Code::Unimplemented, "not here".to_owned());
+    world
+        .sandbox()
+        .faults()
+        .add(Fault::new(Rpc::RunAggregationQuery, When::Always, effect));
+    assert_eq!(counts(&mut world).await, 2);
+    world.check_all().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_goes_away_and_comes_back() {
     let mut world = World::open(5).await;
@@ -528,7 +602,7 @@ async fn names_are_left_where_most_documents_have_changed() {
 async fn a_sample_of_the_unchanged_is_compared() {
     async fn served(document_bytes: usize) -> (Sandbox, Firestore) {
         let sandbox = sandbox_with(SandboxConfig {
-            synthetic: vec![SyntheticSpec::new("products", 3000, document_bytes)],
+            synthetic: vec![SyntheticSpec::new("products", 12, document_bytes)],
             ..SandboxConfig::default()
         })
         .await;
@@ -543,7 +617,8 @@ async fn a_sample_of_the_unchanged_is_compared() {
         .await
         .unwrap()
         .snapshot;
-    assert_eq!(night.stats.changed_documents, 3000, "{:?}", night.stats);
+    // Of so few every second one is a sample.
+    assert_eq!(night.stats.changed_documents, 12, "{:?}", night.stats);
     assert_snapshot_is(&repository, &night, &after).await;
 }
 
