@@ -29,6 +29,7 @@ mod heap;
 pub mod ids;
 pub mod index_page;
 mod index_writer;
+mod known;
 pub mod layer_writer;
 pub mod lease;
 mod lookup;

@@ -26,7 +26,9 @@ const RANGES_PER_READER: usize = 4;
 
 /// The selection cut at the parent's pages, into ranges with about as many records each.
 pub(super) async fn ranges_of_parent(
+    database: &Firestore,
     parent: &SnapshotReader,
+    read_time: Timestamp,
     options: &BackupOptions,
     progress: &Progress,
 ) -> Result<Vec<KeyRange>, BackupError> {
@@ -35,8 +37,13 @@ pub(super) async fn ranges_of_parent(
     let parts = options
         .ranges
         .unwrap_or_else(|| parts(documents, MIN_COMPARED_PER_RANGE, options));
-    let boundaries = parent.page_boundaries(parts.max(1)).await;
-    let boundaries = boundaries.map_err(|error| BackupError::of_parent(parent.id(), error))?;
+    let boundaries = match database.walks() {
+        true => database.split(&KeyRange::all(), read_time, parts.max(1)).await?,
+        false => {
+            let boundaries = parent.page_boundaries(parts.max(1)).await;
+            boundaries.map_err(|error| BackupError::of_parent(parent.id(), error))?
+        }
+    };
     Ok(cut(&options.selection, &boundaries))
 }
 

@@ -78,6 +78,10 @@ struct Options {
     /// Build upon no snapshot: read and list every document anew. Data that is stored already is not stored again
     #[arg(long)]
     full: bool,
+    /// Read collection by collection instead of all at once: slower, and a billed read more for every document. Done by
+    /// itself where the server refuses queries over all collections
+    #[arg(long)]
+    walk: bool,
     /// How many key ranges to read at the same time
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=512))]
     parallel: u16,
@@ -131,6 +135,9 @@ impl Options {
         }
         let repository = global.open_repository().await?;
         let database = global.connect().await?;
+        if self.walk {
+            database.walk();
+        }
         let options = BackupOptions {
             selection: Selection::new(collections, Vec::new()),
             parallel: usize::from(self.parallel),

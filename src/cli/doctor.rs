@@ -28,8 +28,8 @@ impl AccountPurpose {
     fn needs(self, permission: &PermissionCheck) -> bool {
         match self {
             Self::Everything => true,
-            Self::Backup => permission.purpose == Purpose::Reading,
-            Self::Restore => permission.purpose == Purpose::Writing,
+            Self::Backup => permission.purpose != Purpose::Writing,
+            Self::Restore => permission.purpose != Purpose::Reading,
         }
     }
 }

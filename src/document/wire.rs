@@ -16,7 +16,7 @@ mod write;
 use super::canonical::CanonicalError;
 use super::{FieldPath, Timestamp};
 
-pub use read::{append_document, batch_get_answer, query_answer};
+pub use read::{append_document, batch_get_answer, list_answer, query_answer};
 pub use write::append_document_message;
 
 /// A message that cannot be turned into a document, or the other way.
@@ -113,6 +113,26 @@ pub struct BatchGetAnswer<'a> {
     pub missing: Option<&'a str>,
     /// The time that the answer was read at.
     pub read_time: Option<Timestamp>,
+}
+
+/// A page of a collection: `ListDocumentsResponse`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ListAnswer<'a> {
+    /// The documents, in the server's order.
+    pub documents: Vec<ListedDocument<'a>>,
+    /// What asks for the next page; empty after the last one.
+    pub next_page_token: &'a str,
+}
+
+/// A document of a page.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ListedDocument<'a> {
+    /// Its full name.
+    pub name: &'a str,
+    /// Its message, for [`append_document`].
+    pub message: &'a [u8],
+    /// Whether there is such a document: missing ones come without times.
+    pub exists: bool,
 }
 
 /// The field numbers of the messages.

@@ -124,11 +124,21 @@ impl Firestore {
         read_time: Option<Timestamp>,
         request: &impl Message,
     ) -> Result<Answer> {
+        decoded(method, self.ask_raw(method, read_time, request).await?)
+    }
+
+    /// The same, and leaves the answer as it is.
+    pub(super) async fn ask_raw(
+        &self,
+        method: Method,
+        read_time: Option<Timestamp>,
+        request: &impl Message,
+    ) -> Result<Bytes> {
         let request = encoded(request);
         let mut backoff = Backoff::new(self.inner.retry.clone());
         loop {
             match self.send(Lane::Call, method, request.clone()).await {
-                Ok(answer) => return decoded(method, answer),
+                Ok(answer) => return Ok(answer),
                 Err(status) => self.wait_or_fail(method, read_time, &mut backoff, status).await?,
             }
         }

@@ -83,10 +83,8 @@ pub enum Error {
         #[source]
         source: Status,
     },
-    /// The server does not answer queries over all collections at once.
-    #[error(
-        "the server refuses queries over all collections, and this version has no other way to read a database"
-    )]
+    /// The server does not answer queries over all collections at once. A read that begins with this goes on another way.
+    #[error("the server refuses queries over all collections, and has answered some before: try again")]
     KindlessRefused {
         /// The server's answer.
         #[source]
@@ -104,7 +102,8 @@ pub enum Error {
     /// Documents came in another order than Firestore's own, so nothing may be concluded from a missing one.
     #[error(
         "the server sent `{second}` after `{first}`, against the order of names, so nothing may be concluded \
-         from a missing one: nothing was committed; please report the two names"
+         from a missing one: nothing was committed; `firebank backup --walk` reads another way; please report the two \
+         names"
     )]
     OutOfOrder {
         /// What came first.

@@ -24,8 +24,10 @@ mod scan;
 mod split;
 mod stats;
 mod throttle;
+mod walk;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 pub use bulk_write::{BulkWriter, FailureSink, WriteFailure, WriteMode, WriteOptions, WriteStats};
@@ -59,6 +61,8 @@ struct Inner {
     retry: RetryPolicy,
     stall_timeout: Duration,
     stats: RequestStats,
+    /// Whether to read collection by collection.
+    walks: AtomicBool,
 }
 
 impl std::fmt::Debug for Firestore {
@@ -84,6 +88,7 @@ impl Firestore {
                 retry: options.retry,
                 stall_timeout: options.stall_timeout,
                 stats: RequestStats::default(),
+                walks: AtomicBool::new(false),
             }),
         })
     }
@@ -96,6 +101,28 @@ impl Firestore {
     /// Whether the other side is an emulator or the sandbox.
     pub fn is_emulator(&self) -> bool {
         self.inner.emulator
+    }
+
+    /// Whether databases are read collection by collection: because the server refuses queries over all collections, or
+    /// because [`Firestore::walk`] said so.
+    pub fn walks(&self) -> bool {
+        self.inner.walks.load(Ordering::Relaxed)
+    }
+
+    /// Reads collection by collection from now on, as where the server refuses queries over all collections.
+    pub fn walk(&self) {
+        self.inner.walks.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes note that the server refuses queries over all collections.
+    fn walk_from_now_on(&self, refusal: &tonic::Status) {
+        if !self.inner.walks.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "the server refuses queries over all collections ({}): reading collection by collection, which takes a \
+                 call and a billed read more for every document",
+                refusal.message()
+            );
+        }
     }
 
     /// What has been asked and received so far, by this connection and its clones.

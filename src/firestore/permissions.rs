@@ -32,6 +32,8 @@ pub enum Purpose {
     Reading,
     /// To write into one.
     Writing,
+    /// To do either.
+    Both,
 }
 
 /// One permission and whether the credentials have it.
@@ -39,7 +41,7 @@ pub enum Purpose {
 pub struct PermissionCheck {
     /// Its name in Google's terms.
     pub permission: &'static str,
-    /// Whether an account that only reads can do without it.
+    /// What needs it.
     pub purpose: Purpose,
     /// What does not work without it.
     pub needed_for: &'static str,
@@ -69,7 +71,7 @@ impl Firestore {
             needed_for,
             result,
         };
-        use Purpose::{Reading, Writing};
+        use Purpose::{Both, Reading, Writing};
         vec![
             check(
                 "datastore.entities.list",
@@ -85,8 +87,8 @@ impl Firestore {
             ),
             check(
                 "datastore.entities.get",
-                Writing,
-                "finding out whether a write was done whose answer was lost",
+                Both,
+                "fetching what changed (backup), finding out whether a write was done whose answer was lost (restore)",
                 outcome(get),
             ),
             check(
@@ -103,7 +105,7 @@ impl Firestore {
     }
 
     /// A document that nobody has.
-    fn nonexistent(&self) -> DocumentPath {
+    pub(super) fn nonexistent(&self) -> DocumentPath {
         let id = format!("firebank-permission-check-{:016x}", rand::random::<u64>());
         #[expect(clippy::expect_used, reason = "two segments, neither empty")]
         DocumentPath::parse(format!("{id}/{id}")).expect("a document's path")

@@ -22,6 +22,8 @@ pub enum Method {
     BatchWrite,
     /// Lists the collections of a document or of the root.
     ListCollectionIds,
+    /// Lists the documents of a collection.
+    ListDocuments,
     /// Offers names that split a query's results.
     PartitionQuery,
     /// Describes the database: a method of the administration API.
@@ -30,12 +32,13 @@ pub enum Method {
 
 impl Method {
     /// Every method, in the order of its declaration.
-    pub const ALL: [Method; 7] = [
+    pub const ALL: [Method; 8] = [
         Method::RunQuery,
         Method::RunAggregationQuery,
         Method::BatchGetDocuments,
         Method::BatchWrite,
         Method::ListCollectionIds,
+        Method::ListDocuments,
         Method::PartitionQuery,
         Method::GetDatabase,
     ];
@@ -51,6 +54,7 @@ impl Method {
             Method::BatchGetDocuments => "/google.firestore.v1.Firestore/BatchGetDocuments",
             Method::BatchWrite => "/google.firestore.v1.Firestore/BatchWrite",
             Method::ListCollectionIds => "/google.firestore.v1.Firestore/ListCollectionIds",
+            Method::ListDocuments => "/google.firestore.v1.Firestore/ListDocuments",
             Method::PartitionQuery => "/google.firestore.v1.Firestore/PartitionQuery",
             Method::GetDatabase => "/google.firestore.admin.v1.FirestoreAdmin/GetDatabase",
         })
@@ -65,6 +69,7 @@ impl std::fmt::Display for Method {
             Method::BatchGetDocuments => "BatchGetDocuments",
             Method::BatchWrite => "BatchWrite",
             Method::ListCollectionIds => "ListCollectionIds",
+            Method::ListDocuments => "ListDocuments",
             Method::PartitionQuery => "PartitionQuery",
             Method::GetDatabase => "GetDatabase",
         })

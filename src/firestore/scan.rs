@@ -7,6 +7,8 @@
 //! documents**: Firestore says in a message of its own that there are none, so a stream without any message is one more
 //! that ended early.
 //!
+//! A server that refuses such queries is read another way: see [`walk`](super::walk).
+//!
 //! A page begins with an idle moment, the time to its first document. So pages are long (their size follows the
 //! documents' mean size), and the next one is asked for when the last document of the one before has arrived, without
 //! waiting for the stream to end.
@@ -15,7 +17,9 @@ use ::firestore::gcloud_sdk::google::firestore::v1::run_query_request::{Consiste
 use ::firestore::gcloud_sdk::google::firestore::v1::structured_query::{
     CollectionSelector, Direction, FieldReference, Order, Projection,
 };
-use ::firestore::gcloud_sdk::google::firestore::v1::{RunQueryRequest, RunQueryResponse, StructuredQuery};
+use ::firestore::gcloud_sdk::google::firestore::v1::{
+    BatchGetDocumentsRequest, BatchGetDocumentsResponse, RunQueryRequest, RunQueryResponse, StructuredQuery,
+};
 use ::firestore::gcloud_sdk::prost_types;
 use futures::{FutureExt, Stream, stream};
 use tonic::{Code, Status};
@@ -24,6 +28,7 @@ use super::call::{AnswerStream, encoded, no_answer};
 use super::connect::Lane;
 use super::cursor::{NameRange, cursor, name_range};
 use super::retry::Backoff;
+use super::walk::Walker;
 use super::{Error, Firestore, Method, Result};
 use crate::document::{DocumentBatch, DocumentKey, DocumentPath, KeyRange, Timestamp, wire};
 
@@ -78,28 +83,46 @@ impl Firestore {
         &self,
         options: ScanOptions,
     ) -> impl Stream<Item = Result<DocumentBatch>> + Send + 'static + use<> {
-        let scanner = Scanner::new(self.clone(), options);
-        stream::try_unfold(scanner, |scanner| async move {
-            let mut scanner = scanner?;
-            let batch = scanner.next_batch().await?;
-            Ok(batch.map(|batch| (batch, Ok(scanner))))
+        stream::try_unfold(Scan::Ahead(self.clone(), options), |mut scan| async move {
+            let batch = scan.next_batch().await?;
+            Ok(batch.map(|batch| (batch, scan)))
         })
     }
 
     /// A time that the database can be read at, by the server's clock: later than every write that was
     /// acknowledged before the call.
     pub async fn current_read_time(&self) -> Result<Timestamp> {
-        let request = query_request(&self.inner.root, &NameRange::default(), None, true, 1, None);
-        let answers: Vec<RunQueryResponse> = self.ask_stream(Method::RunQuery, None, &request).await?;
+        if !self.walks() {
+            let request = query_request(&self.inner.root, &NameRange::default(), None, true, 1, None);
+            let asked = self.ask_stream(Method::RunQuery, None, &request).await;
+            let answers: Vec<RunQueryResponse> = match asked.map_err(kindless_refused) {
+                Err(Error::KindlessRefused { source }) => {
+                    self.walk_from_now_on(&source);
+                    return self.read_time_of_a_name().await;
+                }
+                asked => asked?,
+            };
+            self.inner.stats.billed(1);
+            let time = answers.iter().find_map(|answer| answer.read_time.as_ref());
+            return read_time(Method::RunQuery, time);
+        }
+        self.read_time_of_a_name().await
+    }
+
+    /// The same, asked with a name that nobody has.
+    async fn read_time_of_a_name(&self) -> Result<Timestamp> {
+        let request = BatchGetDocumentsRequest {
+            database: self.inner.database.resource(),
+            documents: vec![format!("{}/{}", self.inner.root, self.nonexistent())],
+            ..Default::default()
+        };
+        let method = Method::BatchGetDocuments;
+        let answers: Vec<BatchGetDocumentsResponse> = self.ask_stream(method, None, &request).await?;
         self.inner.stats.billed(1);
-        answers
-            .iter()
-            .find_map(|answer| answer.read_time.as_ref())
-            .map(|time| Timestamp::new(time.seconds, u32::try_from(time.nanos).unwrap_or(0)))
-            .ok_or_else(|| Error::Malformed {
-                method: Method::RunQuery,
-                reason: "no read time came with it".to_owned(),
-            })
+        read_time(
+            method,
+            answers.iter().find_map(|answer| answer.read_time.as_ref()),
+        )
     }
 
     /// The first document in a range of names at the read time, or the last: not every server answers in
@@ -133,6 +156,14 @@ impl Firestore {
         let path = name.strip_prefix(&self.inner.root)?.strip_prefix('/')?;
         DocumentPath::parse(path).ok()
     }
+}
+
+fn read_time(method: Method, time: Option<&prost_types::Timestamp>) -> Result<Timestamp> {
+    time.map(|time| Timestamp::new(time.seconds, u32::try_from(time.nanos).unwrap_or(0)))
+        .ok_or_else(|| Error::Malformed {
+            method,
+            reason: "no read time came with it".to_owned(),
+        })
 }
 
 /// Turns a query around. Its bounds change places: `end` is left out by starting after it.
@@ -240,6 +271,37 @@ struct Page {
     bytes: u64,
     /// Whether any message has arrived.
     answered: bool,
+}
+
+/// A scan, one way or the other.
+enum Scan {
+    Ahead(Firestore, ScanOptions),
+    Query(Box<Scanner>),
+    Walk(Box<Walker>),
+}
+
+impl Scan {
+    async fn next_batch(&mut self) -> Result<Option<DocumentBatch>> {
+        if let Self::Ahead(firestore, options) = self {
+            let (firestore, options) = (firestore.clone(), options.clone());
+            if !firestore.walks() {
+                let mut scanner = Box::new(Scanner::new(firestore.clone(), options.clone())?);
+                match scanner.next_batch().await {
+                    Err(Error::KindlessRefused { source }) => firestore.walk_from_now_on(&source),
+                    first => {
+                        *self = Self::Query(scanner);
+                        return first;
+                    }
+                }
+            }
+            *self = Self::Walk(Box::new(Walker::new(firestore, options)));
+        }
+        match self {
+            Self::Query(scanner) => scanner.next_batch().await,
+            Self::Walk(walker) => walker.next_batch().await,
+            Self::Ahead(..) => Ok(None),
+        }
+    }
 }
 
 struct Scanner {

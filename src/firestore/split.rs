@@ -65,6 +65,12 @@ impl Firestore {
             Ok(groups) => groups,
             Err(error) => return tolerated(error, Vec::new()),
         };
+        if self.walks() {
+            // A walk cannot begin within a collection without passing over what comes before.
+            let starts = groups.iter().filter_map(|group| group.key_range().start);
+            let starts: BTreeSet<DocumentKey> = starts.filter(|start| inside(range, start)).collect();
+            return Ok(thinned(starts.into_iter().collect(), parts - 1));
+        }
         let partitions = match self.partitions(&groups, range, read_time, parts).await {
             Ok(partitions) => partitions,
             Err(error) => tolerated(error, BTreeSet::new())?,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
-use firebank::archive::{Repository, Snapshot};
+use firebank::archive::{ReadMode, Repository, Snapshot};
 use firebank::document::{Fields, Value, canonical};
 use firebank::sandbox::{Effect, Fault, FaultPlan, Rpc, When};
 use firestore::gcloud_sdk::google::firestore::v1::Write;
@@ -189,8 +189,15 @@ async fn backups_while_others_write(address: &str, ranges: usize) {
     });
     let repository = repository(small_segments()).await;
     let mut last = 0;
-    for _ in 0..3 {
-        let snapshot = back_up(&database, &repository, ranges).await;
+    for read in [None, Some(ReadMode::Names), Some(ReadMode::Full)] {
+        let snapshot = match read {
+            None => back_up(&database, &repository, ranges).await,
+            Some(read) => {
+                let night = try_back_up_changes(&database, &repository, read, ranges).await;
+                night.unwrap().snapshot
+            }
+        };
+        assert_eq!(snapshot.parent.is_some(), read.is_some());
         let written = commits.load(Ordering::Relaxed);
         let found = contents(&repository, &snapshot).await;
         assert_eq!(found.len() as u64, snapshot.documents);

@@ -462,12 +462,6 @@ async fn what_is_refused_for_good_is_said_at_once() {
     );
 
     sandbox.faults().set(FaultPlan {
-        refuse_kindless: true,
-        ..FaultPlan::default()
-    });
-    assert!(matches!(first(all()).await, Error::KindlessRefused { .. }));
-
-    sandbox.faults().set(FaultPlan {
         history: Some(std::time::Duration::from_millis(50)),
         ..FaultPlan::default()
     });

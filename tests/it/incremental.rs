@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use firebank::archive::{ArchiveError, Count, ReadMode, Repository, Selection, Snapshot};
 use firebank::backup::{BackupError, BackupOptions, BackupStats, Parent, backup};
-use firebank::document::{CollectionPath, DocumentPath, Fields, Value, canonical};
+use firebank::document::{CollectionPath, DocumentPath, Fields, KeyRange, Value, canonical};
 use firebank::firestore::{BulkWriter, Firestore, WriteFailure, WriteOptions};
 use firebank::progress::Progress;
 use firebank::sandbox::{Effect, Fault, FaultPlan, Rpc, Sandbox, SandboxConfig, SyntheticSpec, When};
@@ -19,8 +19,19 @@ use crate::support::{emulator, project, sandbox, sandbox_with};
 /// What the database should hold: a number for each document.
 type Model = BTreeMap<String, i64>;
 
+/// Documents with such a number and above are large.
+const LARGE: i64 = 1_000_000;
+
 fn fields(number: i64) -> Fields {
-    let padding = format!("{number:x}").repeat(20 + (number % 40) as usize);
+    let padding = match number {
+        LARGE.. => {
+            let mut random = SmallRng::seed_from_u64(number as u64);
+            (0..20_000)
+                .map(|_| random.sample(rand::distr::Alphanumeric) as char)
+                .collect()
+        }
+        _ => format!("{number:x}").repeat(20 + (number % 40) as usize),
+    };
     [
         ("number".to_owned(), Value::Integer(number)),
         ("padding".to_owned(), Value::String(padding)),
@@ -294,6 +305,69 @@ async fn ranges_and_readings_make_no_difference() {
     }
 }
 
+/// Ranges with much to write make chunks of their own, beside ranges that leave theirs to their neighbours.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_and_small_changes_stand_side_by_side() {
+    let mut world = World::open(15).await;
+    world.fill(1500).await;
+    world.back_up(ReadMode::Full, 2).await;
+    for ranges in [1, 2, 3, 5, 16] {
+        world.churn(50).await;
+        // Two megabytes in one collection, less in the next one.
+        world
+            .change(|model, random| {
+                let large = random.random_range(LARGE..2 * LARGE);
+                let some = model
+                    .iter_mut()
+                    .enumerate()
+                    .filter(|(at, (path, _))| match path.as_str() {
+                        path if path.starts_with("orders/") => at % 5 == 0,
+                        path => path.starts_with("products/") && at % 40 == 0,
+                    });
+                some.for_each(|(at, (_, number))| *number = large + at as i64);
+            })
+            .await;
+        let stats = world.back_up(ReadMode::Names, ranges).await.snapshot.stats;
+        assert!(stats.new_bytes > 2 << 20, "{stats:?}");
+        assert!(stats.stored_bytes < stats.new_bytes, "{stats:?}");
+    }
+    world.check_all().await;
+}
+
+/// Many documents in a row that are gone: the server must count none in their place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wide_gap_is_counted() {
+    let mut world = World::open(16).await;
+    world.fill(2000).await;
+    world.back_up(ReadMode::Full, 1).await;
+    let counts = async |world: &mut World| {
+        let before = world.sandbox().usage();
+        world.back_up(ReadMode::Names, 1).await;
+        world
+            .sandbox()
+            .usage()
+            .since(&before)
+            .requests_of(Rpc::RunAggregationQuery)
+    };
+    world.churn(30).await;
+    assert_eq!(counts(&mut world).await, 1);
+    world
+        .change(|model, _| model.retain(|path, _| !path.starts_with("products/")))
+        .await;
+    assert_eq!(counts(&mut world).await, 2);
+    // A server that does not count is asked for names instead.
+    world
+        .change(|model, _| model.retain(|path, _| !path.starts_with("missing/")))
+        .await;
+    let effect = Effect::Status(Code::Unimplemented, "not here".to_owned());
+    world
+        .sandbox()
+        .faults()
+        .add(Fault::new(Rpc::RunAggregationQuery, When::Always, effect));
+    assert_eq!(counts(&mut world).await, 2);
+    world.check_all().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_goes_away_and_comes_back() {
     let mut world = World::open(5).await;
@@ -341,6 +415,99 @@ async fn whatever_goes_away_and_comes_back() {
     assert_eq!(night.parent, None);
     check(&world.repository, &night, &world.model).await;
     world.nights.push((night, world.model.clone()));
+    world.check_all().await;
+}
+
+/// Takes nights collection by collection; the nights in between are taken the usual way by another connection.
+async fn walked_nights(mut world: World, documents: u64) {
+    let usual = world.database.clone();
+    let walking = connect_again(&world).await;
+    world.fill(documents).await;
+    for (night, read) in [
+        ReadMode::Full,
+        ReadMode::Names,
+        ReadMode::Names,
+        ReadMode::Full,
+        ReadMode::Names,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        world.database = [&walking, &usual][usize::from(night == 2)].clone();
+        world.back_up(read, [1, 3, 16][night % 3]).await;
+        world.churn(documents as usize / 10).await;
+    }
+    // Only some of it.
+    world.database = walking;
+    for parent in [Parent::None, Parent::Newest] {
+        let below = CollectionPath::parse("orders/10/items").unwrap();
+        let some = Selection::new(vec![below, CollectionPath::parse("users").unwrap()], vec![]);
+        let taken = with(&world, some, parent).await.unwrap();
+        let of_users = |path: &String| path.starts_with("users/") || path.starts_with("orders/10/items/");
+        let mut model = world.model.clone();
+        model.retain(|path, _| of_users(path));
+        check(&world.repository, &taken, &model).await;
+        world.nights.push((taken, model));
+        world
+            .change(|model, _| *model.get_mut("users/ü4").unwrap() += 1)
+            .await;
+    }
+    world.check_all().await;
+}
+
+async fn connect_again(world: &World) -> Firestore {
+    let address = match &world.sandbox {
+        Some(sandbox) => sandbox.address().to_string(),
+        None => emulator().unwrap().to_owned(),
+    };
+    let project = &world.database.database().project;
+    let database = connect(&address, project, "(default)").await;
+    database.walk();
+    database
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_walk_finds_what_a_query_finds() {
+    walked_nights(World::open(12).await, 400).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn emulator_a_walk_finds_what_a_query_finds() {
+    let Some(address) = emulator() else { return };
+    walked_nights(World::at(address, None, 13).await, 60).await;
+}
+
+/// A server that refuses queries over all collections is read another way without being told to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_without_kindless_queries_is_walked() {
+    let mut world = World::open(14).await;
+    world.fill(500).await;
+    let later = |rpc, n| {
+        let status = Effect::Status(Code::Unavailable, "later".to_owned());
+        Fault::new(rpc, When::EveryNth(n), status)
+    };
+    for (night, faults) in [
+        vec![],
+        vec![],
+        vec![later(Rpc::ListDocuments, 2), later(Rpc::ListCollectionIds, 7)],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        world.sandbox().faults().set(FaultPlan {
+            refuse_kindless: true,
+            faults,
+            ..FaultPlan::default()
+        });
+        assert_eq!(world.database.walks(), night > 0);
+        let before = world.sandbox().usage();
+        world.back_up(ReadMode::Names, 4).await;
+        let usage = world.sandbox().usage().since(&before);
+        assert!(usage.requests_of(Rpc::ListDocuments) > 4, "{usage:?}");
+        assert!(usage.requests_of(Rpc::RunQuery) <= 1, "{usage:?}");
+        world.sandbox().faults().clear();
+        world.churn(30).await;
+    }
     world.check_all().await;
 }
 
@@ -435,7 +602,7 @@ async fn names_are_left_where_most_documents_have_changed() {
 async fn a_sample_of_the_unchanged_is_compared() {
     async fn served(document_bytes: usize) -> (Sandbox, Firestore) {
         let sandbox = sandbox_with(SandboxConfig {
-            synthetic: vec![SyntheticSpec::new("products", 3000, document_bytes)],
+            synthetic: vec![SyntheticSpec::new("products", 12, document_bytes)],
             ..SandboxConfig::default()
         })
         .await;
@@ -450,7 +617,8 @@ async fn a_sample_of_the_unchanged_is_compared() {
         .await
         .unwrap()
         .snapshot;
-    assert_eq!(night.stats.changed_documents, 3000, "{:?}", night.stats);
+    // Of so few every second one is a sample.
+    assert_eq!(night.stats.changed_documents, 12, "{:?}", night.stats);
     assert_snapshot_is(&repository, &night, &after).await;
 }
 
@@ -629,4 +797,220 @@ async fn a_damaged_parent_is_said_and_full_goes_on() {
             .unwrap();
     }
     world.back_up(ReadMode::Names, 2).await;
+}
+
+/// What a night without changes asks of the store: see `firebank::backup`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unchanged_night_costs_what_the_formula_says() {
+    let mut world = World::open(11).await;
+    world.fill(1500).await;
+    world.back_up(ReadMode::Full, 1).await;
+    for night in 0..6 {
+        let parts = [1, 8, 64][night % 3];
+        let (parent, _) = world.nights.last().unwrap();
+        let reader = world.repository.reader(parent).await.unwrap();
+        let boundaries = reader.page_boundaries(parts).await.unwrap();
+        let ranges: Vec<KeyRange> = (0..=boundaries.len())
+            .map(|range| KeyRange {
+                start: range.checked_sub(1).map(|before| boundaries[before].clone()),
+                end: boundaries.get(range).cloned(),
+            })
+            .collect();
+        let blocks: Vec<_> = reader.blocks().try_collect().await.unwrap();
+        let pages = blocks
+            .iter()
+            .flat_map(|block| &block.entries)
+            .flat_map(|entry| &entry.pages);
+        // A page is read once for every range that it meets.
+        let pages: usize = pages
+            .map(|page| {
+                let meets = |range: &&KeyRange| {
+                    range.start.as_ref().is_none_or(|start| *start <= page.last_key)
+                        && range.end.as_ref().is_none_or(|end| page.first_key < *end)
+                };
+                ranges.iter().filter(meets).count()
+            })
+            .sum();
+        let roots = parent.runs.iter().filter(|run| run.root.is_none()).count();
+        let snapshots = world.nights.len();
+
+        let store = world.repository.store().clone();
+        let before = store.requests();
+        let read = [ReadMode::Names, ReadMode::Full][night % 2];
+        try_back_up_changes(&world.database, &world.repository, read, parts)
+            .await
+            .unwrap();
+        let after = store.requests();
+        let seen = [
+            after.list - before.list,
+            after.head - before.head,
+            after.get - before.get,
+            after.get_range - before.get_range,
+            after.put_create - before.put_create,
+            after.put - before.put + after.delete - before.delete,
+        ];
+        let expected = [
+            2,
+            2,
+            snapshots + 3,
+            roots + blocks.len() + pages,
+            ranges.len() + 3,
+            0,
+        ];
+        assert_eq!(seen.map(|count| count as usize), expected, "night {night}");
+        // And a layer more for the next one.
+        let listing = world.repository.snapshots().await.unwrap();
+        world
+            .nights
+            .push((listing.snapshots[0].clone(), world.model.clone()));
+        world.churn(40).await;
+        world.back_up(ReadMode::Names, 4).await;
+    }
+    world.check_all().await;
+}
+
+/// Made-up documents of everyday size under random ids, a few of which are changed, added and deleted each night.
+struct Scattered {
+    _sandboxes: [Sandbox; 2],
+    database: Firestore,
+    /// Documents to take bodies from.
+    others: Firestore,
+    paths: Vec<DocumentPath>,
+    random: SmallRng,
+}
+
+impl Scattered {
+    async fn open(documents: u64) -> Self {
+        let start = async |seed| {
+            sandbox_with(SandboxConfig {
+                synthetic: vec![SyntheticSpec {
+                    seed,
+                    ..SyntheticSpec::new("products", documents, 840)
+                }],
+                ..SandboxConfig::default()
+            })
+            .await
+        };
+        let sandboxes = [start(1).await, start(2).await];
+        let connected =
+            async |sandbox: &Sandbox| connect(&sandbox.address().to_string(), "demo-shop", "(default)").await;
+        let database = connected(&sandboxes[0]).await;
+        let paths = scan(&database)
+            .await
+            .try_fold(Vec::new(), async |mut paths, batch| {
+                paths.extend(batch.iter().map(|document| document.path().unwrap()));
+                Ok(paths)
+            })
+            .await
+            .unwrap();
+        Self {
+            others: connected(&sandboxes[1]).await,
+            database,
+            _sandboxes: sandboxes,
+            paths,
+            random: SmallRng::seed_from_u64(7),
+        }
+    }
+
+    /// Changes documents, and says how many bytes zstd makes of the changed ones' bodies.
+    async fn night(&mut self, updated: usize, inserted: usize, deleted: usize) -> u64 {
+        let mut writer = BulkWriter::new(
+            &self.database,
+            WriteOptions::new(&self.database),
+            Vec::<WriteFailure>::new(),
+        );
+        let mut bodies = Vec::new();
+        let mut touched = BTreeSet::new();
+        while touched.len() < updated + deleted {
+            touched.insert(self.random.random_range(0..self.paths.len()));
+        }
+        let mut targets: Vec<DocumentPath> = touched.iter().map(|&at| self.paths[at].clone()).collect();
+        let gone: Vec<DocumentPath> = targets
+            .iter()
+            .step_by((updated + deleted) / deleted)
+            .cloned()
+            .collect();
+        targets.retain(|path| !gone.contains(path));
+        for _ in 0..inserted {
+            let id: String = (0..20)
+                .map(|_| self.random.sample(rand::distr::Alphanumeric) as char)
+                .collect();
+            targets.push(DocumentPath::parse(format!("products/{id}")).unwrap());
+        }
+        targets.sort();
+        let time = self.others.current_read_time().await.unwrap();
+        let range = CollectionPath::parse("products").unwrap().key_range();
+        let mut sources = std::pin::pin!(
+            self.others
+                .scan(firebank::firestore::ScanOptions::new(range, time))
+        );
+        let skip = self.random.random_range(0..2000);
+        let mut source = firebank::document::DocumentBatch::new();
+        while source.len() < targets.len() + skip {
+            let batch = sources.try_next().await.unwrap().unwrap();
+            batch.iter().for_each(|document| source.push(document));
+        }
+        for (path, document) in targets.iter().zip(source.iter().skip(skip)) {
+            writer.put(path, document.body).await.unwrap();
+            bodies.extend_from_slice(document.body);
+        }
+        for path in &gone {
+            writer.delete(path).await.unwrap();
+        }
+        assert_eq!(writer.finish().await.unwrap().failed, 0);
+        self.paths.retain(|path| !gone.contains(path));
+        zstd::bulk::compress(&bodies, 3).unwrap().len() as u64
+    }
+}
+
+async fn stored_bytes(repository: &Repository) -> u64 {
+    let mut bytes = 0;
+    for folder in ["chunks", "runs"] {
+        let sizes: Vec<u64> = repository
+            .store()
+            .list(folder)
+            .map_ok(|object| object.size)
+            .try_collect()
+            .await
+            .unwrap();
+        bytes += sizes.iter().sum::<u64>();
+    }
+    bytes
+}
+
+/// Scattered changes cost what changed, whatever the ranges.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_night_stores_little_more_than_what_changed() {
+    nights_store_little_more_than_what_changed(20_000, 6).await;
+}
+
+/// The same at the size that file backup tools were measured at: 168 MB as JSON.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes; the small one shows the same"]
+async fn a_night_of_a_larger_database_stores_little_more_than_what_changed() {
+    nights_store_little_more_than_what_changed(200_000, 3).await;
+}
+
+async fn nights_store_little_more_than_what_changed(documents: usize, nights: usize) {
+    let mut shop = Scattered::open(documents as u64).await;
+    let repository = repository(firebank::archive::Parameters::with_seed(3)).await;
+    back_up(&shop.database, &repository, 1).await;
+    let (updated, few) = (documents / 125, documents / 1000);
+    for ranges in [1, 16, 64, 1, 64, 16].into_iter().take(nights) {
+        let bare = shop.night(updated, few, few).await;
+        let before = stored_bytes(&repository).await;
+        let night = try_back_up_changes(&shop.database, &repository, ReadMode::Names, ranges)
+            .await
+            .unwrap();
+        let stats = &night.snapshot.stats;
+        assert_eq!(
+            (stats.new_documents, stats.deleted_documents),
+            (few as u64, few as u64)
+        );
+        let grown = stored_bytes(&repository).await - before;
+        assert_eq!(stats.stored_bytes, grown);
+        let ratio = grown as f64 / bare as f64;
+        assert!(ratio <= 1.5, "{ranges} ranges: {grown} for {bare} bytes");
+    }
+    assert_intact(&repository, nights as u64 + 1).await;
 }

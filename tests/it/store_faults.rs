@@ -5,7 +5,8 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use firebank::archive::Repository;
+use firebank::archive::{ReadMode, Repository};
+use firebank::backup::{BackupError, BackupStats};
 use firebank::document::DocumentPath;
 use firebank::firestore::{BulkWriter, Firestore, WriteFailure, WriteOptions};
 use firebank::progress::Progress;
@@ -177,6 +178,8 @@ struct Scene {
     repository: Repository,
     snapshots: u64,
     changes: u64,
+    /// Whether backups build upon the one before.
+    nights: bool,
 }
 
 impl Scene {
@@ -200,6 +203,7 @@ impl Scene {
             repository,
             snapshots: 0,
             changes: 0,
+            nights: false,
         }
     }
 
@@ -240,7 +244,7 @@ impl Scene {
     }
 
     async fn succeeds(&mut self) {
-        let snapshot = back_up(&self.database, &self.repository, 2).await;
+        let snapshot = self.back_up().await.unwrap().snapshot;
         self.snapshots += 1;
         assert_eq!(self.intact().await, self.snapshots);
         assert_snapshot_is(&self.repository, &snapshot, &self.database).await;
@@ -250,16 +254,35 @@ impl Scene {
     async fn requests(&mut self) -> u64 {
         self.change().await;
         self.objects.plan(None);
-        back_up(&self.database, &self.repository, 2).await;
+        self.back_up().await.unwrap();
         self.snapshots += 1;
         self.objects.seen()
+    }
+
+    async fn back_up(&self) -> std::result::Result<BackupStats, BackupError> {
+        match self.nights {
+            true => try_back_up_changes(&self.database, &self.repository, ReadMode::Names, 2).await,
+            false => try_back_up(&self.database, &self.repository, 2).await,
+        }
     }
 }
 
 /// Every request in turn fails: once, or from then on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backup_survives_the_failure_of_any_request() {
+    survives_the_failure_of_any_request(Scene::new().await).await;
+}
+
+/// The same for backups that build upon the one before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_night_survives_the_failure_of_any_request() {
     let mut scene = Scene::new().await;
+    scene.succeeds().await;
+    scene.nights = true;
+    survives_the_failure_of_any_request(scene).await;
+}
+
+async fn survives_the_failure_of_any_request(mut scene: Scene) {
     scene.succeeds().await;
     let requests = scene.requests().await;
     assert!(requests > 10, "{requests}");
@@ -272,7 +295,7 @@ async fn a_backup_survives_the_failure_of_any_request() {
         ] {
             scene.change().await;
             scene.objects.plan(Some((which, trouble)));
-            let result = try_back_up(&scene.database, &scene.repository, 2).await;
+            let result = scene.back_up().await;
             scene.objects.plan(None);
             let listed = scene.intact().await;
             match result {

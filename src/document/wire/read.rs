@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::cmp::Ordering;
 
 use super::cursor::{Cursor, Span, tag};
-use super::{BatchGetAnswer, QueryAnswer, ValueKind, WireError, number};
+use super::{BatchGetAnswer, ListAnswer, ListedDocument, QueryAnswer, ValueKind, WireError, number};
 use crate::document::canonical::{self, MAX_DEPTH, is_utf8};
 use crate::document::path::{append_key, is_document_path};
 use crate::document::{DocumentBatch, FieldPath, Timestamp};
@@ -96,6 +96,43 @@ pub fn batch_get_answer(message: &[u8]) -> Result<BatchGetAnswer<'_>, WireError>
         }
     }
     Ok(answer)
+}
+
+/// Takes a `ListDocumentsResponse` apart.
+pub fn list_answer(message: &[u8]) -> Result<ListAnswer<'_>, WireError> {
+    let invalid = |what| WireError::InvalidMessage {
+        message: "ListDocumentsResponse",
+        what,
+    };
+    let mut answer = ListAnswer::default();
+    let mut cursor = Cursor::new(message);
+    while let Some((field, payload)) = cursor.field().map_err(invalid)? {
+        match field {
+            1 => {
+                let document = payload.bytes(message).map_err(invalid)?;
+                answer.documents.push(listed_document(document).map_err(invalid)?);
+            }
+            2 => answer.next_page_token = payload.text(message).map_err(invalid)?,
+            _ => {}
+        }
+    }
+    Ok(answer)
+}
+
+fn listed_document(message: &[u8]) -> Result<ListedDocument<'_>, &'static str> {
+    let mut listed = ListedDocument {
+        message,
+        ..ListedDocument::default()
+    };
+    let mut cursor = Cursor::new(message);
+    while let Some((field, payload)) = cursor.field()? {
+        match field {
+            number::DOCUMENT_NAME => listed.name = payload.text(message)?,
+            number::DOCUMENT_CREATE_TIME => listed.exists = true,
+            _ => {}
+        }
+    }
+    Ok(listed)
 }
 
 /// What is wrong, before it is known in which document.
