@@ -25,6 +25,7 @@ mod dedup;
 mod faults;
 mod firestore_client;
 mod leases;
+mod protocol_model;
 mod prune;
 mod prune_beside;
 mod retention;
