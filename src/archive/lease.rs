@@ -81,8 +81,13 @@ impl Lease {
             Err(error) => return Err(error.into()),
         }
         let (end, ended) = oneshot::channel();
-        STANDING.send_modify(|standing| *standing += 1);
-        let renewal = tokio::spawn(stand(repository.store().clone(), first, payload, ended));
+        let renewal = tokio::spawn(stand(
+            repository.store().clone(),
+            first,
+            payload,
+            ended,
+            Counted::new(),
+        ));
         let mut lease = Self {
             held: Some(Held { _end: end, renewal }),
             fallen: Vec::new(),
@@ -134,7 +139,15 @@ pub async fn all_released() {
     let _ = STANDING.subscribe().wait_for(|standing| *standing == 0).await;
 }
 
+/// One of the leases that stand, however its task ends.
 struct Counted;
+
+impl Counted {
+    fn new() -> Self {
+        STANDING.send_modify(|standing| *standing += 1);
+        Self
+    }
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
@@ -143,8 +156,13 @@ impl Drop for Counted {
 }
 
 /// Renews the lease until it ends, then removes all of it.
-async fn stand(store: Store, first: String, payload: bytes::Bytes, mut ended: oneshot::Receiver<()>) {
-    let _counted = Counted;
+async fn stand(
+    store: Store,
+    first: String,
+    payload: bytes::Bytes,
+    mut ended: oneshot::Receiver<()>,
+    _counted: Counted,
+) {
     let mut names = vec![first];
     while tokio::time::timeout(RENEW_EVERY, &mut ended).await.is_err() {
         let name = LeaseId::random().name();

@@ -10,8 +10,9 @@ use serde::Serialize;
 use super::options::GlobalOptions;
 use super::output::OutputError;
 use super::snapshot_filter::SnapshotFilterArgs;
-use super::snapshots::find_filtered;
+use super::snapshots::{find_filtered, read_of};
 use super::{Outcome, UsageError, output};
+use crate::archive::{Repository, Snapshot};
 use crate::document::{CollectionPath, DocumentPath, KeyRange};
 
 #[derive(Args, Debug)]
@@ -39,9 +40,21 @@ impl LsCommand {
         let range = self.prefix.as_deref().map_or(Ok(KeyRange::all()), subtree)?;
         let repository = global.open_repository().await?;
         let snapshot = find_filtered(global, &repository, &self.snapshot, &self.latest).await?;
+        let listed = self.list(global, &repository, &snapshot, range);
+        read_of(&repository, &snapshot, listed).await?;
+        Ok(Outcome::Done)
+    }
+
+    async fn list(
+        &self,
+        global: &GlobalOptions,
+        repository: &Repository,
+        snapshot: &Snapshot,
+        range: KeyRange,
+    ) -> anyhow::Result<()> {
         let output = global.output();
         let mut listing = JsonListing::start(output.is_json(), &snapshot.id.to_string())?;
-        let reader = repository.reader(&snapshot).await?;
+        let reader = repository.reader(snapshot).await?;
         let mut records = pin!(reader.records(range));
         while let Some(batch) = records.try_next().await? {
             for record in batch.iter() {
@@ -65,7 +78,7 @@ impl LsCommand {
             }
         }
         listing.end()?;
-        Ok(Outcome::Done)
+        Ok(())
     }
 }
 

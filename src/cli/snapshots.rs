@@ -6,7 +6,9 @@ use serde::Serialize;
 use super::UsageError;
 use super::options::GlobalOptions;
 use super::snapshot_filter::SnapshotFilterArgs;
-use crate::archive::{Consistency, Counts, Repository, Selection, Snapshot, SnapshotFilter, SnapshotKind};
+use crate::archive::{
+    ArchiveError, Consistency, Counts, Repository, Selection, Snapshot, SnapshotFilter, SnapshotKind,
+};
 use crate::document::DatabaseName;
 
 /// The snapshot that `wanted` names: an id, a unique prefix, or `latest`.
@@ -41,6 +43,19 @@ pub(crate) async fn find_filtered(
         _ => SnapshotFilter::default(),
     };
     Ok(repository.resolve(wanted, &filter).await?)
+}
+
+/// What reading a snapshot came to. An object that is missing because the snapshot was forgotten meanwhile is told so.
+pub(crate) async fn read_of<T>(
+    repository: &Repository,
+    snapshot: &Snapshot,
+    read: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    match read.await.map_err(|error| error.downcast::<ArchiveError>()) {
+        Ok(read) => Ok(read),
+        Err(Ok(error)) => Err(repository.explain(snapshot.id, error).await.into()),
+        Err(Err(error)) => Err(error),
+    }
 }
 
 async fn latest_of(global: &GlobalOptions, repository: &Repository) -> anyhow::Result<Option<DatabaseName>> {
