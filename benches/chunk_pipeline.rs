@@ -13,11 +13,12 @@ use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use firebank::archive::{
     DamageReport, DataSubset, Plan, Repository, Selection, Session, SessionOptions, Snapshot, SnapshotDraft,
-    SnapshotKind, check_data,
+    SnapshotKind, check_contents,
 };
 use firebank::document::{
     DatabaseName, DocumentBatch, DocumentPath, DocumentRef, Fields, KeyRange, Timestamp, Value, canonical,
 };
+use firebank::progress::Progress;
 use firebank::store::Store;
 use futures::{StreamExt, TryStreamExt};
 use tokio::runtime::Runtime;
@@ -100,6 +101,8 @@ async fn write() -> (Repository, Snapshot) {
         read_time: now.into(),
         started_at: now,
         selection: Selection::all(),
+        parent: None,
+        read: ReadMode::Full,
         ranges: vec![KeyRange::all()],
         extra: BTreeMap::new(),
     };
@@ -188,7 +191,10 @@ mod read {
             runtime.block_on(async {
                 let readers = [repository.reader(&snapshot).await.unwrap()];
                 let mut report = DamageReport::default();
-                check_data(&readers, DataSubset::ALL, &mut report).await.unwrap();
+                let everything = Some(DataSubset::ALL);
+                check_contents(&readers, everything, &mut report, &Progress::new())
+                    .await
+                    .unwrap();
                 assert!(report.is_empty());
             });
         });

@@ -3,34 +3,41 @@
 //! The ranges of the plan only say where a reader starts: which documents it stores is decided by the cut points in the
 //! data (see [`cut`](crate::archive::cut)), so the same data gives the same chunks whatever the ranges are.
 
+mod compared;
 mod head;
+mod layer;
+mod parent;
+mod plan;
 mod range;
+mod reading;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 use tracing::info;
 
 use crate::archive::{
-    ArchiveError, Plan, Repository, Selection, Session, SessionOptions, Snapshot, SnapshotDraft, SnapshotId,
-    SnapshotKind,
+    ArchiveError, Plan, ReadMode, Repository, Selection, Session, SessionOptions, Snapshot, SnapshotDraft,
+    SnapshotId, SnapshotKind, SnapshotReader,
 };
 use crate::clock;
-use crate::document::{DatabaseName, KeyRange, Timestamp};
+use crate::document::{DocumentPath, PathError, Timestamp};
 use crate::firestore::{self, Firestore};
 use crate::progress::Progress;
 
-/// Documents per range below which it is not worth a range of its own: a range reads on past its end to the next cut,
-/// some 8 MiB, so small ranges would read much of the database twice.
-const MIN_DOCUMENTS_PER_RANGE: u64 = 64 * 1024;
-
-/// How long to wait for counts. They only decide how many ranges to read in, and counting hundreds of millions of documents
-/// takes longer than servers let a call take.
-const COUNT_PATIENCE: Duration = Duration::from_secs(20);
-
-/// Ranges per reader, so that readers which finish early find more to do.
-const RANGES_PER_READER: usize = 4;
+/// Which snapshot a backup builds upon.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Parent {
+    /// The newest of the same database and selection that is older; none if there is none.
+    #[default]
+    Newest,
+    /// This one: an id, the beginning of one, or `latest`.
+    Snapshot(String),
+    /// None: every document is read and listed anew. What is stored already is still not stored again.
+    None,
+}
 
 /// What to back up, and how.
 #[derive(Clone, Debug)]
@@ -41,6 +48,11 @@ pub struct BackupOptions {
     pub parallel: usize,
     /// How many key ranges to read it in; `None`: as many as its size asks for.
     pub ranges: Option<usize>,
+    /// Which snapshot to compare with.
+    pub parent: Parent,
+    /// How to read; `None`: names where there is a parent, else whole documents. Without a parent there is nothing to
+    /// compare names with, and whole documents are read in any case.
+    pub read: Option<ReadMode>,
     /// Words to find the snapshot by.
     pub tags: Vec<String>,
     /// The machine that takes it.
@@ -50,12 +62,14 @@ pub struct BackupOptions {
 }
 
 impl Default for BackupOptions {
-    /// The whole database, by eight readers.
+    /// The whole database, by eight readers, compared with the newest snapshot.
     fn default() -> Self {
         Self {
             selection: Selection::default(),
             parallel: 8,
             ranges: None,
+            parent: Parent::default(),
+            read: None,
             tags: Vec::new(),
             host: None,
             description: None,
@@ -87,9 +101,68 @@ pub enum BackupError {
     /// The repository could not be written.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    /// The server sent a document whose name is none.
+    #[error("the server sent a document whose name makes no sense: {0}")]
+    Name(#[from] PathError),
+    /// The snapshot that was named as the parent cannot be it.
+    #[error("the backup cannot build upon snapshot {snapshot}: {why}. Name another one, or none with --full")]
+    NotAParent {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// What speaks against it.
+        why: &'static str,
+    },
+    /// The parent's index cannot be read.
+    #[error(
+        "snapshot {snapshot}, which the backup builds upon, cannot be read: {source}. Nothing was committed. Build upon \
+         nothing with --full, or upon another snapshot with --parent; `firebank verify {snapshot}` tells what is damaged"
+    )]
+    DamagedParent {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// What is wrong with it.
+        source: Box<ArchiveError>,
+    },
+    /// The server counts documents that it does not send.
+    #[error(
+        "the server sends no documents of {range} and counts {documents} there, as of {read_time}: nothing may be \
+         concluded from that, and nothing was committed. Try again later"
+    )]
+    Contradiction {
+        /// Where.
+        range: String,
+        /// When.
+        read_time: Timestamp,
+        /// How many it counts.
+        documents: u64,
+    },
+    /// The server listed a document and then had none of that name at the same moment.
+    #[error(
+        "the server listed `{path}` and then said that there is no such document, both as of {read_time}: nothing was \
+         committed. Try again, or read whole documents with --read full"
+    )]
+    Vanished {
+        /// The document.
+        path: DocumentPath,
+        /// When.
+        read_time: Timestamp,
+    },
     /// Documents that were held in memory could not be compressed.
     #[error("cannot compress documents in memory: {0}")]
     Compression(#[from] std::io::Error),
+}
+
+impl BackupError {
+    /// An error from reading the snapshot that the backup builds upon.
+    fn of_parent(snapshot: SnapshotId, error: ArchiveError) -> Self {
+        match error.into_damage() {
+            Ok(damage) => Self::DamagedParent {
+                snapshot,
+                source: Box::new(ArchiveError::Damaged(Box::new(damage))),
+            },
+            Err(error) => error.into(),
+        }
+    }
 }
 
 /// Takes a snapshot of `database` and commits it to `repository`.
@@ -106,51 +179,60 @@ pub async fn backup(
     // The connection may have served others before.
     let before = database.stats().counts();
     let read_time = database.current_read_time().await?;
-    let ranges = plan_ranges(database, &options, read_time, progress).await?;
-    info!(%read_time, ranges = ranges.len(), "reading {}", database.database());
-
+    let uid = database_uid(database).await;
+    let listing = repository.snapshots().await?;
+    let wanted = parent::Wanted {
+        database: database.database(),
+        uid: uid.as_deref(),
+        selection: &options.selection,
+        read_time,
+    };
+    let parent = match parent::find(repository, &listing, &options, &wanted).await? {
+        Some(parent) => Some(open_parent(repository, &parent).await?),
+        None => None,
+    };
+    let ranges = match &parent {
+        Some(parent) => plan::ranges_of_parent(parent, &options, progress).await?,
+        None => plan::ranges_of_database(database, &options, read_time, progress).await?,
+    };
+    let read = match &parent {
+        Some(_) => options.read.unwrap_or(ReadMode::Names),
+        None => ReadMode::Full,
+    };
+    info!(
+        %read_time, ranges = ranges.len(), %read, parent = ?parent.as_ref().map(SnapshotReader::id),
+        "reading {}", database.database()
+    );
     let plan = Plan {
         kind: SnapshotKind::Backup,
         database: database.database().clone(),
-        database_uid: database_uid(database).await,
+        database_uid: uid,
         read_time,
         started_at: clock::now(),
         selection: options.selection.clone(),
-        ranges: ranges.clone(),
+        parent: parent.as_ref().map(SnapshotReader::id),
+        read,
+        ranges,
         extra: BTreeMap::new(),
     };
-    let pins = newest_of_every_selection(repository).await?;
-    let session = Session::begin(
-        repository,
-        SessionOptions {
-            pins,
-            ..SessionOptions::new(plan)
-        },
-    )
-    .await?;
-
-    // Each range is a task: parsing is work for every core, and wants to be where the bytes have just arrived.
-    let mut running = JoinSet::new();
-    for job in range::jobs(ranges, options.parallel) {
-        while running.len() >= options.parallel.max(1) {
-            finish_one(&mut running).await?;
-        }
-        let writer = session.range_writer(job.range().clone());
-        running.spawn(range::back_up(
-            database.clone(),
-            writer,
-            job,
-            read_time,
-            progress.clone(),
-        ));
-    }
-    while !running.is_empty() {
-        finish_one(&mut running).await?;
+    let pins = match &parent {
+        Some(_) => Vec::new(),
+        None => parent::newest_of_every_selection(&listing),
+    };
+    let session = SessionOptions {
+        pins,
+        ..SessionOptions::new(plan)
+    };
+    let session = Arc::new(Session::begin(repository, session).await?);
+    match &parent {
+        Some(parent) => compare_ranges(database, &session, parent, &options, progress).await?,
+        None => read_ranges(database, &session, &options, progress).await?,
     }
 
     let counts = database.stats().counts().since(&before);
     let snapshot = session
         .commit(SnapshotDraft {
+            parent: parent.map(|parent| parent.snapshot().clone()),
             tags: options.tags,
             host: options.host,
             description: options.description,
@@ -167,6 +249,70 @@ pub async fn backup(
     })
 }
 
+async fn open_parent(repository: &Repository, parent: &Snapshot) -> Result<SnapshotReader, BackupError> {
+    let reader = repository.reader(parent).await;
+    reader.map_err(|error| BackupError::of_parent(parent.id, error))
+}
+
+/// Reads the plan's ranges whole. Each is a task: parsing is work for every core, and wants to be where the bytes have just
+/// arrived.
+async fn read_ranges(
+    database: &Firestore,
+    session: &Session,
+    options: &BackupOptions,
+    progress: &Progress,
+) -> Result<(), BackupError> {
+    let plan = session.plan();
+    let mut running = JoinSet::new();
+    for job in range::jobs(plan.ranges.clone(), options.parallel) {
+        make_room(&mut running, options.parallel).await?;
+        let writer = session.range_writer(job.range().clone());
+        running.spawn(range::back_up(
+            database.clone(),
+            writer,
+            job,
+            plan.selection.clone(),
+            plan.read_time,
+            progress.clone(),
+        ));
+    }
+    make_room(&mut running, 1).await
+}
+
+/// Compares the plan's ranges with the parent, each in a task of its own.
+async fn compare_ranges(
+    database: &Firestore,
+    session: &Arc<Session>,
+    parent: &SnapshotReader,
+    options: &BackupOptions,
+    progress: &Progress,
+) -> Result<(), BackupError> {
+    let plan = session.plan();
+    let comparison = compared::Comparison {
+        database: database.clone(),
+        parent: parent.clone(),
+        read_time: plan.read_time,
+        sampled: layer::sampled(parent.snapshot().documents),
+    };
+    let context = layer::LayerContext::new(comparison, Arc::clone(session), progress.clone());
+    let mut running = JoinSet::new();
+    for range in plan.ranges.clone() {
+        make_room(&mut running, options.parallel).await?;
+        running.spawn(context.clone().back_up(range, plan.read));
+    }
+    make_room(&mut running, 1).await
+}
+
+/// Waits until fewer tasks than `most` run.
+async fn make_room(running: &mut JoinSet<Result<(), BackupError>>, most: usize) -> Result<(), BackupError> {
+    while running.len() >= most.max(1) {
+        if let Some(done) = running.join_next().await {
+            done.map_err(ArchiveError::from)??;
+        }
+    }
+    Ok(())
+}
+
 /// The database's own identity, which tells one that was deleted and made again from the one before. A backup does not
 /// depend on it: emulators do not say, and not every account may ask.
 async fn database_uid(database: &Firestore) -> Option<String> {
@@ -177,100 +323,4 @@ async fn database_uid(database: &Firestore) -> Option<String> {
             None
         }
     }
-}
-
-/// Waits until a range is done.
-async fn finish_one(running: &mut JoinSet<Result<(), BackupError>>) -> Result<(), BackupError> {
-    match running.join_next().await {
-        Some(done) => done.map_err(ArchiveError::from)?,
-        None => Ok(()),
-    }
-}
-
-/// The selection cut into ranges to read side by side.
-async fn plan_ranges(
-    database: &Firestore,
-    options: &BackupOptions,
-    read_time: Timestamp,
-    progress: &Progress,
-) -> Result<Vec<KeyRange>, BackupError> {
-    let intervals = options.selection.key_ranges();
-    let mut counts = Vec::with_capacity(intervals.len());
-    for interval in &intervals {
-        counts.push(count(database, interval, read_time).await?);
-    }
-    let total: Option<u64> = counts.iter().copied().sum();
-    if let Some(total) = total {
-        progress.set_total_documents(total);
-    }
-
-    let mut ranges = Vec::new();
-    for (interval, count) in intervals.into_iter().zip(counts) {
-        let parts = match (options.ranges, count) {
-            (Some(ranges), _) => ranges.max(1),
-            (None, Some(count)) => usize::try_from(count / MIN_DOCUMENTS_PER_RANGE)
-                .unwrap_or(usize::MAX)
-                .clamp(1, options.parallel.max(1) * RANGES_PER_READER),
-            (None, None) => options.parallel.max(1),
-        };
-        let boundaries = if parts > 1 {
-            database.split(&interval, read_time, parts).await?
-        } else {
-            Vec::new()
-        };
-        let mut from = interval.start;
-        for boundary in boundaries {
-            ranges.push(KeyRange {
-                start: from.replace(boundary.clone()),
-                end: Some(boundary),
-            });
-        }
-        ranges.push(KeyRange {
-            start: from,
-            end: interval.end,
-        });
-    }
-    Ok(ranges)
-}
-
-/// How many documents there are; `None` where the server cannot tell, or not soon, which costs a backup no more than a good
-/// guess. Only what everything that follows would meet as well is an error.
-async fn count(
-    database: &Firestore,
-    range: &KeyRange,
-    read_time: Timestamp,
-) -> Result<Option<u64>, BackupError> {
-    let asked = database.count(range, Some(read_time));
-    match tokio::time::timeout(COUNT_PATIENCE, asked).await {
-        Ok(Ok(count)) => Ok(Some(count)),
-        Ok(Err(
-            error @ (firestore::Error::PermissionDenied { .. }
-            | firestore::Error::Unauthenticated { .. }
-            | firestore::Error::DatabaseNotFound { .. }
-            | firestore::Error::ReadTimeTooOld { .. }),
-        )) => Err(error.into()),
-        Ok(Err(error)) => {
-            info!("the server does not count its documents: {error}");
-            Ok(None)
-        }
-        Err(_) => {
-            info!("the server takes long to count its documents: going on without");
-            Ok(None)
-        }
-    }
-}
-
-/// What the backup may reuse chunks from: the newest snapshot of every database in the repository, so that copies of a
-/// database in other projects share theirs, and of every selection, so that a backup of some collections does not make
-/// the next one of the whole database forget what is stored.
-async fn newest_of_every_selection(repository: &Repository) -> Result<Vec<SnapshotId>, BackupError> {
-    let mut newest: BTreeMap<(String, String, String), SnapshotId> = BTreeMap::new();
-    for snapshot in repository.snapshots().await?.snapshots {
-        let selection = snapshot.selection.to_string();
-        let DatabaseName { project, database } = snapshot.database;
-        newest
-            .entry((project, database, selection))
-            .or_insert(snapshot.id);
-    }
-    Ok(newest.into_values().collect())
 }

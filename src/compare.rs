@@ -112,7 +112,8 @@ where
     }
 }
 
-struct Cursor<S> {
+/// Goes through the documents of a stream one by one.
+pub(crate) struct Cursor<S> {
     stream: S,
     batch: DocumentBatch,
     position: usize,
@@ -123,7 +124,7 @@ impl<S, E> Cursor<S>
 where
     S: Stream<Item = Result<DocumentBatch, E>> + Unpin,
 {
-    fn new(stream: S) -> Self {
+    pub(crate) fn new(stream: S) -> Self {
         Self {
             stream,
             batch: DocumentBatch::new(),
@@ -132,7 +133,8 @@ where
         }
     }
 
-    async fn fill(&mut self) -> Result<(), E> {
+    /// Fetches the next batch when the present one is used up. Must come before [`Cursor::current`].
+    pub(crate) async fn fill(&mut self) -> Result<(), E> {
         while !self.ended && self.position == self.batch.len() {
             match self.stream.next().await.transpose()? {
                 Some(batch) => (self.batch, self.position) = (batch, 0),
@@ -142,11 +144,13 @@ where
         Ok(())
     }
 
-    fn current(&self) -> Option<DocumentRef<'_>> {
+    /// The document that it is at; `None` at the end.
+    pub(crate) fn current(&self) -> Option<DocumentRef<'_>> {
         self.batch.get(self.position)
     }
 
-    fn advance(&mut self) {
+    /// Goes to the next document.
+    pub(crate) fn advance(&mut self) {
         self.position += 1;
     }
 }

@@ -9,7 +9,7 @@
 //! | [`store`] | objects in a folder or in memory, created once, requests counted |
 //! | [`archive`] | the repository's format: chunks, runs, snapshots, sessions, the merge that reads a snapshot |
 //! | [`json`] | the JSON files for compatibility |
-//! | [`backup`](mod@backup), [`restore`](mod@restore), [`verify`](mod@verify), [`prune`](mod@prune), [`export`], [`import`](mod@import), [`compare`](mod@compare) | the operations, one file each: options in, stats out |
+//! | [`backup`](mod@backup), [`restore`](mod@restore), [`verify`](mod@verify), [`prune`](mod@prune), [`export`], [`import`](mod@import), [`compare`](mod@compare), [`diff`](mod@diff), [`history`](mod@history) | the operations, one file each: options in, stats out |
 //! | [`sandbox`] | an embedded Firestore for the demonstration, the tests and the benchmarks |
 //! | [`cli`] | the command line |
 //!
@@ -36,9 +36,11 @@ pub mod backup;
 pub mod cli;
 pub mod clock;
 pub mod compare;
+pub mod diff;
 pub mod document;
 pub mod export;
 pub mod firestore;
+pub mod history;
 pub mod import;
 pub mod json;
 pub mod path_filter;

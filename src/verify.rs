@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::archive::forget::is_missing_object;
 use crate::archive::{
     ArchiveError, Damage, DamageReport, DataSubset, Lease, Repository, Snapshot, SnapshotId, SnapshotReader,
-    check_data, check_presence, check_structure,
+    check_contents, check_presence,
 };
 use crate::progress::Progress;
 
@@ -131,18 +131,10 @@ async fn check(
     }
     progress.set_total_documents(snapshots.iter().map(|snapshot| snapshot.documents).sum());
 
-    for reader in &readers {
-        let checked = check_structure(reader, report).await?;
-        stats.documents += reader.snapshot().documents;
-        stats.stored_bytes += checked.stored_bytes;
-        progress.add(reader.snapshot().documents, checked.stored_bytes);
-    }
-    let present = check_presence(&readers, report).await?;
-    stats.objects = present.objects;
-    if let Some(subset) = read_data {
-        let read = check_data(&readers, subset, report).await?;
-        stats.stored_bytes += read.stored_bytes;
-        stats.data_bytes = read.raw_bytes;
-    }
+    stats.documents = readers.iter().map(|reader| reader.snapshot().documents).sum();
+    stats.objects = check_presence(&readers, report).await?.objects;
+    let read = check_contents(&readers, read_data, report, progress).await?;
+    stats.stored_bytes = read.stored_bytes;
+    stats.data_bytes = read.raw_bytes;
     Ok(stats)
 }

@@ -272,13 +272,19 @@ impl FrameDecoder {
         if row.stored_raw {
             out.extend_from_slice(stored);
         } else {
-            out.resize(start + row.raw_len as usize, 0);
+            out.reserve(row.raw_len as usize);
+            // Behind what is there, into memory that need not be cleared before.
+            let mut end = std::io::Cursor::new(&mut *out);
+            end.set_position(start as u64);
             let length = self
                 .0
-                .decompress_to_buffer(stored, &mut out[start..])
+                .decompress_to_buffer(stored, &mut end)
                 .map_err(|error| checksum(format!("a frame does not decompress: {error}")))?;
+            // The vector may have had more room than the frame should take.
             if length != row.raw_len as usize {
-                return Err(checksum("a frame is shorter than its table says".to_owned()));
+                return Err(checksum(
+                    "a frame is shorter or longer than its table says".to_owned(),
+                ));
             }
         }
         if blake3::hash(&out[start..]).as_bytes() != &row.hash {

@@ -76,6 +76,13 @@ impl Names {
         place
     }
 
+    fn absorb(&mut self, other: Names) {
+        for (segment, place) in other.places {
+            let own = self.place(&segment);
+            self.counts[own].add(other.counts[place]);
+        }
+    }
+
     fn named(&self) -> Counts {
         let mut counts = Counts::new();
         for (segment, &place) in &self.places {
@@ -111,6 +118,12 @@ impl Tally {
         self.roots.counts[self.root].add(count);
         self.groups.counts[self.group].add(count);
         true
+    }
+
+    /// Adds what another has counted.
+    pub(crate) fn absorb(&mut self, other: Tally) {
+        self.roots.absorb(other.roots);
+        self.groups.absorb(other.groups);
     }
 
     /// The counts by root collection and by collection group.

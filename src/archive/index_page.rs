@@ -4,8 +4,11 @@
 //! most columns are runs of small numbers, and zstd makes little of what is left. [`PageCursor`] reads a page from its
 //! plaintext, record by record, without expanding it: a merge of many layers holds one plaintext page a layer.
 
+mod names;
+
 use super::error::{ArchiveError, DamageKind, Result, show_key};
 use crate::document::Timestamp;
+pub(crate) use names::NameCursor;
 
 const VERSION: u8 = 1;
 const COLUMNS: usize = 9;
@@ -241,8 +244,24 @@ impl PageCursor {
         self.plain.len() + self.key.capacity()
     }
 
+    /// Gives the plaintext back.
+    pub(crate) fn into_plain(self) -> Vec<u8> {
+        self.plain
+    }
+
     /// `None` when malformed, `false` when out of order.
     fn read_record(&mut self) -> Option<bool> {
+        let ascends = self.read_key()?;
+        self.put = match self.read_kind()? {
+            KIND_PUT => Some(self.read_put()?),
+            KIND_TOMBSTONE => None,
+            _ => return None,
+        };
+        Some(ascends)
+    }
+
+    /// Reads the next key; says whether it comes after the one before.
+    fn read_key(&mut self) -> Option<bool> {
         let shared = usize::try_from(self.varint(KEY_LENS)?).ok()?;
         let rest = usize::try_from(self.varint(KEY_LENS)?).ok()?;
         if shared > self.key.len() || rest > MAX_KEY_LEN || shared + rest > MAX_KEY_LEN {
@@ -253,13 +272,12 @@ impl PageCursor {
         self.started = true;
         self.key.truncate(shared);
         self.key.extend_from_slice(&self.plain[start..end]);
-        let (kind, _) = self.take(KINDS, 1)?;
-        self.put = match self.plain[kind] {
-            KIND_PUT => Some(self.read_put()?),
-            KIND_TOMBSTONE => None,
-            _ => return None,
-        };
         Some(ascends)
+    }
+
+    fn read_kind(&mut self) -> Option<u8> {
+        let (kind, _) = self.take(KINDS, 1)?;
+        Some(self.plain[kind])
     }
 
     fn read_put(&mut self) -> Option<Put> {
@@ -438,7 +456,13 @@ mod tests {
         #[test]
         fn pages_read_back(records in records()) {
             let expected: Vec<_> = records.clone().into_iter().collect();
-            prop_assert_eq!(read(page(&records)).unwrap(), expected);
+            prop_assert_eq!(read(page(&records)).unwrap(), expected.clone());
+            let mut names = NameCursor::new("page", page(&records)).unwrap();
+            for (key, put) in expected {
+                prop_assert!(names.advance().unwrap());
+                prop_assert_eq!((names.key(), names.length()), (&key[..], put.map(|put| put.length)));
+            }
+            prop_assert!(!names.advance().unwrap());
         }
 
         #[test]
@@ -453,6 +477,9 @@ mod tests {
             plain[position] = byte;
             let cut = plain[..cut.index(plain.len())].to_vec();
             for plain in [plain, cut] {
+                if let Ok(mut names) = NameCursor::new("page", plain.clone()) {
+                    while names.advance() == Some(true) {}
+                }
                 if let Ok(records) = read(plain) {
                     prop_assert!(records.windows(2).all(|pair| pair[0].0 < pair[1].0));
                 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 
 use super::error::{ArchiveError, DamageKind, Result, show_key};
+use super::heap::{KeyHeap, Keyed};
 use super::ids::ChunkRef;
 use super::index_page::PageCursor;
 use super::reader::{Blocks, Run};
@@ -144,6 +145,13 @@ pub(crate) struct RunCursor {
 
 const UNNUMBERED: u32 = u32::MAX;
 
+impl Keyed for RunCursor {
+    /// Empty before the first record and past the last.
+    fn key(&self) -> &[u8] {
+        self.page.as_ref().map_or(&[], |page| page.cursor.key())
+    }
+}
+
 impl RunCursor {
     pub(crate) fn new(blocks: Blocks, run: Arc<Run>, range: KeyRange, read_ahead: bool) -> Self {
         Self {
@@ -155,11 +163,6 @@ impl RunCursor {
             numbers: Vec::new(),
             numbered: (0, 0, 0),
         }
-    }
-
-    /// The present record's key; empty before the first record and past the last.
-    fn key(&self) -> &[u8] {
-        self.page.as_ref().map_or(&[], |page| page.cursor.key())
     }
 
     /// Pages overlap that their entries say are apart.
@@ -237,7 +240,7 @@ impl RunCursor {
         };
         let Some(put) = page.cursor.put() else {
             if tombstones {
-                batch.push(page.cursor.key(), None);
+                batch.push_put(page.cursor.key(), None);
             }
             return Ok(());
         };
@@ -267,7 +270,7 @@ impl RunCursor {
             *number = batch.add_chunk(*chunk);
         }
         put.chunk = *number;
-        batch.push(page.cursor.key(), Some(put));
+        batch.push_put(page.cursor.key(), Some(put));
         Ok(())
     }
 }
@@ -275,8 +278,7 @@ impl RunCursor {
 /// Merges runs; the first cursor is the newest run's.
 pub(crate) struct Merge {
     cursors: Vec<RunCursor>,
-    /// A binary heap of cursors that have a record: the smallest key first, the newest run first among equals.
-    heap: Vec<usize>,
+    heap: KeyHeap,
     started: bool,
     tombstones: bool,
     epoch: u64,
@@ -287,7 +289,7 @@ impl Merge {
     /// A merge; `tombstones` says whether they are given, or only hide what is older.
     pub(crate) fn new(cursors: Vec<RunCursor>, tombstones: bool) -> Self {
         Self {
-            heap: Vec::with_capacity(cursors.len()),
+            heap: KeyHeap::with_capacity(cursors.len()),
             cursors,
             started: false,
             tombstones,
@@ -301,15 +303,14 @@ impl Merge {
         if !self.started {
             for number in 0..self.cursors.len() {
                 if self.cursors[number].advance().await? {
-                    self.heap.push(number);
-                    self.sift_up();
+                    self.heap.push(number, &self.cursors);
                 }
             }
             self.started = true;
         }
         self.epoch += 1;
         let mut batch = RecordBatch::default();
-        while let Some(&top) = self.heap.first() {
+        while let Some(top) = self.heap.first() {
             if batch.len() >= BATCH_RECORDS || batch.key_bytes() >= BATCH_KEY_BYTES {
                 break;
             }
@@ -321,49 +322,16 @@ impl Merge {
             self.key.extend_from_slice(self.cursors[top].key());
             self.cursors[top].append_to(&mut batch, self.epoch, self.tombstones)?;
             // The present record, and the older ones that it hides.
-            while let Some(&next) = self.heap.first() {
+            while let Some(next) = self.heap.first() {
                 if self.cursors[next].key() != self.key {
                     break;
                 }
-                if !self.cursors[next].advance().await? {
-                    self.heap.swap_remove(0);
+                match self.cursors[next].advance().await? {
+                    true => self.heap.first_moved(&self.cursors),
+                    false => self.heap.remove_first(&self.cursors),
                 }
-                self.sift_down();
             }
         }
         Ok((!batch.is_empty()).then_some(batch))
-    }
-
-    fn before(&self, a: usize, b: usize) -> bool {
-        let (a, b) = (self.heap[a], self.heap[b]);
-        match self.cursors[a].key().cmp(self.cursors[b].key()) {
-            std::cmp::Ordering::Equal => a < b,
-            order => order.is_lt(),
-        }
-    }
-
-    fn sift_up(&mut self) {
-        let mut at = self.heap.len().saturating_sub(1);
-        while at > 0 && self.before(at, (at - 1) / 2) {
-            self.heap.swap(at, (at - 1) / 2);
-            at = (at - 1) / 2;
-        }
-    }
-
-    fn sift_down(&mut self) {
-        let mut at = 0;
-        loop {
-            let mut least = at;
-            for child in [2 * at + 1, 2 * at + 2] {
-                if child < self.heap.len() && self.before(child, least) {
-                    least = child;
-                }
-            }
-            if least == at {
-                return;
-            }
-            self.heap.swap(at, least);
-            at = least;
-        }
     }
 }

@@ -4,14 +4,16 @@
 //! `FORMAT.md` beside this file for the bytes.
 //!
 //! Writing: [`Session::begin`] → [`Session::range_writer`] (documents of the database, cut by content) or
-//! [`Session::exact_range_writer`] (layers: tombstones, reused bodies) → [`RangeWriter::finish`] → [`Session::commit`].
+//! [`Session::layer_writer`] (what changed since the parent) or [`Session::exact_range_writer`] (reused bodies) →
+//! [`RangeWriter::finish`] → [`Session::commit`].
 //! Reading: [`Repository::resolve`] → [`Repository::reader`] → [`SnapshotReader::records`] (names only),
-//! [`SnapshotReader::documents`], [`SnapshotReader::get`]; what takes long holds a [`Lease`]. Checking: [`check_structure`],
-//! [`check_presence`], [`check_data`]. Deleting: [`Repository::forget`], then [`fn@sweep`].
+//! [`SnapshotReader::documents`], [`SnapshotReader::get`]; [`changes`] between two; what takes long holds a [`Lease`]. Checking:
+//! [`check_contents`], [`check_presence`]. Deleting: [`Repository::forget`], then [`fn@sweep`].
 //!
 //! The archive knows neither Firestore nor the operations; it takes and gives documents as bytes.
 
 mod budget;
+pub mod changes;
 pub mod check;
 pub mod chunk;
 mod commit;
@@ -22,10 +24,13 @@ pub mod envelope;
 pub mod error;
 pub mod filter;
 pub mod forget;
+mod heap;
 pub mod ids;
 pub mod index_page;
 mod index_writer;
+pub mod layer_writer;
 pub mod lease;
+mod lookup;
 mod merge;
 pub mod range_writer;
 pub mod reader;
@@ -38,11 +43,13 @@ pub mod session;
 pub mod snapshot;
 pub mod sweep;
 
-pub use check::{CheckStats, DamageReport, DataSubset, check_data, check_presence, check_structure};
+pub use changes::{Change, ChangeBatch, ChangeKind, changes};
+pub use check::{CheckStats, DamageReport, DataSubset, check_contents, check_presence};
 pub use chunk::ChunkKind;
 pub use counts::{Count, Counts};
 pub use error::{ArchiveError, Damage, DamageKind, Result};
 pub use ids::{ChunkId, ChunkRef, LeaseId, RepositoryId, RunId, SessionId, SnapshotId};
+pub use layer_writer::{Compared, LayerWriter};
 pub use lease::Lease;
 pub use range_writer::{Flow, RangeOutput, RangeWriter, StoredDocument, WriteStats};
 pub use reader::SnapshotReader;
@@ -50,5 +57,7 @@ pub use record::{BodyLocation, RecordBatch, RecordRef};
 pub use repository::{Parameters, Repository, SnapshotFilter, SnapshotListing};
 pub use selection::Selection;
 pub use session::{Plan, Session, SessionOptions, SnapshotDraft, Totals};
-pub use snapshot::{Consistency, Decision, RangeTime, RunRef, Snapshot, SnapshotKind, SnapshotStats};
+pub use snapshot::{
+    Consistency, Decision, RangeTime, ReadMode, RunRef, Snapshot, SnapshotKind, SnapshotStats,
+};
 pub use sweep::{SweepOptions, SweepStats, plan_sweep, sweep};

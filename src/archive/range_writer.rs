@@ -18,12 +18,15 @@ use super::error::{ArchiveError, Result, show_key};
 use super::ids::ChunkRef;
 use super::index_page::{MAX_KEY_LEN, Put};
 use super::index_writer::{BodyChunk, FullIndexChunk, IndexWriter, PendingEntry};
+use super::layer_writer::Held;
 use super::run::{IndexEntry, MAX_CHUNK_RAW_LEN};
 use super::session::{SessionShared, Stored};
 use crate::document::{DocumentKey, DocumentRef, KeyRange, Timestamp};
 
-/// The zstd level of bodies.
-pub(crate) const DATA_LEVEL: i32 = 3;
+/// The zstd level of bodies. On frames of 256 KiB, level 3 stores 2 % less of records as shops have them and 6 % less of prose,
+/// and takes 1.6 to 1.8 times as much of what a backup computes most: its tables do not fit into a core's cache beside
+/// all the rest.
+pub(crate) const DATA_LEVEL: i32 = 1;
 /// The largest body: far above any limit of Firestore's.
 const MAX_BODY_LEN: usize = 256 << 20;
 
@@ -42,7 +45,7 @@ pub enum Flow {
 /// What a range writer did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WriteStats {
-    /// Documents that the range owns.
+    /// Documents written: all that the range owns, or in a layer those that are new or changed.
     pub documents: u64,
     /// Tombstones.
     pub tombstones: u64,
@@ -60,26 +63,39 @@ pub struct WriteStats {
     pub chunks_reused: u64,
     /// Documents passed over because another range owns them.
     pub skipped_documents: u64,
-    /// Documents by root collection.
+    /// Documents by root collection, those that a layer leaves unchanged included.
     pub collections: Counts,
-    /// Documents by collection group.
+    /// The same by collection group.
     pub collection_groups: Counts,
+    /// Documents written that the parent snapshot does not have.
+    #[serde(default)]
+    pub added_documents: u64,
+    /// Documents that are as the parent snapshot has them.
+    #[serde(default)]
+    pub unchanged_documents: u64,
 }
 
 impl WriteStats {
     /// Adds what another writer did.
     pub fn add(&mut self, other: &Self) {
+        self.add_storage(other);
         self.documents += other.documents;
         self.tombstones += other.tombstones;
         self.raw_bytes += other.raw_bytes;
+        self.skipped_documents += other.skipped_documents;
+        self.added_documents += other.added_documents;
+        self.unchanged_documents += other.unchanged_documents;
+        super::counts::add_counts(&mut self.collections, &other.collections);
+        super::counts::add_counts(&mut self.collection_groups, &other.collection_groups);
+    }
+
+    /// Adds what another writer did to the store, and not what documents it was given.
+    pub(crate) fn add_storage(&mut self, other: &Self) {
         self.new_bytes += other.new_bytes;
         self.stored_bytes += other.stored_bytes;
         self.deduplicated_bytes += other.deduplicated_bytes;
         self.chunks_written += other.chunks_written;
         self.chunks_reused += other.chunks_reused;
-        self.skipped_documents += other.skipped_documents;
-        super::counts::add_counts(&mut self.collections, &other.collections);
-        super::counts::add_counts(&mut self.collection_groups, &other.collection_groups);
     }
 }
 
@@ -94,6 +110,9 @@ pub struct RangeOutput {
     pub stats: WriteStats,
     /// The index chunks of the range's records, ascending.
     pub entries: Vec<IndexEntry>,
+    /// The records of a layer's range that has too few for chunks of its own; it has no entries then.
+    #[serde(default)]
+    pub held: Option<Held>,
 }
 
 /// A document whose body is stored already.
@@ -181,6 +200,11 @@ impl RangeWriter {
             stats: WriteStats::default(),
             tally: Tally::default(),
         }
+    }
+
+    /// A writer of exactly the records in the range.
+    pub(crate) fn exact(session: Arc<SessionShared>, range: KeyRange) -> Self {
+        Self::new(session, range.clone(), range, true, true)
     }
 
     /// The range.
@@ -302,7 +326,21 @@ impl RangeWriter {
 
     /// Ends the range, when its writer is done or nothing is left to read: waits for the uploads and writes the
     /// checkpoint. What the range's documents need is durable when this returns.
-    pub async fn finish(mut self) -> Result<RangeOutput> {
+    pub async fn finish(self) -> Result<RangeOutput> {
+        let (session, range) = (Arc::clone(&self.session), self.range.clone());
+        let (entries, stats) = self.complete().await?;
+        let output = RangeOutput {
+            range,
+            cursor: None,
+            stats,
+            entries,
+            held: None,
+        };
+        session.write_checkpoint(output).await
+    }
+
+    /// Waits until everything is durable, and says what there is, without a checkpoint.
+    pub(crate) async fn complete(mut self) -> Result<(Vec<IndexEntry>, WriteStats)> {
         self.check_usable()?;
         if self.segment_len > 0 {
             self.end_segment().await?;
@@ -323,13 +361,7 @@ impl RangeWriter {
                 chunk.ok_or_else(|| ArchiveError::Misuse("an index chunk was not stored".to_owned()))?;
             entries.push(pending.resolve(chunk, &self.segments)?);
         }
-        let output = RangeOutput {
-            range: self.range.clone(),
-            cursor: None,
-            stats: std::mem::take(&mut self.stats),
-            entries,
-        };
-        self.session.write_checkpoint(output).await
+        Ok((entries, std::mem::take(&mut self.stats)))
     }
 
     fn check_usable(&self) -> Result<()> {

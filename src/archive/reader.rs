@@ -10,11 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::stream::{self, Stream, StreamExt, TryStreamExt};
 
 use super::chunk::{ChunkKind, FrameTable, header_len, with_decoder};
-use super::cut::key_hash;
 use super::documents;
 use super::error::{ArchiveError, DamageKind, Result};
 use super::ids::{ChunkId, SnapshotId};
 use super::index_page::PageCursor;
+use super::lookup::Lookup;
 use super::merge::{Merge, RunCursor};
 use super::record::{BodyLocation, RecordBatch};
 use super::repository::Repository;
@@ -252,12 +252,17 @@ impl SnapshotReader {
     }
 
     fn merge(&self, range: &KeyRange, tombstones: bool) -> Merge {
-        let most = self.runs.iter().map(|run| run.reference.puts).max().unwrap_or(0);
+        self.merge_of(&self.runs, range, tombstones)
+    }
+
+    /// A merge of some of the runs, newest first.
+    pub(crate) fn merge_of(&self, runs: &[Arc<Run>], range: &KeyRange, tombstones: bool) -> Merge {
+        let most = runs.iter().map(|run| run.reference.puts).max().unwrap_or(0);
         let cursor = |run: &Arc<Run>| {
             let read_ahead = run.reference.puts >= most / 8;
             RunCursor::new(self.blocks.clone(), Arc::clone(run), range.clone(), read_ahead)
         };
-        Merge::new(self.runs.iter().map(cursor).collect(), tombstones)
+        Merge::new(runs.iter().map(cursor).collect(), tombstones)
     }
 
     /// The records of the documents in a range, ascending, that the snapshot's selection includes. Never reads a body.
@@ -310,15 +315,7 @@ impl SnapshotReader {
             .iter()
             .filter(|record| self.snapshot.selection.contains(record.key))
         {
-            let put = record.body.map(|body| super::index_page::Put {
-                create_time: record.create_time,
-                update_time: record.update_time,
-                body_hash: record.body_hash,
-                chunk: selected.add_chunk(body.chunk),
-                offset: body.offset,
-                length: body.length,
-            });
-            selected.push(record.key, put);
+            selected.push(record);
         }
         selected
     }
@@ -357,66 +354,11 @@ impl SnapshotReader {
         if !self.snapshot.selection.contains(key) {
             return Ok(None);
         }
-        let hash = key_hash(key);
-        for run in self.runs.iter() {
-            let place = run
-                .root
-                .blocks
-                .partition_point(|block| block.last_key.as_bytes() < key);
-            let Some(listed) = run
-                .root
-                .blocks
-                .get(place)
-                .filter(|block| block.first_key.as_bytes() <= key)
-            else {
-                continue;
-            };
-            let block = self.blocks.load(listed).await?;
-            let place = block.entries.partition_point(|entry| entry.last_key() < key);
-            let Some(entry) = block
-                .entries
-                .get(place)
-                .filter(|entry| entry.may_contain(key, hash))
-            else {
-                continue;
-            };
-            let page = entry.pages.partition_point(|page| page.last_key.as_bytes() < key);
-            if entry
-                .pages
-                .get(page)
-                .is_none_or(|page| page.first_key.as_bytes() > key)
-            {
-                continue;
-            }
-            let name: Arc<str> = entry.chunk.name().into();
-            let mut cursor = self.blocks.load_page(entry, page, Arc::clone(&name)).await?;
-            while cursor.advance(&name)? {
-                if cursor.key() < key {
-                    continue;
-                }
-                if cursor.key() > key {
-                    break;
-                }
-                let Some(put) = cursor.put() else {
-                    return Ok(None);
-                };
-                let mut record = RecordBatch::default();
-                let chunk = entry.data.get(put.chunk as usize);
-                let chunk =
-                    chunk.filter(|chunk| u64::from(put.offset) + u64::from(put.length) <= chunk.raw_len);
-                let chunk = chunk.ok_or_else(|| {
-                    ArchiveError::damaged(
-                        &*name,
-                        DamageKind::Inconsistent,
-                        format!("the record of `{path}` points outside of its data"),
-                    )
-                })?;
-                let chunk = record.add_chunk(*chunk);
-                record.push(key, Some(super::index_page::Put { chunk, ..*put }));
-                return Ok(Some(record));
-            }
-        }
-        Ok(None)
+        let mut record = RecordBatch::default();
+        let found = Lookup::new(self.blocks.clone(), &self.runs)
+            .find(key, &mut record)
+            .await?;
+        Ok(found.then_some(record))
     }
 
     /// Keys that cut the snapshot into up to `parts` ranges with about as many records each, ascending: for reading it

@@ -61,7 +61,7 @@ impl RecordRef<'_> {
 }
 
 impl RecordBatch {
-    pub(crate) fn push(&mut self, key: &[u8], put: Option<Put>) {
+    pub(crate) fn push_put(&mut self, key: &[u8], put: Option<Put>) {
         self.keys.extend_from_slice(key);
         self.entries.push(Entry {
             key_end: self.keys.len(),
@@ -69,10 +69,34 @@ impl RecordBatch {
         });
     }
 
+    /// Appends a copy of a record, whose key must come after the last one's.
+    pub fn push(&mut self, record: RecordRef<'_>) {
+        let put = record.body.map(|body| Put {
+            create_time: record.create_time,
+            update_time: record.update_time,
+            body_hash: record.body_hash,
+            // Neighbours are often in the same chunk.
+            chunk: match self.chunks.last() {
+                Some(last) if *last == body.chunk => self.chunks.len() as u32 - 1,
+                _ => self.add_chunk(body.chunk),
+            },
+            offset: body.offset,
+            length: body.length,
+        });
+        self.push_put(record.key, put);
+    }
+
     /// Lists a chunk and says its number in this batch.
     pub(crate) fn add_chunk(&mut self, chunk: ChunkRef) -> u32 {
         self.chunks.push(chunk);
         self.chunks.len() as u32 - 1
+    }
+
+    /// Empties the batch and keeps its memory.
+    pub(crate) fn clear(&mut self) {
+        self.keys.clear();
+        self.chunks.clear();
+        self.entries.clear();
     }
 
     /// How many records there are.

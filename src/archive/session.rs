@@ -19,12 +19,14 @@ use super::counts::Counts;
 use super::envelope::{self, MAX_JSON_LEN};
 use super::error::{ArchiveError, DamageKind, Result};
 use super::ids::{ChunkId, ChunkRef, SessionId, SnapshotId};
+use super::layer_writer::{HeldJoiner, LayerWriter};
 use super::range_writer::{RangeOutput, RangeWriter, WriteStats};
 use super::repository::{Parameters, Repository};
 use super::sealed::{self, MAX_SEALED_LEN, SealedKind};
 use super::selection::Selection;
 use super::snapshot::{
-    AbortRecord, Consistency, Decision, RunRef, Snapshot, SnapshotKind, SnapshotStats, range_as_hex, rfc3339,
+    AbortRecord, Consistency, Decision, ReadMode, RunRef, Snapshot, SnapshotKind, SnapshotStats,
+    range_as_hex, rfc3339,
 };
 use crate::document::{DatabaseName, KeyRange, Timestamp};
 use crate::store::StoreError;
@@ -51,6 +53,12 @@ pub struct Plan {
     pub started_at: DateTime<Utc>,
     /// Which documents.
     pub selection: Selection,
+    /// The snapshot that the documents are compared with; only what differs is written, by [`Session::layer_writer`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<SnapshotId>,
+    /// How the database is read.
+    #[serde(default)]
+    pub read: ReadMode,
     /// The ranges to begin with: they tile the selection's key ranges. Workers may split them.
     #[serde(with = "range_as_hex::list")]
     pub ranges: Vec<KeyRange>,
@@ -94,7 +102,8 @@ impl SessionOptions {
 pub struct SnapshotDraft {
     /// The snapshot that this one builds upon: its stack goes below the new run, and its id becomes the parent.
     pub parent: Option<Snapshot>,
-    /// The whole snapshot's counts. Needed with a parent; without one they are those of the session's documents.
+    /// The whole snapshot's counts. Without them they are those of the session's documents, where its writers took note of
+    /// all: in a session without a parent, or of one whose plan names it.
     pub totals: Option<Totals>,
     /// Whether all documents are of one moment.
     pub consistency: Consistency,
@@ -145,6 +154,8 @@ pub(crate) struct SessionShared {
     known: HashMap<ChunkId, Known>,
     /// Chunks that this worker stored: only those that are durable.
     written: Mutex<HashMap<ChunkId, Known>>,
+    /// Checkpoints that this worker wrote, by name: the commit need not fetch them.
+    finished: Mutex<HashMap<String, RangeOutput>>,
 }
 
 /// A stored chunk, in 48 bytes with its id.
@@ -174,6 +185,7 @@ impl Session {
         let id = options.id.unwrap_or_else(SessionId::random);
         let pins_name = format!("{}/pins.json", id.folder());
         let mut pins = Pins { pins: options.pins };
+        pins.pins.extend(options.plan.parent);
         pins.pins.sort();
         pins.pins.dedup();
         match store.put_new(&pins_name, envelope::encode("pins", &pins)?).await {
@@ -239,9 +251,13 @@ impl Session {
         }
         let name = format!("{}/plan.json", id.folder());
         let bytes = repository.store().get_at_most(&name, MAX_JSON_LEN).await?;
-        let plan = envelope::decode(&name, "plan", &bytes)?;
+        let plan: Plan = envelope::decode(&name, "plan", &bytes)?;
         let heartbeat = Heartbeat::start(repository, id, resumed);
-        let known = known_chunks(repository, &pins.pins).await?;
+        // What changed is hardly ever stored already: not worth reading the directories of everything each night.
+        let known = match plan.parent {
+            Some(_) => HashMap::new(),
+            None => known_chunks(repository, &pins.pins).await?,
+        };
         let shared = SessionShared {
             repository: repository.clone(),
             budget: ByteBudget::new(upload_budget),
@@ -250,6 +266,7 @@ impl Session {
             plan,
             known,
             written: Mutex::default(),
+            finished: Mutex::default(),
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -293,7 +310,12 @@ impl Session {
 
     /// A writer of exactly the records in the range: for layers, which hold tombstones and reuse bodies.
     pub fn exact_range_writer(&self, range: KeyRange) -> RangeWriter {
-        RangeWriter::new(Arc::clone(&self.shared), range.clone(), range, true, true)
+        RangeWriter::exact(Arc::clone(&self.shared), range)
+    }
+
+    /// A writer of what changed in the range since the plan's parent.
+    pub fn layer_writer(&self, range: KeyRange) -> LayerWriter {
+        LayerWriter::new(Arc::clone(&self.shared), range)
     }
 
     /// The ranges that are finished, by any worker, in key order.
@@ -328,10 +350,17 @@ impl Session {
         shared.check_tiling(&outputs)?;
         let mut stats = WriteStats::default();
         let mut entries = Vec::new();
+        let mut joiner = HeldJoiner::new(Arc::clone(shared));
         for output in outputs {
             stats.add(&output.stats);
-            entries.extend(output.entries);
+            if let Some(held) = output.held {
+                joiner.push(output.range.start, held).await?;
+            } else if !output.entries.is_empty() {
+                entries.extend(joiner.complete(&mut stats).await?);
+                entries.extend(output.entries);
+            }
         }
+        entries.extend(joiner.complete(&mut stats).await?);
         let run = shared.write_run(entries, &mut stats.stored_bytes).await?;
         let snapshot = shared.snapshot(draft, run, stats)?;
         let name = shared.id.snapshot_name();
@@ -386,29 +415,41 @@ fn aborted(record: AbortRecord) -> ArchiveError {
     }
 }
 
-/// The chunks in the runs of the pinned snapshots.
+/// The chunks in the runs of the pinned snapshots. Of one that is damaged none is reused: it is not known which are left.
 async fn known_chunks(repository: &Repository, pins: &[SnapshotId]) -> Result<HashMap<ChunkId, Known>> {
     let mut known = HashMap::new();
     for &pin in pins {
-        let Some(Decision::Committed(snapshot)) = repository.decision(pin).await? else {
-            // The pin was checked before the plan was made; it can only be gone because the session was given up and swept.
-            return Err(ArchiveError::damaged(
-                pin.snapshot_name(),
-                DamageKind::Missing,
-                "a running session builds upon it, and it is gone",
-            ));
-        };
-        let reader = repository.reader(&snapshot).await?;
-        let mut blocks = std::pin::pin!(reader.blocks());
-        while let Some(block) = blocks.try_next().await? {
-            for chunk in block
-                .entries
-                .iter()
-                .flat_map(|entry| entry.data.iter().chain([&entry.chunk]))
-            {
-                if let Some(entry) = Known::new(chunk) {
-                    known.entry(chunk.id).or_insert(entry);
-                }
+        match chunks_of(repository, pin).await {
+            Ok(chunks) => known.extend(chunks),
+            Err(error) => {
+                let damage = error.into_damage()?;
+                tracing::warn!("nothing is reused from snapshot {pin}, which is damaged: {damage}");
+            }
+        }
+    }
+    Ok(known)
+}
+
+async fn chunks_of(repository: &Repository, pin: SnapshotId) -> Result<HashMap<ChunkId, Known>> {
+    let Some(Decision::Committed(snapshot)) = repository.decision(pin).await? else {
+        // The pin was checked before the plan was made; it can only be gone because the session was given up and swept.
+        return Err(ArchiveError::damaged(
+            pin.snapshot_name(),
+            DamageKind::Missing,
+            "a running session builds upon it, and it is gone",
+        ));
+    };
+    let mut known = HashMap::new();
+    let reader = repository.reader(&snapshot).await?;
+    let mut blocks = std::pin::pin!(reader.blocks());
+    while let Some(block) = blocks.try_next().await? {
+        for chunk in block
+            .entries
+            .iter()
+            .flat_map(|entry| entry.data.iter().chain([&entry.chunk]))
+        {
+            if let Some(entry) = Known::new(chunk) {
+                known.entry(chunk.id).or_insert(entry);
             }
         }
     }
@@ -512,27 +553,39 @@ impl SessionShared {
         let name = format!("{}/checkpoints/{}-0", self.id.folder(), &digest.to_hex()[..16]);
         let sealed = sealed::encode(SealedKind::Checkpoint, &output)?;
         match self.repository.store().put_new(&name, sealed).await {
-            Ok(()) => Ok(output),
+            Ok(()) => {
+                let mut finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
+                finished.insert(name, output.clone());
+                Ok(output)
+            }
             Err(StoreError::AlreadyExists { .. }) => self.read_checkpoint(&name).await,
             Err(error) => Err(error.into()),
         }
     }
 
     async fn read_checkpoint(&self, name: &str) -> Result<RangeOutput> {
+        let own = || {
+            let finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
+            finished.get(name).cloned()
+        };
+        if let Some(output) = own() {
+            return Ok(output);
+        }
         let bytes = self.repository.store().get_at_most(name, MAX_SEALED_LEN).await?;
         sealed::decode(name, SealedKind::Checkpoint, &bytes)
     }
 
     fn snapshot(&self, draft: SnapshotDraft, run: Option<RunRef>, stats: WriteStats) -> Result<Snapshot> {
-        let totals = match (draft.totals, &draft.parent) {
-            (Some(totals), _) => totals,
-            (None, None) => Totals {
-                documents: stats.documents,
-                body_bytes: run.as_ref().map_or(0, |run| run.body_bytes),
+        let all_counted = draft.parent.is_none() || self.plan.parent.is_some();
+        let totals = match draft.totals {
+            Some(totals) => totals,
+            None if all_counted => Totals {
+                documents: stats.collections.values().map(|count| count.documents).sum(),
+                body_bytes: stats.collections.values().map(|count| count.bytes).sum(),
                 collections: stats.collections.clone(),
                 collection_groups: stats.collection_groups.clone(),
             },
-            (None, Some(_)) => {
+            None => {
                 return Err(ArchiveError::Misuse(
                     "a snapshot that builds upon another must bring its counts".to_owned(),
                 ));
@@ -544,6 +597,10 @@ impl SessionShared {
                 "a snapshot can only build upon one that its session pinned".to_owned(),
             ));
         }
+        let added = match self.plan.parent {
+            Some(_) => stats.added_documents,
+            None => stats.documents,
+        };
         let below = draft.parent.map(|parent| parent.runs).unwrap_or_default();
         let plan = self.plan.clone();
         Ok(Snapshot {
@@ -575,6 +632,11 @@ impl SessionShared {
                 chunks_written: stats.chunks_written,
                 chunks_reused: stats.chunks_reused,
                 billed_reads: draft.billed_reads,
+                read: plan.read,
+                new_documents: added,
+                changed_documents: stats.documents - added.min(stats.documents),
+                deleted_documents: stats.tombstones,
+                unchanged_documents: stats.unchanged_documents,
             },
             collections: totals.collections,
             collection_groups: totals.collection_groups,

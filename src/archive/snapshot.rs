@@ -28,6 +28,26 @@ pub enum SnapshotKind {
     BeforeImages,
 }
 
+/// How a session reads the database.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadMode {
+    /// Whole documents.
+    #[default]
+    Full,
+    /// Names and times, and those documents whose times differ from the parent's.
+    Names,
+}
+
+impl std::fmt::Display for ReadMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Full => "full",
+            Self::Names => "names",
+        })
+    }
+}
+
 /// Whether all documents are of one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
@@ -150,6 +170,16 @@ pub struct SnapshotStats {
     pub chunks_reused: u64,
     /// Reads that Firestore bills for the session, as far as the client can tell.
     pub billed_reads: u64,
+    /// How the database was read.
+    pub read: ReadMode,
+    /// Documents that the parent does not have; without a parent, all.
+    pub new_documents: u64,
+    /// Documents whose body or times are not as the parent has them.
+    pub changed_documents: u64,
+    /// Documents that only the parent has.
+    pub deleted_documents: u64,
+    /// Documents that are as the parent has them.
+    pub unchanged_documents: u64,
 }
 
 /// A committed snapshot.

@@ -1,14 +1,12 @@
 //! Backs up one range: what is in it, less what the range before owns, and what the range after has of it.
 
-use std::pin::pin;
-
-use futures::TryStreamExt;
 use tokio::sync::oneshot;
 use tracing::debug;
 
 use super::BackupError;
 use super::head::{HeadBudget, HeadKeeper, NextHead};
-use crate::archive::{Flow, RangeWriter};
+use super::reading::Reading;
+use crate::archive::{Flow, RangeWriter, Selection};
 use crate::document::{DocumentBatch, DocumentKey, KeyRange, Timestamp};
 use crate::firestore::{Firestore, ScanOptions};
 use crate::progress::Progress;
@@ -54,6 +52,7 @@ pub(super) async fn back_up(
     database: Firestore,
     writer: RangeWriter,
     job: RangeJob,
+    selection: Selection,
     read_time: Timestamp,
     progress: Progress,
 ) -> Result<(), BackupError> {
@@ -61,13 +60,14 @@ pub(super) async fn back_up(
     let mut sink = Sink {
         writer,
         head,
+        groups: (!selection.collection_groups.is_empty()).then_some(selection),
         progress,
     };
-    let scan = |range| database.scan(ScanOptions::new(range, read_time));
+    let read = |range| Reading::new(database.clone(), ScanOptions::new(range, read_time));
     let mut flow = Flow::Continue;
-    let mut batches = pin!(scan(range.clone()));
+    let mut batches = read(range.clone());
     while flow != Flow::Done
-        && let Some(batch) = batches.try_next().await?
+        && let Some(batch) = batches.next().await?
     {
         flow = sink.push(&batch).await?;
     }
@@ -80,8 +80,8 @@ pub(super) async fn back_up(
         };
         // Without a start there is nothing left to read.
         if rest.start.is_some() && !rest.is_empty() {
-            let mut batches = pin!(scan(rest));
-            while let Some(batch) = batches.try_next().await? {
+            let mut batches = read(rest);
+            while let Some(batch) = batches.next().await? {
                 if sink.push(&batch).await? == Flow::Done {
                     break;
                 }
@@ -97,6 +97,8 @@ pub(super) async fn back_up(
 struct Sink {
     writer: RangeWriter,
     head: HeadKeeper,
+    /// What is selected, where a range of keys does not say it.
+    groups: Option<Selection>,
     progress: Progress,
 }
 
@@ -106,6 +108,13 @@ impl Sink {
         let before = (self.writer.stats().documents, self.writer.stats().raw_bytes);
         let mut flow = Flow::Continue;
         for document in batch.iter() {
+            if self
+                .groups
+                .as_ref()
+                .is_some_and(|selection| !selection.contains(document.key))
+            {
+                continue;
+            }
             flow = self.writer.push(document).await?;
             match flow {
                 Flow::Continue => {}

@@ -11,8 +11,8 @@ use serde::Serialize;
 use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
 use super::{Outcome, UsageError, json_backup, output};
-use crate::archive::{Repository, Selection, Snapshot};
-use crate::backup::{BackupOptions, BackupStats, backup};
+use crate::archive::{ReadMode, Repository, Selection, Snapshot};
+use crate::backup::{BackupOptions, BackupStats, Parent, backup};
 use crate::document::CollectionPath;
 use crate::progress::Progress;
 
@@ -39,6 +39,16 @@ enum Format {
     Json,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Read {
+    /// Whole documents in a first backup, names afterwards
+    Auto,
+    /// Every document whole: more traffic, and it finds changes that leave a document's times as they were
+    Full,
+    /// Names and times, and those documents whose times differ from the parent's
+    Names,
+}
+
 #[derive(Args, Debug)]
 struct Options {
     /// What to make
@@ -59,6 +69,15 @@ struct Options {
     /// A sentence to record with the snapshot
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
+    /// What to read: names and times, and whole only what changed; or every document whole
+    #[arg(long, value_enum, default_value_t = Read::Auto)]
+    read: Read,
+    /// Build upon this snapshot instead of the newest: its id, or a unique prefix of it
+    #[arg(long, value_name = "SNAPSHOT", conflicts_with = "full")]
+    parent: Option<String>,
+    /// Build upon no snapshot: read and list every document anew. Data that is stored already is not stored again
+    #[arg(long)]
+    full: bool,
     /// How many key ranges to read at the same time
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=512))]
     parallel: u16,
@@ -86,7 +105,12 @@ impl BackupCommand {
             Format::Json => {
                 let folder = match self.options.output {
                     Some(folder) => folder,
-                    None => global.repository_path()?,
+                    None => global.repository_folder()?.ok_or_else(|| {
+                        UsageError::new(format!(
+                            "JSON backups are local files, and {} is a bucket: name a folder with -o DIR",
+                            global.repository
+                        ))
+                    })?,
                 };
                 json_backup::run(global, folder, collections, self.options.include_migrations).await
             }
@@ -111,6 +135,16 @@ impl Options {
             selection: Selection::new(collections, Vec::new()),
             parallel: usize::from(self.parallel),
             ranges: self.ranges.map(usize::from),
+            parent: match (self.parent, self.full) {
+                (_, true) => Parent::None,
+                (Some(snapshot), _) => Parent::Snapshot(snapshot),
+                (None, false) => Parent::Newest,
+            },
+            read: match self.read {
+                Read::Auto => None,
+                Read::Full => Some(ReadMode::Full),
+                Read::Names => Some(ReadMode::Names),
+            },
             tags: self.tags,
             host: self
                 .host
@@ -170,7 +204,14 @@ struct Summary {
     snapshot: String,
     database: String,
     read_time: String,
+    parent: Option<String>,
+    layers: usize,
+    read: ReadMode,
     documents: u64,
+    new_documents: u64,
+    changed_documents: u64,
+    deleted_documents: u64,
+    unchanged_documents: u64,
     raw_bytes: u64,
     new_bytes: u64,
     stored_bytes: u64,
@@ -191,6 +232,16 @@ fn report(global: &GlobalOptions, stats: &BackupStats) -> anyhow::Result<()> {
         output::count(snapshot.documents, "document"),
         output::bytes(snapshot.body_bytes),
     ))?;
+    if let Some(parent) = snapshot.parent {
+        output.line(format!(
+            "Since {parent}: {} new, {} changed, {} deleted, {} unchanged, in {}.",
+            output::number(snapshot.stats.new_documents),
+            output::number(snapshot.stats.changed_documents),
+            output::number(snapshot.stats.deleted_documents),
+            output::number(snapshot.stats.unchanged_documents),
+            output::count(snapshot.runs.len() as u64, "layer"),
+        ))?;
+    }
     output.line(format!(
         "Stored {} ({} new before compression) in {}, for {}.",
         output::bytes(snapshot.stats.stored_bytes),
@@ -202,7 +253,14 @@ fn report(global: &GlobalOptions, stats: &BackupStats) -> anyhow::Result<()> {
         snapshot: snapshot.id.to_string(),
         database: snapshot.database.to_string(),
         read_time: snapshot.read_time.to_string(),
+        parent: snapshot.parent.map(|parent| parent.to_string()),
+        layers: snapshot.runs.len(),
+        read: snapshot.stats.read,
         documents: snapshot.documents,
+        new_documents: snapshot.stats.new_documents,
+        changed_documents: snapshot.stats.changed_documents,
+        deleted_documents: snapshot.stats.deleted_documents,
+        unchanged_documents: snapshot.stats.unchanged_documents,
         raw_bytes: snapshot.body_bytes,
         new_bytes: snapshot.stats.new_bytes,
         stored_bytes: snapshot.stats.stored_bytes,

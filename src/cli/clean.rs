@@ -150,7 +150,7 @@ impl CleanCommand {
             None => Choice::Policy(Policy::last(KEPT_BY_DEFAULT)),
         };
         let filter = self.filter.prune_filter(global);
-        let folder = global.repository_path().ok();
+        let folder = global.repository_folder()?;
         let plan = plan(repository.as_ref(), folder, &choice, &filter).await?;
         let output = global.output();
         show(output, &plan)?;
@@ -225,8 +225,11 @@ async fn open(global: &GlobalOptions) -> anyhow::Result<Option<Repository>> {
         Ok(repository) => Ok(Some(repository)),
         Err(error) => {
             let is_none = matches!(error.downcast_ref(), Some(ArchiveError::NotARepository { .. }));
-            let folder = global.repository_path()?;
-            match is_none && !crate::json::list_folder(&folder)?.is_empty() {
+            let files = match global.repository_folder()? {
+                Some(folder) if is_none => crate::json::list_folder(&folder)?,
+                _ => Vec::new(),
+            };
+            match !files.is_empty() {
                 true => Ok(None),
                 false => Err(error),
             }

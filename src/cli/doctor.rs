@@ -5,7 +5,6 @@ use serde::Serialize;
 
 use super::options::GlobalOptions;
 use super::{Outcome, output};
-use crate::archive::{ArchiveError, Repository};
 use crate::firestore::{Firestore, Permission, PermissionCheck, Purpose};
 
 #[derive(Args, Debug)]
@@ -100,9 +99,8 @@ fn push(checks: &mut Vec<Check>, name: impl Into<String>, state: State, detail: 
 }
 
 async fn check_repository(global: &GlobalOptions, checks: &mut Vec<Check>) -> anyhow::Result<()> {
-    let path = global.repository_path()?;
     let name = "repository";
-    if !path.is_dir() {
+    if let Some(path) = global.repository_folder()?.filter(|path| !path.is_dir()) {
         push(
             checks,
             name,
@@ -111,14 +109,10 @@ async fn check_repository(global: &GlobalOptions, checks: &mut Vec<Check>) -> an
         );
         return Ok(());
     }
-    let repository = match Repository::open(global.store()?).await {
+    let repository = match global.open_repository().await {
         Ok(repository) => repository,
-        Err(error @ ArchiveError::NotARepository { .. }) => {
-            push(checks, name, State::Problem, error.to_string());
-            return Ok(());
-        }
         Err(error) => {
-            push(checks, name, State::Problem, error.to_string());
+            push(checks, name, State::Problem, format!("{error:#}"));
             return Ok(());
         }
     };
@@ -127,7 +121,7 @@ async fn check_repository(global: &GlobalOptions, checks: &mut Vec<Check>) -> an
             let detail = format!(
                 "{} in {}",
                 output::count(listing.snapshots.len() as u64, "snapshot"),
-                path.display()
+                repository.store().location()
             );
             push(checks, name, State::Ok, detail);
         }

@@ -1,6 +1,5 @@
 //! `firebank init`
 
-use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
@@ -8,7 +7,6 @@ use super::Outcome;
 use super::options::GlobalOptions;
 use crate::archive::Repository;
 use crate::clock;
-use crate::store::Store;
 
 #[derive(Args, Debug)]
 pub(crate) struct InitCommand {}
@@ -21,18 +19,12 @@ struct Summary {
 
 impl InitCommand {
     pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
-        let path = global.repository_path()?;
-        let store = Store::create_local(&path)
-            .with_context(|| format!("cannot create a repository in {}", path.display()))?;
-        let repository = Repository::init(store, clock::now()).await?;
+        let repository = Repository::init(global.new_store()?, clock::now()).await?;
+        let location = repository.store().location();
         let output = global.output();
-        output.line(format!(
-            "Created repository {} in {}.",
-            repository.id(),
-            path.display()
-        ))?;
+        output.line(format!("Created repository {} in {location}.", repository.id()))?;
         output.json(&Summary {
-            repository: path.display().to_string(),
+            repository: location.to_owned(),
             id: repository.id().to_string(),
         })?;
         Ok(Outcome::Done)

@@ -1,7 +1,5 @@
 //! `firebank list-backups`
 
-use std::path::Path;
-
 use clap::Args;
 use serde::Serialize;
 
@@ -75,13 +73,14 @@ struct Unreadable {
 
 impl ListBackupsCommand {
     pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
-        let path = global.repository_path()?;
+        let folder = global.repository_folder()?;
         let repository = match global.open_repository().await {
             Err(error) if !is_not_a_repository(&error) => return Err(error),
             opened => opened,
         };
-        let mut json_backups: Vec<JsonEntry> = list_folder(&path)?.into_iter().map(JsonEntry::new).collect();
-        let (mut snapshots, unreadable) = snapshots(repository, &path, !json_backups.is_empty()).await?;
+        let files = folder.as_deref().map(list_folder).transpose()?;
+        let mut json_backups: Vec<JsonEntry> = files.into_iter().flatten().map(JsonEntry::new).collect();
+        let (mut snapshots, unreadable) = snapshots(repository, !json_backups.is_empty()).await?;
         let filter = self.filter.prune_filter(global);
         snapshots.retain(|snapshot| filter.accepts(snapshot));
         // Files have neither tags nor hosts, and do not always say which database they are of.
@@ -117,12 +116,11 @@ impl ListBackupsCommand {
 /// The repository's snapshots, newest first. A folder that holds JSON backups need not be a repository.
 async fn snapshots(
     repository: anyhow::Result<Repository>,
-    path: &Path,
     has_json_backups: bool,
 ) -> anyhow::Result<(Vec<Snapshot>, Vec<Unreadable>)> {
     let repository = match repository {
-        Err(_) if has_json_backups => {
-            tracing::info!("{} holds JSON backups and no repository", path.display());
+        Err(error) if has_json_backups => {
+            tracing::info!("there are JSON backups only: {error}");
             return Ok((Vec::new(), Vec::new()));
         }
         opened => opened?,
@@ -156,11 +154,11 @@ fn show(output: output::Output, snapshots: &[Snapshot], json_backups: &[JsonEntr
             "documents",
             "new bytes",
             "took",
-            "layers",
             "parent",
+            "layers",
             "tags",
         ];
-        let mut table = output::table(&header, &[4, 5, 6, 7]);
+        let mut table = output::table(&header, &[4, 5, 6, 8]);
         for snapshot in snapshots {
             table.add_row([
                 snapshot.id.to_string(),
@@ -174,8 +172,8 @@ fn show(output: output::Output, snapshots: &[Snapshot], json_backups: &[JsonEntr
                         .to_std()
                         .unwrap_or_default(),
                 ),
-                output::number(snapshot.runs.len() as u64),
                 snapshot.parent.map_or_else(String::new, short_id),
+                output::number(snapshot.runs.len() as u64),
                 output::printable(&snapshot.tags.join(",")),
             ]);
         }

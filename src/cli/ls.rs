@@ -1,14 +1,13 @@
 //! `firebank ls`
 
-use std::io::{BufWriter, Stdout, Write};
 use std::pin::pin;
 
 use clap::Args;
 use futures::TryStreamExt;
 use serde::Serialize;
 
+use super::listing::JsonListing;
 use super::options::GlobalOptions;
-use super::output::OutputError;
 use super::snapshot_filter::SnapshotFilterArgs;
 use super::snapshots::{find_filtered, read_of};
 use super::{Outcome, UsageError, output};
@@ -53,7 +52,11 @@ impl LsCommand {
         range: KeyRange,
     ) -> anyhow::Result<()> {
         let output = global.output();
-        let mut listing = JsonListing::start(output.is_json(), &snapshot.id.to_string())?;
+        let mut listing = JsonListing::start(
+            output.is_json(),
+            &[("snapshot", snapshot.id.to_string())],
+            "documents",
+        )?;
         let reader = repository.reader(snapshot).await?;
         let mut records = pin!(reader.records(range));
         while let Some(batch) = records.try_next().await? {
@@ -77,48 +80,7 @@ impl LsCommand {
                 }
             }
         }
-        listing.end()?;
-        Ok(())
-    }
-}
-
-/// The one JSON object, written as the names come: a snapshot can have more than memory holds. When reading fails, the
-/// object stays open and the exit code says so.
-struct JsonListing {
-    to: Option<BufWriter<Stdout>>,
-    first: bool,
-}
-
-impl JsonListing {
-    fn start(wanted: bool, snapshot: &str) -> Result<Self, OutputError> {
-        let mut to = wanted.then(|| BufWriter::new(std::io::stdout()));
-        if let Some(to) = &mut to {
-            write!(
-                to,
-                "{{\"snapshot\": {}, \"documents\": [",
-                serde_json::to_string(snapshot)?
-            )?;
-        }
-        Ok(Self { to, first: true })
-    }
-
-    fn entry(&mut self, entry: &Entry) -> Result<(), OutputError> {
-        if let Some(to) = &mut self.to {
-            to.write_all(if std::mem::take(&mut self.first) {
-                b"\n  "
-            } else {
-                b",\n  "
-            })?;
-            serde_json::to_writer(to, entry)?;
-        }
-        Ok(())
-    }
-
-    fn end(self) -> Result<(), OutputError> {
-        if let Some(mut to) = self.to {
-            to.write_all(b"\n]}\n")?;
-            to.flush()?;
-        }
+        listing.end(&[])?;
         Ok(())
     }
 }

@@ -5,14 +5,17 @@ mod clean;
 mod completions;
 mod confirm;
 mod demo;
+mod diff;
 mod doctor;
 mod durations;
 mod export;
+mod history;
 mod import;
 mod init;
 mod json_backup;
 mod json_restore;
 mod list_backups;
+mod listing;
 mod ls;
 mod options;
 mod output;
@@ -73,6 +76,10 @@ enum Command {
     Show(show::ShowCommand),
     /// List the documents of a snapshot
     Ls(ls::LsCommand),
+    /// Show a document through all snapshots
+    History(history::HistoryCommand),
+    /// Show what changed between two snapshots, or since one
+    Diff(diff::DiffCommand),
     /// Check that snapshots are intact
     Verify(verify::VerifyCommand),
     /// Write a snapshot or a JSON backup into a database
@@ -202,6 +209,8 @@ async fn run(global: &GlobalOptions, command: Command) -> anyhow::Result<Outcome
         Command::ListBackups(command) => command.run(global).await,
         Command::Show(command) => command.run(global).await,
         Command::Ls(command) => command.run(global).await,
+        Command::History(command) => command.run(global).await,
+        Command::Diff(command) => command.run(global).await,
         Command::Verify(command) => command.run(global).await,
         Command::Restore(command) => command.run(global).await,
         Command::Clean(command) => command.run(global).await,
@@ -303,8 +312,9 @@ fn start_log(global: &GlobalOptions) -> anyhow::Result<()> {
     let level = match (global.quiet, global.verbose) {
         (true, _) => "error",
         (false, 0) => "firebank=warn",
-        (false, 1) => "firebank=info",
-        (false, 2) => "firebank=debug",
+        // The second tells of retries.
+        (false, 1) => "firebank=info,object_store=info",
+        (false, 2) => "firebank=debug,object_store=info",
         (false, _) => "debug",
     };
     let terminal = tracing_subscriber::fmt::layer()
@@ -326,7 +336,7 @@ fn start_log(global: &GlobalOptions) -> anyhow::Result<()> {
             let level = if global.verbose > 1 {
                 "debug"
             } else {
-                "firebank=info"
+                "firebank=info,object_store=info"
             };
             Some(tracing_subscriber::Layer::with_filter(
                 layer,

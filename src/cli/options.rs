@@ -10,7 +10,7 @@ use super::output::Output;
 use crate::archive::{ArchiveError, Repository};
 use crate::document::DatabaseName;
 use crate::firestore::{ConnectOptions, Credentials, Firestore, Target};
-use crate::store::{Store, StoreError};
+use crate::store::{Address, AddressError, BucketOptions, Store, StoreError};
 
 /// The file in the working folder that the original tools read their credentials from.
 const CREDENTIALS_IN_WORKING_FOLDER: &str = "firebase-credentials.json";
@@ -18,7 +18,7 @@ const DEFAULT_CHANNELS: usize = 4;
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct GlobalOptions {
-    /// Where the repository is: a local folder
+    /// Where the repository is: a folder, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX
     #[arg(
         short,
         long,
@@ -96,27 +96,40 @@ impl GlobalOptions {
         Output::new(self.json, self.quiet)
     }
 
-    /// The repository's location as the user wrote it, in words.
-    pub(crate) fn repository_path(&self) -> anyhow::Result<PathBuf> {
-        let location = &self.repository;
-        if let Some((scheme, _)) = location.split_once("://") {
-            return Err(UsageError::new(format!(
-                "this version keeps repositories in local folders only: `{scheme}://` addresses are not supported yet"
-            )));
-        }
-        if location.is_empty() {
-            return Err(UsageError::new(
-                "the repository's path is empty: give --repository PATH",
-            ));
-        }
-        Ok(PathBuf::from(location))
+    /// Where the repository is.
+    pub(crate) fn address(&self) -> anyhow::Result<Address> {
+        self.repository
+            .parse()
+            .map_err(|error: AddressError| UsageError::new(format!("--repository: {error}")))
+    }
+
+    /// The repository's folder, `None` when it is in a bucket.
+    pub(crate) fn repository_folder(&self) -> anyhow::Result<Option<PathBuf>> {
+        Ok(match self.address()? {
+            Address::Folder(folder) => Some(folder),
+            Address::Bucket(_) => None,
+        })
     }
 
     pub(crate) fn store(&self) -> anyhow::Result<Store> {
-        let path = self.repository_path()?;
-        match Store::local(&path) {
+        let address = self.address()?;
+        match Store::open(&address, &self.bucket_options()) {
             Err(StoreError::NotFound { name }) => Err(ArchiveError::NotARepository { location: name }.into()),
-            opened => opened.with_context(|| format!("cannot open the repository {}", path.display())),
+            opened => opened.with_context(|| format!("cannot open the repository {address}")),
+        }
+    }
+
+    /// Like [`Self::store`], and makes a folder where it is missing.
+    pub(crate) fn new_store(&self) -> anyhow::Result<Store> {
+        let address = self.address()?;
+        Store::create_at(&address, &self.bucket_options())
+            .with_context(|| format!("cannot create a repository in {address}"))
+    }
+
+    fn bucket_options(&self) -> BucketOptions {
+        BucketOptions {
+            google_credentials: self.key_file(),
+            ..BucketOptions::from_environment()
         }
     }
 

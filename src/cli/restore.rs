@@ -150,13 +150,16 @@ fn json_file(global: &GlobalOptions, source: &str) -> anyhow::Result<Option<Path
     if given.exists() {
         return Ok(Some(given));
     }
-    let in_repository = global.repository_path()?.join(source);
+    let Some(folder) = global.repository_folder()? else {
+        bail!("there is no file {source}");
+    };
+    let in_repository = folder.join(source);
     if given.components().count() == 1 && in_repository.exists() {
         return Ok(Some(in_repository));
     }
     bail!(
         "there is no file {source}, neither here nor in {}",
-        global.repository
+        folder.display()
     )
 }
 

@@ -87,6 +87,21 @@ fn show_snapshot(global: &GlobalOptions, snapshot: &Snapshot) -> anyhow::Result<
         ("layers", snapshot.runs.len().to_string()),
         ("made by", snapshot.tool_version.clone()),
     ];
+    if let Some(parent) = snapshot.parent {
+        let stats = &snapshot.stats;
+        facts.push(("parent", parent.to_string()));
+        facts.push((
+            "since then",
+            format!(
+                "{} new, {} changed, {} deleted, {} unchanged",
+                output::number(stats.new_documents),
+                output::number(stats.changed_documents),
+                output::number(stats.deleted_documents),
+                output::number(stats.unchanged_documents),
+            ),
+        ));
+    }
+    facts.push(("read", snapshot.stats.read.to_string()));
     facts.extend(snapshot.host.clone().map(|host| ("host", host)));
     facts.extend(snapshot.description.clone().map(|text| ("description", text)));
     if !snapshot.tags.is_empty() {

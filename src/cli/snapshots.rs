@@ -7,7 +7,8 @@ use super::UsageError;
 use super::options::GlobalOptions;
 use super::snapshot_filter::SnapshotFilterArgs;
 use crate::archive::{
-    ArchiveError, Consistency, Counts, Repository, Selection, Snapshot, SnapshotFilter, SnapshotKind,
+    ArchiveError, Consistency, Counts, ReadMode, Repository, Selection, Snapshot, SnapshotFilter,
+    SnapshotKind,
 };
 use crate::document::DatabaseName;
 
@@ -32,7 +33,7 @@ pub(crate) async fn find_filtered(
 ) -> anyhow::Result<Snapshot> {
     let filter = match wanted {
         "latest" => SnapshotFilter {
-            database: latest_of(global, repository).await?,
+            database: chosen_database(global, repository, "`latest`").await?,
             ..filter.of_latest()
         },
         _ if !filter.is_empty() => {
@@ -58,7 +59,12 @@ pub(crate) async fn read_of<T>(
     }
 }
 
-async fn latest_of(global: &GlobalOptions, repository: &Repository) -> anyhow::Result<Option<DatabaseName>> {
+/// The database that the options name, or the only one that the repository holds; `None` when it holds none.
+pub(crate) async fn chosen_database(
+    global: &GlobalOptions,
+    repository: &Repository,
+    what: &str,
+) -> anyhow::Result<Option<DatabaseName>> {
     let mut databases: Vec<DatabaseName> = repository
         .snapshots()
         .await?
@@ -80,7 +86,7 @@ async fn latest_of(global: &GlobalOptions, repository: &Repository) -> anyhow::R
         Err(databases) => {
             let names: Vec<String> = databases.iter().map(ToString::to_string).collect();
             anyhow::bail!(
-                "`latest` of which database? The repository holds {}: name one with --project and --database, or \
+                "{what} of which database? The repository holds {}: name one with --project and --database, or \
                  give a snapshot's id",
                 names.join(", ")
             )
@@ -108,6 +114,13 @@ pub(crate) struct SnapshotView<'a> {
     new_bytes: u64,
     /// Bytes that the backup added to the repository.
     stored_bytes: u64,
+    /// How the database was read.
+    read: ReadMode,
+    /// Documents by how they compare with the parent; without one all are new.
+    new_documents: u64,
+    changed_documents: u64,
+    deleted_documents: u64,
+    unchanged_documents: u64,
     billed_reads: u64,
     seconds: f64,
     layers: usize,
@@ -136,6 +149,11 @@ impl<'a> SnapshotView<'a> {
             bytes: snapshot.body_bytes,
             new_bytes: snapshot.stats.new_bytes,
             stored_bytes: snapshot.stats.stored_bytes,
+            read: snapshot.stats.read,
+            new_documents: snapshot.stats.new_documents,
+            changed_documents: snapshot.stats.changed_documents,
+            deleted_documents: snapshot.stats.deleted_documents,
+            unchanged_documents: snapshot.stats.unchanged_documents,
             billed_reads: snapshot.stats.billed_reads,
             seconds: duration.as_seconds_f64(),
             layers: snapshot.runs.len(),

@@ -117,8 +117,7 @@ async fn last_backups(
     selection: Option<Selection>,
     now: Timestamp,
 ) -> anyhow::Result<(usize, Vec<Backup>)> {
-    let path = global.repository_path()?;
-    if !path.exists() {
+    if global.repository_folder()?.is_some_and(|path| !path.exists()) {
         return Ok((0, Vec::new()));
     }
     let repository = match Repository::open(global.store()?).await {

@@ -9,6 +9,7 @@
 
 pub mod batch;
 pub mod canonical;
+pub mod field_diff;
 pub mod field_path;
 pub mod path;
 #[cfg(test)]
@@ -18,6 +19,8 @@ pub mod value;
 pub mod wire;
 
 pub use batch::{DocumentBatch, DocumentRef};
+pub use canonical::CanonicalError;
+pub use field_diff::{FieldChange, FieldChangeKind, changed_fields};
 pub use field_path::FieldPath;
 pub use path::{CollectionPath, DatabaseName, DocumentKey, DocumentPath, KeyRange, PathError};
 pub use value::{Fields, GeoPoint, Reference, Timestamp, Value};

@@ -265,6 +265,14 @@ impl DocumentKey {
     }
 }
 
+impl DocumentKey {
+    /// Becomes the key with these bytes, in the memory that it has.
+    pub(crate) fn assign(&mut self, bytes: &[u8]) {
+        self.0.clear();
+        self.0.extend_from_slice(bytes);
+    }
+}
+
 impl AsRef<[u8]> for DocumentKey {
     fn as_ref(&self) -> &[u8] {
         &self.0

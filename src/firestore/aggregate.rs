@@ -17,7 +17,7 @@ use ::firestore::gcloud_sdk::google::firestore::v1::{
 use super::cursor::name_range;
 use super::scan::{kindless_query, protobuf_time};
 use super::{Error, Firestore, Method, Result};
-use crate::document::{KeyRange, Timestamp};
+use crate::document::{DocumentKey, KeyRange, Timestamp};
 
 const ALIAS: &str = "n";
 
@@ -30,10 +30,24 @@ impl Firestore {
     ///
     /// A server that does not count over all collections answers [`Error::Unsupported`] or [`Error::Rejected`].
     pub async fn count(&self, range: &KeyRange, read_time: Option<Timestamp>) -> Result<u64> {
+        self.count_after(range, None, read_time).await
+    }
+
+    /// The same for the documents of the range that come after one.
+    pub async fn count_after(
+        &self,
+        range: &KeyRange,
+        after: Option<&DocumentKey>,
+        read_time: Option<Timestamp>,
+    ) -> Result<u64> {
         if range.is_empty() {
             return Ok(0);
         }
-        let query = kindless_query(&self.inner.root, &name_range(range)?, None);
+        let after = after.map(DocumentKey::path).transpose();
+        let after = after.map_err(|error| Error::BadBoundary {
+            boundary: error.to_string(),
+        })?;
+        let query = kindless_query(&self.inner.root, &name_range(range)?, after.as_ref());
         let request = RunAggregationQueryRequest {
             parent: self.inner.root.clone(),
             query_type: Some(QueryType::StructuredAggregationQuery(

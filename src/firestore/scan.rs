@@ -25,13 +25,15 @@ use super::connect::Lane;
 use super::cursor::{NameRange, cursor, name_range};
 use super::retry::Backoff;
 use super::{Error, Firestore, Method, Result};
-use crate::document::{DocumentBatch, DocumentPath, KeyRange, Timestamp, wire};
+use crate::document::{DocumentBatch, DocumentKey, DocumentPath, KeyRange, Timestamp, wire};
 
 /// What to scan, and how.
 #[derive(Clone, Debug)]
 pub struct ScanOptions {
     /// The keys to read.
     pub range: KeyRange,
+    /// Begin after this document instead of at the range's start: where an earlier scan has got to.
+    pub after: Option<DocumentKey>,
     /// The time to read at.
     pub read_time: Timestamp,
     /// Leave the bodies away: every document comes without fields, with its times. Billed like a whole read.
@@ -49,6 +51,7 @@ impl ScanOptions {
     pub fn new(range: KeyRange, read_time: Timestamp) -> Self {
         Self {
             range,
+            after: None,
             read_time,
             names_only: false,
             page_documents: None,
@@ -247,7 +250,7 @@ struct Scanner {
     backoff: Backoff,
     page: Option<Page>,
     batch: DocumentBatch,
-    /// The key of the last document of the last batch that was given out; empty before that.
+    /// The key of the last document of the last batch that was given out, or that the scan begins after; or empty.
     given: Vec<u8>,
     finished: bool,
 }
@@ -270,7 +273,10 @@ impl Scanner {
             backoff: Backoff::new(firestore.inner.retry.clone()),
             page: None,
             batch: DocumentBatch::new(),
-            given: Vec::new(),
+            given: match &options.after {
+                Some(after) => after.as_bytes().to_vec(),
+                None => Vec::new(),
+            },
             firestore,
             options,
         })

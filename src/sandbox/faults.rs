@@ -91,6 +91,11 @@ pub enum Effect {
         /// Documents that are still sent.
         documents: u64,
     },
+    /// The same, and it says with its last message that there are no more.
+    CompleteAfter {
+        /// Documents that are still sent.
+        documents: u64,
+    },
     /// A write of a BatchWrite gets this status and is not done. `When` counts writes, not calls.
     WriteStatus {
         /// The status of the write.
@@ -164,6 +169,7 @@ pub(crate) struct StreamFate {
 #[derive(Clone, Debug)]
 pub(crate) enum StreamEnd {
     Short,
+    Complete,
     Status(Code),
     Reset,
 }
@@ -300,6 +306,9 @@ impl Faults {
                 }
                 Effect::EndAfter { documents } => {
                     fate.end.get_or_insert((*documents, StreamEnd::Short));
+                }
+                Effect::CompleteAfter { documents } => {
+                    fate.end.get_or_insert((*documents, StreamEnd::Complete));
                 }
                 Effect::WriteStatus { .. } => {}
             }

@@ -128,8 +128,9 @@ impl Pump {
             Source::Names { .. } => answers.iter().filter(|answer| answer.is_billed()).count() as u64,
         };
         add(&usage.reads, reads);
+        let told = matches!(ending, None | Some(StreamEnd::Complete));
         if self.done
-            && ending.is_none()
+            && told
             && self.sent == 0
             && let Source::Query(walk) = &self.source
         {
@@ -147,7 +148,7 @@ impl Pump {
                 self.done = false;
                 self.reset = true;
             }
-            Some(StreamEnd::Short) | None => {}
+            Some(StreamEnd::Short | StreamEnd::Complete) | None => {}
         }
         Some((out, self))
     }

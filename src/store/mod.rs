@@ -8,15 +8,24 @@
 //! A create-only put may be told that the object exists although nobody else wrote it: the answer to the first
 //! attempt was lost and the client library tried again. [`Store::put_new`] therefore reads the object back and calls it
 //! a success when the bytes are its own.
+//!
+//! A bucket's address ([`Address`]) and the environment ([`BucketOptions`]) say which service to talk to; requests to it
+//! are tried again with back-off where that can help, and refused ones say which right is missing.
 
+mod address;
+mod bucket;
 mod counters;
 mod error;
+mod profile;
+mod rights;
 mod staging;
+mod transport;
 
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -25,8 +34,12 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path as ObjectPath;
-use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{
+    GetOptions, GetRange, GetResultPayload, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+};
 
+pub use address::{Address, AddressError, BucketAddress, Provider};
+pub use bucket::BucketOptions;
 use counters::Counters;
 pub use counters::RequestCounts;
 pub use error::StoreError;
@@ -42,16 +55,70 @@ pub struct ObjectInfo {
     pub last_modified: DateTime<Utc>,
 }
 
+/// How often a create is tried that is refused although there is no such object.
+const CREATE_ATTEMPTS: u32 = 5;
+/// Between two such attempts.
+const CONFLICT_PAUSE: Duration = Duration::from_millis(200);
+
 /// A repository's objects. Clones share the connection and the counters.
 #[derive(Clone)]
 pub struct Store {
     objects: Arc<dyn ObjectStore>,
     counters: Arc<Counters>,
-    location: Arc<str>,
-    folder: Option<Arc<Path>>,
+    place: Arc<Place>,
+}
+
+/// Where a store's objects are.
+#[derive(Debug)]
+struct Place {
+    /// In words for a person.
+    location: String,
+    folder: Option<PathBuf>,
+    provider: Option<Provider>,
+}
+
+impl Place {
+    fn named(location: &str) -> Self {
+        Self {
+            location: location.to_owned(),
+            folder: None,
+            provider: None,
+        }
+    }
 }
 
 impl Store {
+    /// The objects at an address. A folder must exist; a bucket is asked nothing yet.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] for a missing folder, [`StoreError::Settings`] when `options` say too little about a bucket.
+    pub fn open(address: &Address, options: &BucketOptions) -> Result<Self, StoreError> {
+        match address {
+            Address::Folder(folder) => Self::local(folder),
+            Address::Bucket(bucket) => Self::bucket(bucket, options),
+        }
+    }
+
+    /// Like [`Store::open`], and makes a folder first where it is missing. Buckets are made by their owners.
+    pub fn create_at(address: &Address, options: &BucketOptions) -> Result<Self, StoreError> {
+        match address {
+            Address::Folder(folder) => Self::create_local(folder),
+            Address::Bucket(bucket) => Self::bucket(bucket, options),
+        }
+    }
+
+    /// The objects in a bucket, below a prefix. Nothing is asked of it yet.
+    pub fn bucket(address: &BucketAddress, options: &BucketOptions) -> Result<Self, StoreError> {
+        Ok(Self {
+            objects: bucket::connect(address, options)?,
+            counters: Arc::default(),
+            place: Arc::new(Place {
+                provider: Some(address.provider),
+                ..Place::named(&address.to_string())
+            }),
+        })
+    }
+
     /// The objects in an existing folder. Files and folders are synced to the disk as they are written.
     ///
     /// # Errors
@@ -68,15 +135,18 @@ impl Store {
             Ok(_) => {}
             Err(error) => return Err(StoreError::from_io(&name, "open", error)),
         }
+        let place = Place {
+            folder: Some(folder.to_owned()),
+            ..Place::named(&name)
+        };
         let objects = LocalFileSystem::new_with_prefix(folder)
-            .map_err(|error| StoreError::from_object_store(&name, "open", error))?
+            .map_err(|error| StoreError::from_object_store(&place, &name, "open", error))?
             .with_fsync(true)
             .with_automatic_cleanup(true);
         Ok(Self {
             objects: Arc::new(objects),
             counters: Arc::default(),
-            location: name.into(),
-            folder: Some(Arc::from(folder)),
+            place: Arc::new(place),
         })
     }
 
@@ -98,8 +168,7 @@ impl Store {
         Self {
             objects,
             counters: Arc::default(),
-            location: location.into(),
-            folder: None,
+            place: Arc::new(Place::named(location)),
         }
     }
 
@@ -113,12 +182,17 @@ impl Store {
 
     /// Where the objects are, in words for a person.
     pub fn location(&self) -> &str {
-        &self.location
+        &self.place.location
     }
 
     /// The folder of a local store.
     pub fn local_folder(&self) -> Option<PathBuf> {
-        self.folder.as_deref().map(Path::to_path_buf)
+        self.place.folder.clone()
+    }
+
+    /// Sorts an error of the client library.
+    fn failed(&self, name: &str, operation: &'static str, error: object_store::Error) -> StoreError {
+        StoreError::from_object_store(&self.place, name, operation, error)
     }
 
     /// What was asked of the store so far, by all clones.
@@ -133,22 +207,23 @@ impl Store {
     /// [`StoreError::AlreadyExists`] when the name holds other bytes; they are left as they are.
     pub async fn put_new(&self, name: &str, payload: impl Into<PutPayload>) -> Result<(), StoreError> {
         let payload = payload.into();
-        match self.create(name, payload.clone()).await {
-            Err(StoreError::AlreadyExists { .. }) => {}
-            created => return created,
-        }
         let exists = || StoreError::AlreadyExists {
             name: name.to_owned(),
         };
-        if self.head(name).await?.size != payload.content_length() as u64 {
-            return Err(exists());
+        for _ in 0..CREATE_ATTEMPTS {
+            match self.create(name, payload.clone()).await {
+                Err(StoreError::AlreadyExists { .. }) => {}
+                created => return created,
+            }
+            match self.get_at_most(name, payload.content_length() as u64).await {
+                Ok(found) if is_same(&found, &payload) => return Ok(()),
+                Ok(_) | Err(StoreError::TooLarge { .. }) => return Err(exists()),
+                // Somebody else's attempt was in the way and came to nothing: S3 refuses both then.
+                Err(StoreError::NotFound { .. }) => tokio::time::sleep(CONFLICT_PAUSE).await,
+                Err(error) => return Err(error),
+            }
         }
-        let found = self.get(name).await?;
-        let mut rest = &found[..];
-        for part in &payload {
-            rest = rest.strip_prefix(&part[..]).ok_or_else(exists)?;
-        }
-        if rest.is_empty() { Ok(()) } else { Err(exists()) }
+        Err(exists())
     }
 
     async fn create(&self, name: &str, payload: PutPayload) -> Result<(), StoreError> {
@@ -157,7 +232,7 @@ impl Store {
         let options = PutOptions::from(PutMode::Create);
         match self.objects.put_opts(&path, payload, options).await {
             Ok(_) => Ok(()),
-            Err(error) => Err(StoreError::from_object_store(name, "create", error)),
+            Err(error) => Err(self.failed(name, "create", error)),
         }
     }
 
@@ -168,7 +243,7 @@ impl Store {
         self.counters.put(payload.content_length());
         match self.objects.put(&path, payload).await {
             Ok(_) => Ok(()),
-            Err(error) => Err(StoreError::from_object_store(name, "write", error)),
+            Err(error) => Err(self.failed(name, "write", error)),
         }
     }
 
@@ -184,7 +259,7 @@ impl Store {
     pub async fn get_at_most(&self, name: &str, limit: u64) -> Result<Bytes, StoreError> {
         let path = object_path(name)?;
         self.counters.get();
-        let failed = |error| StoreError::from_object_store(name, "read", error);
+        let failed = |error| self.failed(name, "read", error);
         let result = self.objects.get(&path).await.map_err(failed)?;
         if result.meta.size > limit {
             return Err(StoreError::TooLarge {
@@ -196,6 +271,43 @@ impl Store {
         let bytes = result.bytes().await.map_err(failed)?;
         self.counters.received(bytes.len());
         Ok(bytes)
+    }
+
+    /// Like [`get_at_most`](Self::get_at_most), into a buffer that is cleared first and given back: who reads many large
+    /// objects keeps its memory, instead of leaving pieces of it to every thread's allocator. The buffer is lost on an error.
+    pub async fn get_into(&self, name: &str, limit: u64, mut buffer: Vec<u8>) -> Result<Vec<u8>, StoreError> {
+        let path = object_path(name)?;
+        self.counters.get();
+        let failed = |error| self.failed(name, "read", error);
+        let result = self.objects.get(&path).await.map_err(failed)?;
+        let size = result.meta.size;
+        if size > limit {
+            return Err(StoreError::TooLarge {
+                name: name.to_owned(),
+                size,
+                limit,
+            });
+        }
+        buffer.clear();
+        buffer.reserve_exact(size as usize);
+        match result.payload {
+            GetResultPayload::File(file, _) => {
+                let read = tokio::task::spawn_blocking(move || {
+                    // No more than the file had: the buffer shall not grow.
+                    std::io::Read::read_to_end(&mut std::io::Read::take(file, size), &mut buffer)?;
+                    Ok::<_, std::io::Error>(buffer)
+                });
+                let read = read.await.map_err(|error| failed(error.into()))?;
+                buffer = read.map_err(|error| StoreError::from_io(name, "read", error))?;
+            }
+            GetResultPayload::Stream(mut parts) => {
+                while let Some(part) = parts.try_next().await.map_err(failed)? {
+                    buffer.extend_from_slice(&part);
+                }
+            }
+        }
+        self.counters.received(buffer.len());
+        Ok(buffer)
     }
 
     /// Exactly these bytes of an object.
@@ -213,18 +325,18 @@ impl Store {
             range: range.clone(),
             size,
         };
-        let failed = |error| StoreError::from_object_store(name, "read", error);
+        let failed = |error| self.failed(name, "read", error);
         let options = GetOptions::new().with_range(Some(GetRange::Bounded(range.clone())));
         let result = match self.objects.get_opts(&path, options).await {
             Ok(result) => result,
             // Stores word a start past the end in their own ways; the object's size settles it.
             Err(error) => {
                 let error = failed(error);
-                if matches!(error, StoreError::Other { .. }) {
-                    let size = self.head(name).await?.size;
-                    if size < range.end {
-                        return Err(out_of_range(size));
-                    }
+                if matches!(error, StoreError::Other { .. })
+                    && let Ok(info) = self.head(name).await
+                    && info.size < range.end
+                {
+                    return Err(out_of_range(info.size));
                 }
                 return Err(error);
             }
@@ -246,7 +358,7 @@ impl Store {
         self.counters.head();
         match self.objects.head(&path).await {
             Ok(meta) => Ok(info(meta)),
-            Err(error) => Err(StoreError::from_object_store(name, "look at", error)),
+            Err(error) => Err(self.failed(name, "look at", error)),
         }
     }
 
@@ -271,10 +383,11 @@ impl Store {
                 Err(error) => return futures::stream::once(async { Err(error) }).boxed(),
             },
         };
+        let place = Arc::clone(&self.place);
         self.objects
             .list(path.as_ref())
             .map_ok(info)
-            .map_err(move |error| StoreError::from_object_store(&format!("{prefix}/"), "list", error))
+            .map_err(move |error| StoreError::from_object_store(&place, &format!("{prefix}/"), "list", error))
             .boxed()
     }
 
@@ -284,7 +397,7 @@ impl Store {
         self.counters.delete();
         match self.objects.delete(&path).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(StoreError::from_object_store(name, "delete", error)),
+            Err(error) => Err(self.failed(name, "delete", error)),
         }
     }
 
@@ -297,18 +410,19 @@ impl Store {
     /// [`StoreError::Unfit`] when the store breaks a promise.
     pub async fn check_create_only(&self) -> Result<(), StoreError> {
         let name = format!("probes/{:016x}", rand::random::<u64>());
-        self.create(&name, PutPayload::from_static(b"first")).await?;
+        self.put_new(&name, Bytes::from_static(b"first")).await?;
         let second = self.create(&name, PutPayload::from_static(b"second")).await;
-        let found = self.get(&name).await?;
+        let found = self.get(&name).await;
         let listed = self
             .list("probes")
             .try_any(|object| std::future::ready(object.name == name))
-            .await?;
+            .await;
         match self.delete(&name).await {
-            Ok(()) | Err(StoreError::NoPermission { .. }) => {}
+            // The second is how Azure words that a container keeps what it has.
+            Ok(()) | Err(StoreError::NoPermission { .. } | StoreError::AlreadyExists { .. }) => {}
             Err(error) => return Err(error),
         }
-        let broken = match (second, &found[..], listed) {
+        let broken = match (second, &found?[..], listed?) {
             (Err(StoreError::AlreadyExists { .. }), b"first", true) => return Ok(()),
             (Ok(()), ..) => {
                 "it accepted a second create of the same name, so two writers could overwrite each other"
@@ -320,15 +434,26 @@ impl Store {
             (Err(error), ..) => return Err(error),
         };
         Err(StoreError::Unfit {
-            what: format!("{}: {broken}", self.location),
+            what: format!("{}: {broken}", self.location()),
         })
     }
 }
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Store({})", self.location)
+        write!(f, "Store({})", self.location())
     }
+}
+
+fn is_same(found: &[u8], payload: &PutPayload) -> bool {
+    let mut rest = found;
+    for part in payload {
+        match rest.strip_prefix(&part[..]) {
+            Some(after) => rest = after,
+            None => return false,
+        }
+    }
+    rest.is_empty()
 }
 
 fn object_path(name: &str) -> Result<ObjectPath, StoreError> {

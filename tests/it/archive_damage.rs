@@ -9,6 +9,7 @@
 use bytes::Bytes;
 use firebank::archive::*;
 use firebank::document::*;
+use firebank::progress::Progress;
 use firebank::store::Store;
 
 use crate::archive_support::*;
@@ -25,9 +26,8 @@ async fn report(store: &Store) -> Result<DamageReport> {
     let snapshot = repository.resolve("latest", &SnapshotFilter::default()).await?;
     let readers = [repository.reader(&snapshot).await?];
     let mut report = DamageReport::default();
-    check_structure(&readers[0], &mut report).await?;
     check_presence(&readers, &mut report).await?;
-    check_data(&readers, DataSubset::ALL, &mut report).await?;
+    check_contents(&readers, Some(DataSubset::ALL), &mut report, &Progress::new()).await?;
     Ok(report)
 }
 
@@ -149,7 +149,9 @@ async fn a_damaged_frame_tells_which_documents_it_held() {
         *damaged.last_mut().unwrap() ^= 0xff;
         repository.store().put(&name, Bytes::from(damaged)).await.unwrap();
         let mut report = DamageReport::default();
-        check_data(&reader, DataSubset::ALL, &mut report).await.unwrap();
+        check_contents(&reader, Some(DataSubset::ALL), &mut report, &Progress::new())
+            .await
+            .unwrap();
         assert_eq!(report.count(), 1, "{:?}", report.damages());
         let damage = &report.damages()[0];
         assert_eq!(
@@ -185,12 +187,15 @@ async fn parts_of_the_data_add_up_to_all() {
     let snapshot = back_up(&repository, SessionOptions::new(plan(&[], 0)), &sample(400)).await;
     let reader = [repository.reader(&snapshot).await.unwrap()];
     let mut report = DamageReport::default();
-    let all = check_data(&reader, DataSubset::ALL, &mut report).await.unwrap();
+    let all = check_contents(&reader, Some(DataSubset::ALL), &mut report, &Progress::new())
+        .await
+        .unwrap();
     assert_eq!((all.documents, all.raw_bytes), (400, snapshot.body_bytes));
     assert_eq!(all.data_chunks, snapshot.stats.chunks_written);
     let mut sum = (0, 0);
     for part in 0..5 {
-        let stats = check_data(&reader, DataSubset { part, of: 5 }, &mut report)
+        let subset = Some(DataSubset { part, of: 5 });
+        let stats = check_contents(&reader, subset, &mut report, &Progress::new())
             .await
             .unwrap();
         assert!(stats.data_chunks < all.data_chunks);
@@ -198,4 +203,105 @@ async fn parts_of_the_data_add_up_to_all() {
     }
     assert_eq!(sum, (all.data_chunks, all.documents));
     assert!(report.is_empty());
+}
+
+#[tokio::test]
+async fn a_check_reads_every_chunk_once() {
+    let repository = repository(Parameters {
+        page_records: 8,
+        ..tiny()
+    })
+    .await;
+    let snapshot = back_up(&repository, SessionOptions::new(plan(&[], 0)), &sample(400)).await;
+    let store = repository.store().with_own_counters();
+    let repository = Repository::open(store.clone()).await.unwrap();
+    let readers = [repository.reader(&snapshot).await.unwrap()];
+    let before = store.requests();
+    let mut report = DamageReport::default();
+    let progress = Progress::new();
+    let checked = check_contents(&readers, Some(DataSubset::ALL), &mut report, &progress)
+        .await
+        .unwrap();
+    let after = store.requests();
+    assert!(report.is_empty());
+    assert!(checked.index_chunks > 1 && checked.data_chunks > 10);
+    assert_eq!(checked.records, 400);
+    assert_eq!(after.get - before.get, checked.index_chunks + checked.data_chunks);
+    assert_eq!(after.get_range - before.get_range, checked.directory_blocks);
+    assert_eq!(after.received_bytes - before.received_bytes, checked.stored_bytes);
+    assert_eq!(
+        (progress.documents(), progress.bytes()),
+        (400, checked.stored_bytes)
+    );
+}
+
+#[tokio::test]
+async fn a_damaged_index_does_not_hide_damaged_data() {
+    let repository = repository(tiny()).await;
+    let snapshot = back_up(&repository, SessionOptions::new(plan(&[], 0)), &sample(60)).await;
+    let store = repository.store();
+    let (mut index, mut data) = (None, None);
+    for name in object_names(store, "chunks").await {
+        match store.get(&name).await.unwrap()[9] {
+            1 => data = Some(name),
+            2 => index = Some(name),
+            _ => {}
+        }
+    }
+    let names = [index.unwrap(), data.unwrap()];
+    let body = store.get(&names[1]).await.unwrap();
+    for position in [1, 40] {
+        // The header and the frame table are in the index's first bytes; the pages that follow them are whole.
+        for (name, position) in [(&names[0], position), (&names[1], body.len() - 1)] {
+            let mut bytes = store.get(name).await.unwrap().to_vec();
+            bytes[position] ^= 1;
+            store.put(name, Bytes::from(bytes)).await.unwrap();
+        }
+        let readers = [repository.reader(&snapshot).await.unwrap()];
+        let mut report = DamageReport::default();
+        check_contents(&readers, Some(DataSubset::ALL), &mut report, &Progress::new())
+            .await
+            .unwrap();
+        let found = report.damages();
+        assert_eq!(found.len(), 2, "{found:?}");
+        for name in &names {
+            let damage = found.iter().find(|damage| &damage.object == name).unwrap();
+            assert!(!damage.affected.is_empty(), "{damage:?}");
+        }
+        let of_data = found.iter().find(|damage| damage.object == names[1]).unwrap();
+        assert!(of_data.what.contains("affects"), "{of_data:?}");
+        for (name, position) in [(&names[0], position), (&names[1], body.len() - 1)] {
+            let mut bytes = store.get(name).await.unwrap().to_vec();
+            bytes[position] ^= 1;
+            store.put(name, Bytes::from(bytes)).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn wrong_counts_are_found() {
+    let repository = repository(tiny()).await;
+    let snapshot = back_up(&repository, SessionOptions::new(plan(&[], 0)), &sample(60)).await;
+    let mut documents = snapshot.clone();
+    documents.documents += 1;
+    let mut bytes = snapshot.clone();
+    bytes.body_bytes -= 1;
+    let mut collection = snapshot.clone();
+    collection.collections.values_mut().next().unwrap().documents += 1;
+    let mut group = snapshot.clone();
+    group.collection_groups.values_mut().last().unwrap().bytes += 1;
+    let intact = repository.reader(&snapshot).await.unwrap();
+    for wrong in [documents, bytes, collection, group] {
+        // The runs are looked at closely in the first snapshot only, and counted for each.
+        let readers = [intact.clone(), repository.reader(&wrong).await.unwrap()];
+        let mut report = DamageReport::default();
+        check_contents(&readers, None, &mut report, &Progress::new())
+            .await
+            .unwrap();
+        let [damage] = report.damages() else {
+            panic!("{:?}", report.damages())
+        };
+        assert_eq!(damage.kind, DamageKind::Inconsistent);
+        assert_eq!(damage.object, snapshot.id.snapshot_name());
+    }
 }

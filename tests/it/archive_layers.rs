@@ -8,13 +8,14 @@
 
 use firebank::archive::*;
 use firebank::document::*;
+use firebank::progress::Progress;
 use futures::{StreamExt, TryStreamExt};
 use proptest::prelude::*;
 
 use crate::archive_support::*;
 
 /// A change of one document: new contents, or gone.
-type Change = (u16, Option<u64>);
+type Edit = (u16, Option<u64>);
 
 fn path(number: u16) -> Vec<u8> {
     key(&format!("c{}/{number}", number % 3))
@@ -25,7 +26,7 @@ async fn layer(
     repository: &Repository,
     parent: &Snapshot,
     docs: &mut Docs,
-    changes: &[Change],
+    changes: &[Edit],
     cut: Option<u16>,
 ) -> Snapshot {
     let mut changed = std::collections::BTreeMap::new();
@@ -110,13 +111,53 @@ async fn compact(repository: &Repository, snapshot: &Snapshot) -> Snapshot {
 async fn check_all(repository: &Repository, snapshot: &Snapshot) {
     let reader = [repository.reader(snapshot).await.unwrap()];
     let mut report = DamageReport::default();
-    check_structure(&reader[0], &mut report).await.unwrap();
     check_presence(&reader, &mut report).await.unwrap();
-    check_data(&reader, DataSubset::ALL, &mut report).await.unwrap();
+    check_contents(&reader, Some(DataSubset::ALL), &mut report, &Progress::new())
+        .await
+        .unwrap();
     assert!(report.is_empty(), "{:?}", report.damages());
 }
 
-fn change() -> impl Strategy<Value = Change> {
+type Changed = Vec<(Vec<u8>, ChangeKind, Option<Timestamp>, Option<Timestamp>)>;
+
+/// What the archive says has changed.
+async fn changed(repository: &Repository, old: &Snapshot, new: &Snapshot) -> Changed {
+    let old = repository.reader(old).await.unwrap();
+    let new = repository.reader(new).await.unwrap();
+    let batches: Vec<_> = changes(&old, &new, &KeyRange::all()).try_collect().await.unwrap();
+    let time = |record: Option<RecordRef<'_>>| record.map(|record| record.update_time);
+    let each = |change: Change<'_>| {
+        (
+            change.key().to_vec(),
+            change.kind,
+            time(change.old),
+            time(change.new),
+        )
+    };
+    batches
+        .iter()
+        .flat_map(|batch| batch.iter().map(each).collect::<Vec<_>>())
+        .collect()
+}
+
+fn expected_changes(old: &Docs, new: &Docs) -> Changed {
+    let keys: std::collections::BTreeSet<_> = old.keys().chain(new.keys()).collect();
+    let kind = |old: Option<&Doc>, new: Option<&Doc>| match (old, new) {
+        (None, _) => Some(ChangeKind::Added),
+        (_, None) => Some(ChangeKind::Deleted),
+        (Some(old), Some(new)) if old.body != new.body => Some(ChangeKind::Changed),
+        (Some(old), Some(new)) => (old != new).then_some(ChangeKind::Rewritten),
+    };
+    keys.into_iter()
+        .filter_map(|key| {
+            let (old, new) = (old.get(key), new.get(key));
+            let time = |doc: Option<&Doc>| doc.map(|doc| doc.update_time);
+            Some((key.clone(), kind(old, new)?, time(old), time(new)))
+        })
+        .collect()
+}
+
+fn edit() -> impl Strategy<Value = Edit> {
     (0u16..60, proptest::option::weighted(0.7, any::<u64>()))
 }
 
@@ -125,7 +166,7 @@ proptest! {
 
     #[test]
     fn stacks_read_as_the_map_that_the_changes_make(
-        layers in proptest::collection::vec((proptest::collection::vec(change(), 0..40), proptest::option::of(0u16..60)), 1..7),
+        layers in proptest::collection::vec((proptest::collection::vec(edit(), 0..40), proptest::option::of(0u16..60)), 1..7),
         start in proptest::option::of(0u16..60),
         end in proptest::option::of(0u16..60),
     ) {
@@ -134,8 +175,10 @@ proptest! {
             let repository = repository(Parameters { page_records: 5, ..tiny() }).await;
             let mut docs = Docs::new();
             let mut snapshot = back_up(&repository, SessionOptions::new(plan(&[], 0)), &docs).await;
+            let mut nights = vec![(snapshot.clone(), docs.clone())];
             for (changes, cut) in &layers {
                 snapshot = layer(&repository, &snapshot, &mut docs, changes, *cut).await;
+                nights.push((snapshot.clone(), docs.clone()));
             }
             assert_eq!(read(&repository, &snapshot, KeyRange::all()).await.unwrap(), docs);
             let range = KeyRange {
@@ -156,6 +199,14 @@ proptest! {
             assert!(compacted.runs.len() <= 1);
             assert_eq!(read(&repository, &compacted, KeyRange::all()).await.unwrap(), docs);
             check_all(&repository, &compacted).await;
+            nights.push((compacted, docs.clone()));
+            let last = nights.len() - 1;
+            for other in 0..last {
+                for (old, new) in [(other, last), (last, other), (other, last - 1)] {
+                    let ((a, a_docs), (b, b_docs)) = (&nights[old], &nights[new]);
+                    assert_eq!(changed(&repository, a, b).await, expected_changes(a_docs, b_docs));
+                }
+            }
         });
     }
 }
@@ -173,6 +224,31 @@ async fn nothing_changed_keeps_the_stack_as_it_is() {
 }
 
 #[tokio::test]
+async fn what_changed_costs_the_change_and_not_the_database() {
+    let repository = repository(tiny()).await;
+    let mut docs = sample(3000);
+    let first = back_up(&repository, SessionOptions::new(plan(&[], 0)), &docs).await;
+    let before = docs.clone();
+    let second = layer(
+        &repository,
+        &first,
+        &mut docs,
+        &[(7, Some(1)), (8, Some(2))],
+        None,
+    )
+    .await;
+    let requests = || repository.store().requests().get + repository.store().requests().get_range;
+    let before_them = requests();
+    assert_eq!(
+        changed(&repository, &first, &second).await,
+        expected_changes(&before, &docs)
+    );
+    // Block and page of the new run; blocks and pages of the old one where it may have the keys.
+    let requests = requests() - before_them;
+    assert!(requests <= 6, "{requests} requests");
+}
+
+#[tokio::test]
 async fn a_stack_fetches_each_frame_once() {
     let repository = repository(tiny()).await;
     let mut docs = Docs::new();
@@ -181,7 +257,7 @@ async fn a_stack_fetches_each_frame_once() {
     }
     let mut snapshot = back_up(&repository, SessionOptions::new(plan(&[], 0)), &docs).await;
     for night in 0..10u64 {
-        let changes: Vec<Change> = (0..30)
+        let changes: Vec<Edit> = (0..30)
             .map(|n| (n * 10 + night as u16, Some(1000 * (night + 1) + u64::from(n))))
             .collect();
         snapshot = layer(&repository, &snapshot, &mut docs, &changes, None).await;

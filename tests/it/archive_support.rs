@@ -113,6 +113,8 @@ pub(crate) fn plan(boundaries: &[Vec<u8>], read_time: i64) -> Plan {
         read_time: Timestamp::new(1_750_000_000 + read_time, 0),
         started_at: time(read_time),
         selection: Selection::all(),
+        parent: None,
+        read: ReadMode::Full,
         ranges: tile(boundaries),
         extra: BTreeMap::new(),
     }

@@ -5,27 +5,36 @@ use std::process::Stdio;
 
 use crate::cli_support::*;
 
-const BACKUP_KEYS: [&str; 11] = [
+const BACKUP_KEYS: [&str; 18] = [
     "billed_reads",
+    "changed_documents",
     "database",
+    "deleted_documents",
     "documents",
+    "layers",
     "new_bytes",
+    "new_documents",
+    "parent",
     "raw_bytes",
+    "read",
     "read_time",
     "requests",
     "retries",
     "seconds",
     "snapshot",
     "stored_bytes",
+    "unchanged_documents",
 ];
 
 /// As `list-backups` and `show` tell of a snapshot.
-const SNAPSHOT_KEYS: [&str; 21] = [
+const SNAPSHOT_KEYS: [&str; 26] = [
     "billed_reads",
     "bytes",
+    "changed_documents",
     "collections",
     "consistency",
     "database",
+    "deleted_documents",
     "description",
     "documents",
     "host",
@@ -33,8 +42,10 @@ const SNAPSHOT_KEYS: [&str; 21] = [
     "kind",
     "layers",
     "new_bytes",
+    "new_documents",
     "parent",
     "project",
+    "read",
     "read_time",
     "seconds",
     "selection",
@@ -42,6 +53,7 @@ const SNAPSHOT_KEYS: [&str; 21] = [
     "tags",
     "time",
     "tool_version",
+    "unchanged_documents",
 ];
 
 const RESTORE_KEYS: [&str; 12] = [

@@ -134,8 +134,19 @@ fn only_init_makes_a_repository() {
     assert_eq!(shop.files(), ["file"]);
     assert!(!shop.file("nowhere").exists());
     assert_eq!(shop.firebank(["status", "-r", "nowhere"]).code, 0);
-    shop.run(["list-backups", "-r", "s3://bucket/x"])
-        .fails(2, &["s3://"]);
+    for (address, says) in [
+        ("ftp://bucket/x", "s3://BUCKET"),
+        ("https://bucket.s3.amazonaws.com", "AWS_ENDPOINT_URL"),
+        ("s3://", "bucket"),
+        ("s3://bucket/a//b", "prefix"),
+        ("s3://id:hidden@bucket/x", "environment"),
+    ] {
+        let ended = shop.run(["list-backups", "-r", address]);
+        ended.fails(2, &["--repository", says]);
+        assert!(!ended.stderr.contains("hidden"), "{ended}");
+    }
+    shop.run(["list-backups", "-r", "az://container/x"])
+        .fails(1, &["az://container/x", "AZURE_STORAGE_ACCOUNT_NAME"]);
     shop.run(["list-backups", "-r", ""]).fails(2, &["--repository"]);
 }
 

@@ -118,7 +118,8 @@ impl<'a> Reader<'a> {
     }
 
     /// The next value.
-    #[inline]
+    // As a call of its own it would pass every token through memory.
+    #[inline(always)]
     pub(crate) fn token(&mut self) -> Result<Token<'a>, Defect> {
         let tag = self.byte()?;
         Ok(match tag {

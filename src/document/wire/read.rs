@@ -1,6 +1,7 @@
 //! From the wire to the canonical form.
 
 use std::cell::RefCell;
+use std::cmp::Ordering;
 
 use super::cursor::{Cursor, Span, tag};
 use super::{BatchGetAnswer, QueryAnswer, ValueKind, WireError, number};
@@ -326,6 +327,55 @@ impl Collected {
     }
 }
 
+/// The places of a map's entries in the order of their keys: what moves while they are sorted is one word each, the upper
+/// bits of the key's prefix and the place in the lower ones.
+struct Ranks {
+    words: [u64; Self::MOST],
+    len: usize,
+}
+
+impl Ranks {
+    const MOST: usize = 1 << Self::BITS;
+    const BITS: u32 = 5;
+
+    /// `None` for too many entries, and where two have the same key.
+    fn of(entries: &[Entry], wire: &[u8]) -> Option<Self> {
+        let mut ranks = Self {
+            words: [0; Self::MOST],
+            len: entries.len(),
+        };
+        let words = ranks.words.get_mut(..entries.len())?;
+        for (place, (word, entry)) in words.iter_mut().zip(entries).enumerate() {
+            *word = entry.prefix & (u64::MAX << Self::BITS) | place as u64;
+        }
+        words.sort_unstable();
+        // The places decided where the bits of the prefix are the same: there the whole keys do.
+        for end in 1..words.len() {
+            for at in (1..=end).rev() {
+                let (before, word) = (words[at - 1], words[at]);
+                if before >> Self::BITS != word >> Self::BITS {
+                    break;
+                }
+                let key = |word: u64| entries[Self::place(word)].key.of(wire);
+                match key(before).cmp(key(word)) {
+                    Ordering::Less => break,
+                    Ordering::Equal => return None,
+                    Ordering::Greater => words.swap(at - 1, at),
+                }
+            }
+        }
+        Some(ranks)
+    }
+
+    fn place(word: u64) -> usize {
+        word as usize % Self::MOST
+    }
+
+    fn iter(&self) -> impl Iterator<Item = usize> {
+        self.words[..self.len].iter().map(|&word| Self::place(word))
+    }
+}
+
 struct Transcoder<'w, 's> {
     wire: &'w [u8],
     root: &'s str,
@@ -336,23 +386,40 @@ struct Transcoder<'w, 's> {
 impl<'w> Transcoder<'w, '_> {
     /// Writes the map of the collected entries, whose values are at `depth`, and forgets them.
     fn collected(&mut self, map: Collected, depth: usize) -> Result<(), Box<Fault>> {
-        if !map.sorted {
-            self.sort(map.base);
-        }
-        let end = self.entries.len();
-        canonical::put_map_header(end - map.base, self.out);
-        for index in map.base..end {
-            let entry = self.entries[index];
-            let key = entry.key.of(self.wire);
-            if !is_utf8(key) {
-                return Err("a map's key is not UTF-8".into());
+        let Collected { base, sorted } = map;
+        let in_order = match sorted {
+            true => None,
+            false => Ranks::of(&self.entries[base..], self.wire),
+        };
+        if let Some(ranks) = in_order {
+            canonical::put_map_header(self.entries.len() - base, self.out);
+            for index in ranks.iter() {
+                self.entry(base + index, depth)?;
             }
-            canonical::put_text(key, self.out);
-            self.value(entry.value, depth)
-                .map_err(|fault| fault.under_key(key))?;
+        } else {
+            if !sorted {
+                self.sort(base);
+            }
+            canonical::put_map_header(self.entries.len() - base, self.out);
+            for index in base..self.entries.len() {
+                self.entry(index, depth)?;
+            }
         }
-        self.entries.truncate(map.base);
+        self.entries.truncate(base);
         Ok(())
+    }
+
+    /// Writes one of the collected entries.
+    #[inline]
+    fn entry(&mut self, index: usize, depth: usize) -> Result<(), Box<Fault>> {
+        let entry = self.entries[index];
+        let key = entry.key.of(self.wire);
+        if !is_utf8(key) {
+            return Err("a map's key is not UTF-8".into());
+        }
+        canonical::put_text(key, self.out);
+        self.value(entry.value, depth)
+            .map_err(|fault| fault.under_key(key))
     }
 
     /// Sorts the entries from `base` on by their keys and keeps the last of each, as protobuf asks.

@@ -1,7 +1,8 @@
-//! Servers for tests: the sandbox, and Google's emulator where it is installed.
+//! Servers for tests: the sandbox, buckets, and Google's emulator where it is installed.
 //!
 //! Tests that share a server keep apart by projects of their own: see [`project`].
 
+pub(crate) mod buckets;
 mod emulator;
 pub(crate) mod operations;
 

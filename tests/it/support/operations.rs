@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
-use firebank::archive::{Parameters, Repository, RepositoryId, Selection, Snapshot, SnapshotReader};
-use firebank::backup::{BackupError, BackupOptions, BackupStats, backup};
+use firebank::archive::{
+    Parameters, ReadMode, Repository, RepositoryId, Selection, Snapshot, SnapshotReader,
+};
+use firebank::backup::{BackupError, BackupOptions, BackupStats, Parent, backup};
 use firebank::clock;
 use firebank::compare::{Comparison, compare};
 use firebank::document::{DatabaseName, DocumentBatch, KeyRange};
@@ -50,7 +52,7 @@ pub(crate) async fn repository_in(store: Store, parameters: Parameters) -> Repos
         .unwrap()
 }
 
-/// A backup of the whole database in so many ranges.
+/// A backup of the whole database in so many ranges that builds upon no other.
 pub(crate) async fn try_back_up(
     database: &Firestore,
     repository: &Repository,
@@ -59,6 +61,22 @@ pub(crate) async fn try_back_up(
     let options = BackupOptions {
         selection: Selection::all(),
         ranges: Some(ranges),
+        parent: Parent::None,
+        ..BackupOptions::default()
+    };
+    backup(database, repository, options, &Progress::new()).await
+}
+
+/// A backup of the whole database that builds upon the newest one.
+pub(crate) async fn try_back_up_changes(
+    database: &Firestore,
+    repository: &Repository,
+    read: ReadMode,
+    ranges: usize,
+) -> Result<BackupStats, BackupError> {
+    let options = BackupOptions {
+        ranges: Some(ranges),
+        read: Some(read),
         ..BackupOptions::default()
     };
     backup(database, repository, options, &Progress::new()).await

@@ -1,0 +1,326 @@
+//! The layer writer: takes what changed in one key range since the parent snapshot, and what was seen unchanged.
+//!
+//! A night of few changes in many ranges would be many objects of a few kilobytes, each compressed by itself: half as much
+//! again as the changes need. So a range with little to write writes no chunk at all. It **holds** its records, bodies
+//! included, and its checkpoint carries them; the commit, which reads all checkpoints anyway, writes the held records
+//! of neighbouring ranges together, in key order. That is as durable as a chunk, takes no request more, leaves no small
+//! chunks behind for a sweep, and gives the same chunks in whatever ranges the database was read. What all ranges of a
+//! session hold is bounded ([`HOLD_TOTAL`]): the one that goes beyond its share writes chunks of its own, which are then
+//! large enough to be worth it.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::counts::Tally;
+use super::error::{ArchiveError, DamageKind, Result, show_key};
+use super::range_writer::{DATA_LEVEL, Flow, RangeOutput, RangeWriter, WriteStats};
+use super::run::IndexEntry;
+use super::sealed;
+use super::session::SessionShared;
+use crate::document::{DocumentKey, DocumentRef, KeyRange, Timestamp};
+
+/// Bytes of keys and bodies that all ranges of a session may hold together.
+const HOLD_TOTAL: usize = 32 << 20;
+/// Bytes that one range may hold, at most and at least: a checkpoint stays a small object, and a chunk that is worth one is
+/// larger than the least.
+const HOLD_RANGE: std::ops::RangeInclusive<usize> = 16 << 10..=1 << 20;
+/// What a record takes beside its key and body, about.
+const RECORD_LEN: usize = 48;
+/// The most bytes that held records have when they are packed: a bound for decoders.
+const MAX_HELD_LEN: u32 = 16 << 20;
+
+/// What was found by comparing documents with the parent snapshot, to be told to a [`LayerWriter`] before its range ends.
+#[derive(Debug, Default)]
+pub struct Compared {
+    added: u64,
+    unchanged: u64,
+    tally: Tally,
+}
+
+impl Compared {
+    /// Takes note of a document that is as the parent has it.
+    ///
+    /// # Errors
+    /// [`ArchiveError::Misuse`] when the key is not a document's.
+    pub fn unchanged(&mut self, key: &[u8], body_len: u32) -> Result<()> {
+        self.unchanged += 1;
+        match self.tally.add(key, body_len as usize) {
+            true => Ok(()),
+            false => Err(no_document(key)),
+        }
+    }
+
+    /// Takes note that one of the documents that are written is not in the parent.
+    pub fn added(&mut self) {
+        self.added += 1;
+    }
+
+    /// Documents that are as the parent has them.
+    pub fn unchanged_documents(&self) -> u64 {
+        self.unchanged
+    }
+}
+
+/// A record that a checkpoint carries.
+#[derive(Debug, Serialize, Deserialize)]
+struct HeldRecord {
+    #[serde(with = "serde_bytes")]
+    key: Vec<u8>,
+    put: Option<HeldPut>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct HeldPut {
+    create_time: Timestamp,
+    update_time: Timestamp,
+    #[serde(with = "serde_bytes")]
+    body: Vec<u8>,
+}
+
+/// Records of a range that are too few for chunks of their own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Held {
+    /// Bytes of the MessagePack: an array of records, ascending.
+    raw_len: u32,
+    /// The MessagePack as one zstd frame.
+    #[serde(with = "serde_bytes")]
+    packed: Vec<u8>,
+}
+
+impl Held {
+    async fn pack(records: Vec<HeldRecord>) -> Result<Self> {
+        let packed = tokio::task::spawn_blocking(move || {
+            let raw = sealed::pack(&records)?;
+            let packed = zstd::bulk::compress(&raw, DATA_LEVEL)
+                .map_err(|error| ArchiveError::Worker(format!("cannot compress: {error}")))?;
+            Ok::<_, ArchiveError>((raw.len(), packed))
+        });
+        let (raw_len, packed) = packed.await??;
+        let raw_len = u32::try_from(raw_len)
+            .ok()
+            .filter(|&length| length <= MAX_HELD_LEN);
+        Ok(Self {
+            raw_len: raw_len.ok_or_else(|| ArchiveError::Misuse("a range holds too much".to_owned()))?,
+            packed,
+        })
+    }
+
+    async fn unpack(self) -> Result<Vec<HeldRecord>> {
+        const OBJECT: &str = "checkpoint";
+        if self.raw_len > MAX_HELD_LEN {
+            let what = "it holds impossibly many bytes";
+            return Err(ArchiveError::damaged(OBJECT, DamageKind::Malformed, what));
+        }
+        tokio::task::spawn_blocking(move || {
+            let raw = zstd::bulk::decompress(&self.packed, self.raw_len as usize);
+            let raw = raw.map_err(|error| {
+                let what = format!("what it holds does not decompress: {error}");
+                ArchiveError::damaged(OBJECT, DamageKind::Malformed, what)
+            })?;
+            sealed::unpack(OBJECT, &raw)
+        })
+        .await?
+    }
+
+    /// Gives the records to a writer that owns exactly its range.
+    pub(crate) async fn write_to(self, writer: &mut RangeWriter) -> Result<()> {
+        write_all(&self.unpack().await?, writer).await
+    }
+}
+
+async fn write_all(records: &[HeldRecord], writer: &mut RangeWriter) -> Result<()> {
+    for HeldRecord { key, put } in records {
+        let flow = match put {
+            Some(put) => {
+                let document = DocumentRef {
+                    key,
+                    create_time: put.create_time,
+                    update_time: put.update_time,
+                    body: &put.body,
+                };
+                writer.push(document).await?
+            }
+            None => writer.push_tombstone(key).await?,
+        };
+        if flow != Flow::Continue {
+            return Err(outside(key));
+        }
+    }
+    Ok(())
+}
+
+fn outside(key: &[u8]) -> ArchiveError {
+    ArchiveError::Misuse(format!("{} lies outside of its range", show_key(key)))
+}
+
+fn no_document(key: &[u8]) -> ArchiveError {
+    ArchiveError::Misuse(format!("{} is not a document's", show_key(key)))
+}
+
+/// Writes what changed in one range: exactly the records in it, ascending. Dropping it leaves nothing behind but chunks
+/// that a sweep collects.
+pub struct LayerWriter {
+    session: Arc<SessionShared>,
+    range: KeyRange,
+    held: Vec<HeldRecord>,
+    held_len: usize,
+    hold: usize,
+    /// Where records go once there are too many to hold.
+    chunks: Option<Box<RangeWriter>>,
+    stats: WriteStats,
+    tally: Tally,
+}
+
+impl LayerWriter {
+    pub(crate) fn new(session: Arc<SessionShared>, range: KeyRange) -> Self {
+        let ranges = session.plan().ranges.len().max(1);
+        Self {
+            hold: (HOLD_TOTAL / ranges).clamp(*HOLD_RANGE.start(), *HOLD_RANGE.end()),
+            session,
+            range,
+            held: Vec::new(),
+            held_len: 0,
+            chunks: None,
+            stats: WriteStats::default(),
+            tally: Tally::default(),
+        }
+    }
+
+    /// What was done so far, collections and what is stored excepted.
+    pub fn stats(&self) -> &WriteStats {
+        &self.stats
+    }
+
+    /// Writes a document that is new or changed.
+    pub async fn put(&mut self, document: DocumentRef<'_>) -> Result<()> {
+        if !self.tally.add(document.key, document.body.len()) {
+            return Err(no_document(document.key));
+        }
+        self.stats.documents += 1;
+        self.stats.raw_bytes += document.body.len() as u64;
+        if self.chunks.is_none() && !self.fits(document.key.len() + document.body.len()) {
+            self.spill().await?;
+        }
+        match &mut self.chunks {
+            Some(chunks) => match chunks.push(document).await? {
+                Flow::Continue => Ok(()),
+                _ => Err(outside(document.key)),
+            },
+            None => {
+                let put = HeldPut {
+                    create_time: document.create_time,
+                    update_time: document.update_time,
+                    body: document.body.to_vec(),
+                };
+                self.hold(document.key, Some(put))
+            }
+        }
+    }
+
+    /// Writes that a document which the parent has is gone.
+    pub async fn delete(&mut self, key: &[u8]) -> Result<()> {
+        self.stats.tombstones += 1;
+        if self.chunks.is_none() && !self.fits(key.len()) {
+            self.spill().await?;
+        }
+        match &mut self.chunks {
+            Some(chunks) => match chunks.push_tombstone(key).await? {
+                Flow::Continue => Ok(()),
+                _ => Err(outside(key)),
+            },
+            None => self.hold(key, None),
+        }
+    }
+
+    /// Takes note of documents that need not be written. They count towards the snapshot's totals.
+    pub fn note(&mut self, compared: Compared) {
+        self.stats.added_documents += compared.added;
+        self.stats.unchanged_documents += compared.unchanged;
+        self.tally.absorb(compared.tally);
+    }
+
+    /// Ends the range: what it needs is durable, in chunks or in the checkpoint, when this returns.
+    pub async fn finish(mut self) -> Result<RangeOutput> {
+        let mut output = RangeOutput {
+            range: self.range,
+            cursor: None,
+            stats: self.stats,
+            entries: Vec::new(),
+            held: None,
+        };
+        if let Some(chunks) = self.chunks.take() {
+            let (entries, stored) = chunks.complete().await?;
+            output.stats.add_storage(&stored);
+            output.entries = entries;
+        } else if !self.held.is_empty() {
+            output.held = Some(Held::pack(self.held).await?);
+        }
+        (output.stats.collections, output.stats.collection_groups) = self.tally.named();
+        self.session.write_checkpoint(output).await
+    }
+
+    fn fits(&self, more: usize) -> bool {
+        self.held_len + more + RECORD_LEN <= self.hold
+    }
+
+    fn hold(&mut self, key: &[u8], put: Option<HeldPut>) -> Result<()> {
+        if let Some(last) = self.held.last().filter(|last| *key <= *last.key) {
+            return Err(ArchiveError::OutOfOrder {
+                previous: show_key(&last.key),
+                next: show_key(key),
+            });
+        }
+        if !self.range.contains(key) {
+            return Err(outside(key));
+        }
+        self.held_len += RECORD_LEN + key.len() + put.as_ref().map_or(0, |put| put.body.len());
+        self.held.push(HeldRecord {
+            key: key.to_vec(),
+            put,
+        });
+        Ok(())
+    }
+
+    /// Goes over to chunks.
+    async fn spill(&mut self) -> Result<()> {
+        let mut chunks = Box::new(RangeWriter::exact(Arc::clone(&self.session), self.range.clone()));
+        write_all(&std::mem::take(&mut self.held), &mut chunks).await?;
+        self.chunks = Some(chunks);
+        Ok(())
+    }
+}
+
+/// Writes the held records of neighbouring ranges together: see the module.
+pub(crate) struct HeldJoiner {
+    session: Arc<SessionShared>,
+    writer: Option<RangeWriter>,
+}
+
+impl HeldJoiner {
+    pub(crate) fn new(session: Arc<SessionShared>) -> Self {
+        Self {
+            session,
+            writer: None,
+        }
+    }
+
+    /// Takes the held records of the next range, which begins at `start`.
+    pub(crate) async fn push(&mut self, start: Option<DocumentKey>, held: Held) -> Result<()> {
+        let session = &self.session;
+        let writer = self
+            .writer
+            .get_or_insert_with(|| RangeWriter::exact(Arc::clone(session), KeyRange { start, end: None }));
+        held.write_to(writer).await
+    }
+
+    /// The index entries of what was pushed since the last call, and what was stored for it.
+    pub(crate) async fn complete(&mut self, stats: &mut WriteStats) -> Result<Vec<IndexEntry>> {
+        let Some(writer) = self.writer.take() else {
+            return Ok(Vec::new());
+        };
+        let (entries, stored) = writer.complete().await?;
+        stats.add_storage(&stored);
+        Ok(entries)
+    }
+}

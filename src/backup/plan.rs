@@ -1,0 +1,139 @@
+//! Which key ranges to read side by side: quantiles of the parent's index, or, without one, of what the server tells.
+
+use std::time::Duration;
+
+use tracing::info;
+
+use super::{BackupError, BackupOptions};
+use crate::archive::{Selection, SnapshotReader};
+use crate::document::{DocumentKey, KeyRange, Timestamp};
+use crate::firestore::{self, Firestore};
+use crate::progress::Progress;
+
+/// Documents per range below which it is not worth a range of its own: a range reads on past its end to the next cut,
+/// some 8 MiB, so small ranges would read much of the database twice.
+const MIN_DOCUMENTS_PER_RANGE: u64 = 64 * 1024;
+
+/// The same for a backup with a parent, whose ranges end where they end: each costs a few requests.
+const MIN_COMPARED_PER_RANGE: u64 = 16 * 1024;
+
+/// How long to wait for counts. They only decide how many ranges to read in, and counting hundreds of millions of documents
+/// takes longer than servers let a call take.
+const COUNT_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Ranges per reader, so that readers which finish early find more to do.
+const RANGES_PER_READER: usize = 4;
+
+/// The selection cut at the parent's pages, into ranges with about as many records each.
+pub(super) async fn ranges_of_parent(
+    parent: &SnapshotReader,
+    options: &BackupOptions,
+    progress: &Progress,
+) -> Result<Vec<KeyRange>, BackupError> {
+    let documents = parent.snapshot().documents;
+    progress.set_total_documents(documents);
+    let parts = options
+        .ranges
+        .unwrap_or_else(|| parts(documents, MIN_COMPARED_PER_RANGE, options));
+    let boundaries = parent.page_boundaries(parts.max(1)).await;
+    let boundaries = boundaries.map_err(|error| BackupError::of_parent(parent.id(), error))?;
+    Ok(cut(&options.selection, &boundaries))
+}
+
+/// The ranges of a selection, cut at the boundaries, which ascend.
+fn cut(selection: &Selection, boundaries: &[DocumentKey]) -> Vec<KeyRange> {
+    let mut ranges = Vec::new();
+    for interval in selection.key_ranges() {
+        let inside = boundaries.iter().filter(|boundary| {
+            interval.contains(boundary.as_bytes()) && interval.start.as_ref() != Some(*boundary)
+        });
+        push_cut(&mut ranges, &interval, inside.cloned());
+    }
+    ranges
+}
+
+fn push_cut(
+    ranges: &mut Vec<KeyRange>,
+    interval: &KeyRange,
+    boundaries: impl IntoIterator<Item = DocumentKey>,
+) {
+    let mut from = interval.start.clone();
+    for boundary in boundaries {
+        ranges.push(KeyRange {
+            start: from.replace(boundary.clone()),
+            end: Some(boundary),
+        });
+    }
+    ranges.push(KeyRange {
+        start: from,
+        end: interval.end.clone(),
+    });
+}
+
+fn parts(documents: u64, least: u64, options: &BackupOptions) -> usize {
+    usize::try_from(documents / least)
+        .unwrap_or(usize::MAX)
+        .clamp(1, options.parallel.max(1) * RANGES_PER_READER)
+}
+
+/// The selection cut by what the server tells of its documents.
+pub(super) async fn ranges_of_database(
+    database: &Firestore,
+    options: &BackupOptions,
+    read_time: Timestamp,
+    progress: &Progress,
+) -> Result<Vec<KeyRange>, BackupError> {
+    let intervals = options.selection.key_ranges();
+    let mut counts = Vec::with_capacity(intervals.len());
+    for interval in &intervals {
+        counts.push(count(database, interval, None, read_time).await?);
+    }
+    let total: Option<u64> = counts.iter().copied().sum();
+    if let Some(total) = total {
+        progress.set_total_documents(total);
+    }
+
+    let mut ranges = Vec::new();
+    for (interval, count) in intervals.into_iter().zip(counts) {
+        let parts = match (options.ranges, count) {
+            (Some(ranges), _) => ranges.max(1),
+            (None, Some(count)) => parts(count, MIN_DOCUMENTS_PER_RANGE, options),
+            (None, None) => options.parallel.max(1),
+        };
+        let boundaries = if parts > 1 {
+            database.split(&interval, read_time, parts).await?
+        } else {
+            Vec::new()
+        };
+        push_cut(&mut ranges, &interval, boundaries);
+    }
+    Ok(ranges)
+}
+
+/// How many documents there are, in all or after one; `None` where the server cannot tell, or not soon. Only what everything
+/// that follows would meet as well is an error.
+pub(super) async fn count(
+    database: &Firestore,
+    range: &KeyRange,
+    after: Option<&DocumentKey>,
+    read_time: Timestamp,
+) -> Result<Option<u64>, BackupError> {
+    let asked = database.count_after(range, after, Some(read_time));
+    match tokio::time::timeout(COUNT_PATIENCE, asked).await {
+        Ok(Ok(count)) => Ok(Some(count)),
+        Ok(Err(
+            error @ (firestore::Error::PermissionDenied { .. }
+            | firestore::Error::Unauthenticated { .. }
+            | firestore::Error::DatabaseNotFound { .. }
+            | firestore::Error::ReadTimeTooOld { .. }),
+        )) => Err(error.into()),
+        Ok(Err(error)) => {
+            info!("the server does not count its documents: {error}");
+            Ok(None)
+        }
+        Err(_) => {
+            info!("the server takes long to count its documents: going on without");
+            Ok(None)
+        }
+    }
+}
