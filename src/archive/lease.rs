@@ -101,14 +101,27 @@ impl Lease {
     /// # Errors
     /// Also [`ArchiveError::Forgotten`].
     pub async fn of(reader: &SnapshotReader, purpose: &str) -> Result<Self> {
-        let lease = Self::take(reader.repository(), &[reader.id()], purpose).await?;
-        if lease.fallen.is_empty() {
+        Self::of_all(std::slice::from_ref(reader), purpose).await
+    }
+
+    /// Claims the snapshots of readers of one repository; of none, nothing.
+    ///
+    /// # Errors
+    /// Also [`ArchiveError::Forgotten`], of the first that is.
+    pub async fn of_all(readers: &[SnapshotReader], purpose: &str) -> Result<Self> {
+        let Some(first) = readers.first() else {
+            return Ok(Self {
+                held: None,
+                fallen: Vec::new(),
+            });
+        };
+        let ids: Vec<SnapshotId> = readers.iter().map(SnapshotReader::id).collect();
+        let lease = Self::take(first.repository(), &ids, purpose).await?;
+        let Some(&snapshot) = lease.fallen.first() else {
             return Ok(lease);
-        }
+        };
         lease.release().await;
-        Err(ArchiveError::Forgotten {
-            snapshot: reader.id(),
-        })
+        Err(ArchiveError::Forgotten { snapshot })
     }
 
     /// Those of the snapshots that the claim came too late for.
