@@ -160,10 +160,9 @@ fn leased<T: Send + 'static>(
 ) -> impl Stream<Item = Result<T, DiffError>> + Send + 'static {
     stream::once(async move {
         let lease = Lease::of_all(&readers, "diff").await?;
-        Ok::<_, DiffError>((lease, readers))
+        Ok::<_, DiffError>((lease, readers, changes.boxed()))
     })
-    .map_ok(move |(lease, readers)| {
-        let state = (lease, readers, changes.boxed());
+    .map_ok(|state| {
         stream::try_unfold(state, |(lease, readers, mut changes)| async move {
             match changes.next().await {
                 Some(Ok(batch)) => Ok(Some((batch, (lease, readers, changes)))),
