@@ -8,10 +8,10 @@ mod live;
 use std::collections::BTreeMap;
 use std::pin::pin;
 
-use futures::stream::{self, Stream, StreamExt};
+use futures::stream::{self, Stream, StreamExt, TryStreamExt};
 use serde::Serialize;
 
-use crate::archive::{ArchiveError, ChangeBatch, ChangeKind, RecordBatch, SnapshotReader, changes};
+use crate::archive::{ArchiveError, ChangeBatch, ChangeKind, Lease, RecordBatch, SnapshotReader, changes};
 use crate::compare::Cursor;
 use crate::document::{
     CanonicalError, DocumentPath, FieldChange, KeyRange, PathError, canonical, changed_fields,
@@ -137,7 +137,8 @@ pub fn diff(
     options: &DiffOptions,
 ) -> impl Stream<Item = Result<Vec<DocumentChange>, DiffError>> + Send + 'static + use<> {
     let (old, new, fields) = (old.clone(), new.clone(), options.fields);
-    changes(&old, &new, &options.range).then(move |batch| {
+    let readers = vec![old.clone(), new.clone()];
+    let changes = changes(&old, &new, &options.range).then(move |batch| {
         let (old, new) = (old.clone(), new.clone());
         async move {
             let batch = batch?;
@@ -147,7 +148,39 @@ pub fn diff(
             }
             Ok(changes)
         }
+    });
+    leased(readers, changes)
+}
+
+/// Holds a lease on the snapshots for as long as the stream is read, and tells one that was forgotten meanwhile from one that
+/// is damaged.
+fn leased<T: Send + 'static>(
+    readers: Vec<SnapshotReader>,
+    changes: impl Stream<Item = Result<T, DiffError>> + Send + 'static,
+) -> impl Stream<Item = Result<T, DiffError>> + Send + 'static {
+    stream::once(async move {
+        let lease = Lease::of_all(&readers, "diff").await?;
+        Ok::<_, DiffError>((lease, readers, changes.boxed()))
     })
+    .map_ok(|state| {
+        stream::try_unfold(state, |(lease, readers, mut changes)| async move {
+            match changes.next().await {
+                Some(Ok(batch)) => Ok(Some((batch, (lease, readers, changes)))),
+                Some(Err(DiffError::Archive(mut error))) => {
+                    for reader in &readers {
+                        error = reader.repository().explain(reader.id(), error).await;
+                    }
+                    Err(error.into())
+                }
+                Some(Err(error)) => Err(error),
+                None => {
+                    lease.release().await;
+                    Ok(None)
+                }
+            }
+        })
+    })
+    .try_flatten()
 }
 
 fn without_fields(batch: &ChangeBatch) -> Result<Vec<DocumentChange>, PathError> {

@@ -123,7 +123,8 @@ async fn check(
     };
     let mut readers: Vec<SnapshotReader> = Vec::with_capacity(snapshots.len());
     for snapshot in snapshots {
-        match repository.reader(snapshot).await {
+        // Not `Repository::reader`, which tells what is forgotten from what is damaged: that is looked at for all at once.
+        match SnapshotReader::open(repository, snapshot).await {
             Ok(reader) => readers.push(reader),
             Err(error) => report.add(error.into_damage()?),
         }

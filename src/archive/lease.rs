@@ -81,8 +81,13 @@ impl Lease {
             Err(error) => return Err(error.into()),
         }
         let (end, ended) = oneshot::channel();
-        STANDING.send_modify(|standing| *standing += 1);
-        let renewal = tokio::spawn(stand(repository.store().clone(), first, payload, ended));
+        let renewal = tokio::spawn(stand(
+            repository.store().clone(),
+            first,
+            payload,
+            ended,
+            Counted::new(),
+        ));
         let mut lease = Self {
             held: Some(Held { _end: end, renewal }),
             fallen: Vec::new(),
@@ -96,14 +101,27 @@ impl Lease {
     /// # Errors
     /// Also [`ArchiveError::Forgotten`].
     pub async fn of(reader: &SnapshotReader, purpose: &str) -> Result<Self> {
-        let lease = Self::take(reader.repository(), &[reader.id()], purpose).await?;
-        if lease.fallen.is_empty() {
+        Self::of_all(std::slice::from_ref(reader), purpose).await
+    }
+
+    /// Claims the snapshots of readers of one repository; of none, nothing.
+    ///
+    /// # Errors
+    /// Also [`ArchiveError::Forgotten`], of the first that is.
+    pub async fn of_all(readers: &[SnapshotReader], purpose: &str) -> Result<Self> {
+        let Some(first) = readers.first() else {
+            return Ok(Self {
+                held: None,
+                fallen: Vec::new(),
+            });
+        };
+        let ids: Vec<SnapshotId> = readers.iter().map(SnapshotReader::id).collect();
+        let lease = Self::take(first.repository(), &ids, purpose).await?;
+        let Some(&snapshot) = lease.fallen.first() else {
             return Ok(lease);
-        }
+        };
         lease.release().await;
-        Err(ArchiveError::Forgotten {
-            snapshot: reader.id(),
-        })
+        Err(ArchiveError::Forgotten { snapshot })
     }
 
     /// Those of the snapshots that the claim came too late for.
@@ -134,7 +152,15 @@ pub async fn all_released() {
     let _ = STANDING.subscribe().wait_for(|standing| *standing == 0).await;
 }
 
+/// One of the leases that stand, however its task ends.
 struct Counted;
+
+impl Counted {
+    fn new() -> Self {
+        STANDING.send_modify(|standing| *standing += 1);
+        Self
+    }
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
@@ -143,8 +169,13 @@ impl Drop for Counted {
 }
 
 /// Renews the lease until it ends, then removes all of it.
-async fn stand(store: Store, first: String, payload: bytes::Bytes, mut ended: oneshot::Receiver<()>) {
-    let _counted = Counted;
+async fn stand(
+    store: Store,
+    first: String,
+    payload: bytes::Bytes,
+    mut ended: oneshot::Receiver<()>,
+    _counted: Counted,
+) {
     let mut names = vec![first];
     while tokio::time::timeout(RENEW_EVERY, &mut ended).await.is_err() {
         let name = LeaseId::random().name();

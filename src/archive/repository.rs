@@ -362,7 +362,10 @@ impl Repository {
 
     /// A reader of one snapshot: fetches its run roots.
     pub async fn reader(&self, snapshot: &Snapshot) -> Result<SnapshotReader> {
-        SnapshotReader::open(self, snapshot).await
+        match SnapshotReader::open(self, snapshot).await {
+            Err(error) => Err(self.explain(snapshot.id, error).await),
+            opened => opened,
+        }
     }
 }
 

@@ -181,18 +181,17 @@ impl Session {
         pins.pins.extend(options.plan.parent);
         pins.pins.sort();
         pins.pins.dedup();
-        let mut resumed = false;
         match store.put_new(&pins_name, envelope::encode("pins", &pins)?).await {
             Ok(()) => {}
             Err(StoreError::AlreadyExists { .. }) => {
-                resumed = true;
                 let bytes = store.get_at_most(&pins_name, MAX_JSON_LEN).await?;
                 pins = envelope::decode(&pins_name, "pins", &bytes)?;
             }
             Err(error) => return Err(error.into()),
         }
         let plan_name = format!("{}/plan.json", id.folder());
-        if !store.exists(&plan_name).await? {
+        let resumed = store.exists(&plan_name).await?;
+        if !resumed {
             for &pin in &pins.pins {
                 let Some(what) = repository.why_fallen(pin).await? else {
                     continue;

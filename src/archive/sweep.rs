@@ -3,7 +3,7 @@
 //! The order of the listings is the protocol of `FORMAT.md`, which was model-checked, and each step of it is needed:
 //! candidates first, so that what is written from now on is none; markers before sessions and leases, so that whoever was not
 //! seen finds the markers that this sweep goes by; decisions last, so that a session that was seen undecided and commits
-//! meanwhile counts either way. Runs are deleted before chunks: a run that is there is whole, wherever a sweep was stopped.
+//! meanwhile counts either way. Runs are deleted before chunks: a sweep that is stopped leaves no run without its chunks.
 //!
 //! Clocks decide only when a session or a lease is given up. All times compared are the store's own, "now" too: that of an
 //! object which the sweep writes. This machine's clock does not matter. Were the store's own clock to jump by a day between

@@ -11,7 +11,9 @@ use super::options::GlobalOptions;
 use super::snapshot_filter::SnapshotFilterArgs;
 use super::{Outcome, Refused, UsageError, durations, output};
 use crate::archive::{ArchiveError, Repository, SnapshotId, SweepOptions};
-use crate::prune::{Choice, Keep, Policy, PrunePlan, PruneStats, Within, Zone, estimate, plan, prune};
+use crate::prune::{
+    Choice, Keep, Policy, PruneError, PrunePlan, PruneStats, Within, Zone, estimate, plan, prune,
+};
 
 /// What is kept when nothing is said: the newest so many of each group, as the original tool did.
 const KEPT_BY_DEFAULT: u32 = 10;
@@ -121,8 +123,13 @@ impl Rules {
             ids: self.keep_id.iter().map(|id| id.to_ascii_lowercase()).collect(),
             zone: self.timezone,
         };
-        let given = !policy.is_empty() || counts.iter().any(Option::is_some);
-        Ok(given.then_some(policy))
+        if !policy.is_empty() {
+            return Ok(Some(policy));
+        }
+        if counts.iter().any(Option::is_some) {
+            return Err(UsageError::new(PruneError::EmptyPolicy.to_string()));
+        }
+        Ok(None)
     }
 }
 

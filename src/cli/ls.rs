@@ -9,8 +9,9 @@ use serde::Serialize;
 use super::listing::JsonListing;
 use super::options::GlobalOptions;
 use super::snapshot_filter::SnapshotFilterArgs;
-use super::snapshots::find_filtered;
+use super::snapshots::{find_filtered, read_of};
 use super::{Outcome, UsageError, output};
+use crate::archive::{Repository, Snapshot};
 use crate::document::{CollectionPath, DocumentPath, KeyRange};
 
 #[derive(Args, Debug)]
@@ -38,13 +39,25 @@ impl LsCommand {
         let range = self.prefix.as_deref().map_or(Ok(KeyRange::all()), subtree)?;
         let repository = global.open_repository().await?;
         let snapshot = find_filtered(global, &repository, &self.snapshot, &self.latest).await?;
+        let listed = self.list(global, &repository, &snapshot, range);
+        read_of(&repository, &snapshot, listed).await?;
+        Ok(Outcome::Done)
+    }
+
+    async fn list(
+        &self,
+        global: &GlobalOptions,
+        repository: &Repository,
+        snapshot: &Snapshot,
+        range: KeyRange,
+    ) -> anyhow::Result<()> {
         let output = global.output();
         let mut listing = JsonListing::start(
             output.is_json(),
             &[("snapshot", snapshot.id.to_string())],
             "documents",
         )?;
-        let reader = repository.reader(&snapshot).await?;
+        let reader = repository.reader(snapshot).await?;
         let mut records = pin!(reader.records(range));
         while let Some(batch) = records.try_next().await? {
             for record in batch.iter() {
@@ -68,7 +81,7 @@ impl LsCommand {
             }
         }
         listing.end(&[])?;
-        Ok(Outcome::Done)
+        Ok(())
     }
 }
 

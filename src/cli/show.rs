@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::options::GlobalOptions;
 use super::snapshot_filter::SnapshotFilterArgs;
-use super::snapshots::{SnapshotView, find_filtered};
+use super::snapshots::{SnapshotView, find_filtered, read_of};
 use super::{Outcome, UsageError, output};
 use crate::archive::{Repository, Snapshot};
 use crate::document::{DocumentPath, typed_json};
@@ -36,7 +36,10 @@ impl ShowCommand {
         let repository = global.open_repository().await?;
         let snapshot = find_filtered(global, &repository, &self.snapshot, &self.latest).await?;
         match path {
-            Some(path) => show_document(global, &repository, &snapshot, path).await?,
+            Some(path) => {
+                let shown = show_document(global, &repository, &snapshot, path);
+                read_of(&repository, &snapshot, shown).await?;
+            }
             None => show_snapshot(global, &snapshot)?,
         }
         Ok(Outcome::Done)

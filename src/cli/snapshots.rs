@@ -7,7 +7,8 @@ use super::UsageError;
 use super::options::GlobalOptions;
 use super::snapshot_filter::SnapshotFilterArgs;
 use crate::archive::{
-    Consistency, Counts, ReadMode, Repository, Selection, Snapshot, SnapshotFilter, SnapshotKind,
+    ArchiveError, Consistency, Counts, ReadMode, Repository, Selection, Snapshot, SnapshotFilter,
+    SnapshotKind,
 };
 use crate::document::DatabaseName;
 
@@ -43,6 +44,19 @@ pub(crate) async fn find_filtered(
         _ => SnapshotFilter::default(),
     };
     Ok(repository.resolve(wanted, &filter).await?)
+}
+
+/// What reading a snapshot came to. An object that is missing because the snapshot was forgotten meanwhile is told so.
+pub(crate) async fn read_of<T>(
+    repository: &Repository,
+    snapshot: &Snapshot,
+    read: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    match read.await.map_err(|error| error.downcast::<ArchiveError>()) {
+        Ok(read) => Ok(read),
+        Err(Ok(error)) => Err(repository.explain(snapshot.id, error).await.into()),
+        Err(Err(error)) => Err(error),
+    }
 }
 
 /// The database that the options name, or the only one that the repository holds; `None` when it holds none.

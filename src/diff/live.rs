@@ -11,7 +11,7 @@ use futures::stream::{self, BoxStream, Stream, StreamExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::{DiffError, DiffOptions, DocumentChange, fields_between};
+use super::{DiffError, DiffOptions, DocumentChange, fields_between, leased};
 use crate::archive::{ChangeKind, RecordBatch, RecordRef, SnapshotReader};
 use crate::compare::Cursor;
 use crate::document::{DocumentBatch, DocumentPath, DocumentRef, KeyRange, Timestamp};
@@ -57,7 +57,8 @@ pub async fn diff_live(
         .differences(range)
         .boxed()
     });
-    Ok(side_by_side(differences.collect()))
+    let differences = side_by_side(differences.collect());
+    Ok(leased(vec![snapshot.clone()], differences))
 }
 
 /// Runs streams at the same time and gives what they give one after the other.

@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use firebank::sandbox::{Effect, Fault, Rpc, When};
 use serde_json::Value as Json;
 
 use crate::cli_support::*;
@@ -133,7 +137,7 @@ fn policies_that_cannot_be_meant_are_refused() {
     shop.back_up();
     let refused: &[(&[&str], i32, &str)] = &[
         (&["--keep-tag", "prodction"], 1, "would keep none"),
-        (&["--keep-last", "0"], 1, "keeps nothing"),
+        (&["--keep-last", "0"], 2, "keeps nothing"),
         (&["--keep-last", "many"], 2, "unlimited"),
         (&["--keep-within", "3 weeks"], 2, "1y5m7d2h"),
         (&["--keep-last", "1", "--timezone", "Mars"], 2, "time zone"),
@@ -321,7 +325,7 @@ fn status_is_the_alert_for_a_missed_night() {
         (0, &true.into()),
         "{recent}"
     );
-    std::thread::sleep(std::time::Duration::from_millis(2100));
+    std::thread::sleep(Duration::from_millis(2100));
     let old = status(&["--max-age", "1s"]);
     assert_eq!(old.code, 3, "{old}");
     assert!(old.stderr.contains("old: snapshot"), "{old}");
@@ -334,4 +338,58 @@ fn status_is_the_alert_for_a_missed_night() {
     names.extend(all.iter().map(String::as_str));
     shop.run(names).done();
     assert_eq!(status(&["--max-age", "26h"]).code, 3);
+}
+
+/// SIGINT ends a restore, and its lease goes with it; SIGKILL leaves the lease to a later `clean`.
+#[test]
+fn an_interrupted_restore_leaves_no_lease() {
+    let (shop, _) = Shop::backed_up();
+    for (signal, left) in [("-INT", 0), ("-KILL", 1)] {
+        shop.add_fault(Fault::new(
+            Rpc::BatchWrite,
+            When::After(0),
+            Effect::Delay(Duration::from_secs(30)),
+        ));
+        let address = shop.address();
+        let mut command = shop.std_command();
+        command.args([
+            "restore",
+            "latest",
+            "--to-project",
+            "demo-copy",
+            "--emulator",
+            &address,
+        ]);
+        let mut child = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let leases = || {
+            let files = shop.files();
+            files
+                .iter()
+                .filter(|name| name.starts_with("backups/leases/"))
+                .count()
+        };
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while leases() == 0 {
+            assert!(Instant::now() < deadline, "there is no lease");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let killed = std::process::Command::new("kill")
+            .args([signal, &child.id().to_string()])
+            .status();
+        assert!(killed.unwrap().success());
+        child.wait().unwrap();
+        assert_eq!(leases(), left, "{signal}");
+        shop.sandbox.faults().clear();
+    }
+    // It is young, and may be of a reader that lives.
+    shop.run(["clean", "--sweep-only"]).done();
+    assert!(
+        shop.files()
+            .iter()
+            .any(|name| name.starts_with("backups/leases/"))
+    );
 }

@@ -166,3 +166,34 @@ async fn a_reader_that_died_holds_nothing_for_ever() {
     );
     assert!(object_names(repository.store(), "leases").await.is_empty());
 }
+
+#[tokio::test]
+async fn a_diff_holds_both_snapshots_until_it_is_read() {
+    use firebank::diff::{DiffOptions, diff};
+    use futures::StreamExt;
+
+    let repository = repository(tiny()).await;
+    let [old, new] = two_nights(&repository).await;
+    let leases = async || object_names(repository.store(), "leases").await.len();
+    let readers = (
+        repository.reader(&old).await.unwrap(),
+        repository.reader(&new).await.unwrap(),
+    );
+    let mut changes = Box::pin(diff(&readers.0, &readers.1, &DiffOptions::default()));
+    assert_eq!(leases().await, 0, "nothing is read yet");
+    let mut seen = changes.next().await.unwrap().unwrap().len();
+    assert_eq!(leases().await, 1);
+    repository.forget(old.id, "test").await.unwrap();
+    let stats = sweep(&repository, &SweepOptions::default()).await.unwrap();
+    assert_eq!(stats.deleted_objects, 0);
+    while let Some(batch) = changes.next().await {
+        seen += batch.unwrap().len();
+    }
+    assert_eq!((seen, leases().await), (80, 0));
+    let error = diff(&readers.0, &readers.1, &DiffOptions::default())
+        .boxed()
+        .next()
+        .await;
+    let error = error.unwrap().unwrap_err().to_string();
+    assert!(error.contains("was forgotten"), "{error}");
+}

@@ -31,6 +31,7 @@ mod faults;
 mod firestore_client;
 mod incremental;
 mod leases;
+mod protocol_model;
 mod prune;
 mod prune_beside;
 mod retention;

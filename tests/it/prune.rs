@@ -618,3 +618,84 @@ async fn run_roots_are_deleted_before_chunks() {
     assert_ne!(first.id, second.id);
     intact(&repository).await;
 }
+
+/// What a sweep asks of a store: seven listings, the time, each record and each session's pins once, each directory once
+/// however many snapshots share it, and one delete for each object that goes.
+#[tokio::test]
+async fn a_sweep_asks_for_each_thing_once() {
+    let repository = repository(tiny()).await;
+    let docs = sample(120);
+    let first = back_up(&repository, SessionOptions::new(plan(&[], 0)), &docs).await;
+    // Nights without a change share the run, by a parent and an empty layer.
+    for night in 1..5 {
+        let options = SessionOptions {
+            pins: vec![first.id],
+            ..SessionOptions::new(plan(&[], night * 86_400))
+        };
+        let session = Session::begin(&repository, options).await.unwrap();
+        session
+            .exact_range_writer(KeyRange::all())
+            .finish()
+            .await
+            .unwrap();
+        let draft = SnapshotDraft {
+            parent: Some(first.clone()),
+            totals: Some(totals(&docs)),
+            ..SnapshotDraft::default()
+        };
+        session.commit(draft).await.unwrap();
+    }
+    let asked = async |repository: &Repository| {
+        let before = repository.store().requests();
+        let stats = sweep(repository, &SweepOptions::default()).await.unwrap();
+        let after = repository.store().requests();
+        (stats, before, after)
+    };
+    let (stats, before, after) = asked(&repository).await;
+    assert_eq!(
+        (stats.snapshots, stats.deleted_objects, stats.finished_sessions),
+        (5, 0, 5)
+    );
+    // The folder of each finished session is listed once more when it is removed.
+    assert_eq!(after.list - before.list, 7 + 5);
+    assert_eq!(after.get - before.get, 5 + 5, "records and pins");
+    assert_eq!(
+        after.get_range - before.get_range,
+        1,
+        "one directory block, shared by five snapshots"
+    );
+    assert_eq!(
+        (after.put_create - before.put_create, after.head - before.head),
+        (1, 1)
+    );
+    let (stats, before, after) = asked(&repository).await;
+    assert_eq!(stats.finished_sessions, 0);
+    assert_eq!(
+        (
+            after.list - before.list,
+            after.get - before.get,
+            after.delete - before.delete
+        ),
+        (7, 5, 1)
+    );
+}
+
+#[tokio::test]
+async fn a_resumed_session_shows_at_once_that_it_lives() {
+    let repository = repository(tiny()).await;
+    let options = SessionOptions {
+        id: Some(SessionId::from_u64(9)),
+        ..SessionOptions::new(plan(&[], 0))
+    };
+    drop(Session::begin(&repository, options.clone()).await.unwrap());
+    let folder = "sessions/0000000000000009/heartbeats";
+    assert!(object_names(repository.store(), folder).await.is_empty());
+    let _resumed = Session::begin(&repository, options).await.unwrap();
+    for _ in 0..200 {
+        if !object_names(repository.store(), folder).await.is_empty() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("there is no sign of life");
+}

@@ -359,7 +359,8 @@ async fn a_restore_says_when_it_cannot_read() {
     scene.objects.plan(None);
     let copy = connect(&address, "demo-first-copy", "(default)").await;
     restore_all(&scene.repository, &snapshot, &copy).await;
-    let requests = scene.objects.seen();
+    // The last one removes the lease: where that fails, a later `clean` does it.
+    let requests = scene.objects.seen() - 1;
     assert!(requests >= 5, "{requests}");
     for nth in 1..=requests {
         let copy = connect(&address, &format!("demo-copy-{nth}"), "(default)").await;
