@@ -20,7 +20,7 @@ const DENIED: &str =
 /// Time-outs that tests can wait for.
 fn impatient(server: &Server) -> BucketOptions {
     BucketOptions {
-        stall: Duration::from_millis(400),
+        stall: Duration::from_millis(300),
         ..server.options()
     }
 }
@@ -43,7 +43,7 @@ fn is_read(asked: &Asked) -> bool {
 
 async fn shop() -> (Sandbox, Firestore) {
     let sandbox = sandbox_with(SandboxConfig {
-        synthetic: vec![SyntheticSpec::new("products", 300, 600)],
+        synthetic: vec![SyntheticSpec::new("products", 120, 600)],
         ..SandboxConfig::default()
     })
     .await;
