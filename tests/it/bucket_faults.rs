@@ -51,6 +51,8 @@ async fn shop() -> (Sandbox, Firestore) {
     (sandbox, database)
 }
 
+type Rule = fn(&Asked) -> Option<Trouble>;
+
 /// Whatever happens to each first attempt, the second one makes good.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn trouble_that_passes_is_sat_out() {
@@ -62,7 +64,7 @@ async fn trouble_that_passes_is_sat_out() {
 }
 
 async fn sit_out(server: &Server, database: &Firestore, copy: &Firestore) {
-    let troubles: [(&str, fn(&Asked) -> Option<Trouble>); 9] = [
+    let troubles: [(&str, Rule); 9] = [
         ("429", |_| {
             Some(Trouble::Answer(429, "<Error><Code>SlowDown</Code></Error>"))
         }),
@@ -385,6 +387,8 @@ async fn wrong_credentials_are_told_and_not_shown() {
     }
 }
 
+type Variables<'a> = Vec<(&'a str, &'a str)>;
+
 /// A service that is not there is told within seconds, credentials that are nowhere even sooner.
 #[tokio::test]
 async fn what_cannot_be_reached_is_told_soon() {
@@ -394,7 +398,7 @@ async fn what_cannot_be_reached_is_told_soon() {
     };
     let keys = [("AWS_ACCESS_KEY_ID", "id"), ("AWS_SECRET_ACCESS_KEY", SECRET)];
     let url = format!("http://{closed}");
-    let cases: [(&str, Vec<(&str, &str)>, &str); 4] = [
+    let cases: [(&str, Variables<'_>, &str); 4] = [
         (
             "s3://bucket/x",
             [&keys[..], &[("AWS_ENDPOINT_URL", url.as_str())]].concat(),

@@ -11,9 +11,13 @@ async fn bucket_conforms(kind: Kind) {
     let Some(server) = Server::start(kind).await else {
         return;
     };
-    // Below a prefix too, beside what is there already.
-    for prefix in ["", "deep/er"] {
-        if let Err(violation) = conformance::check(&server.store(prefix)).await {
+    // Below a prefix too, beside what is there already, and with the checksums that Amazon gets.
+    let plain = server.options();
+    let mut checked = server.options();
+    let checksum = ("AWS_CHECKSUM_ALGORITHM".to_owned(), "sha256".to_owned());
+    checked.variables.extend([checksum]);
+    for (prefix, options) in [("", plain), ("deep/er", checked)] {
+        if let Err(violation) = conformance::check(&server.store_with(prefix, &options)).await {
             panic!("{kind:?}: {violation}");
         }
     }
