@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | [`document`] | the data model: paths and their order, values, canonical MessagePack, the protobuf side, typed JSON. Pure |
 //! | [`firestore`] | the database: connect, scan key ranges, split the key space, fetch by name, write in bulk, retry |
-//! | [`store`] | objects in a folder or in memory, created once, requests counted |
+//! | [`store`] | objects in a folder, in a bucket or in memory, created once, requests counted |
 //! | [`archive`] | the repository's format: chunks, runs, snapshots, sessions, the merge that reads a snapshot |
 //! | [`json`] | the JSON files for compatibility |
 //! | [`backup`](mod@backup), [`restore`](mod@restore), [`verify`](mod@verify), [`compact`](mod@compact), [`prune`](mod@prune), [`export`], [`import`](mod@import), [`compare`](mod@compare), [`diff`](mod@diff), [`history`](mod@history) | the operations, one file each: options in, stats out |

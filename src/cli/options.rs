@@ -23,7 +23,7 @@ pub(crate) struct GlobalOptions {
         short,
         long,
         global = true,
-        value_name = "PATH",
+        value_name = "ADDRESS",
         env = "FIREBANK_REPOSITORY",
         default_value = "backups",
         hide_env_values = true

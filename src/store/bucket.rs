@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::prefix::PrefixStore;
@@ -161,8 +161,13 @@ fn s3(address: &BucketAddress, options: &BucketOptions) -> Result<Built, String>
         .find_map(|name| options.variable(name));
     // A profile says less than a variable does.
     let profile = Profile::find(&options.variables)?;
-    let mut builder =
-        AmazonS3Builder::new().with_client_options(options.client(endpoint.or(profile.endpoint.as_deref())));
+    let endpoint = endpoint.or(profile.endpoint.as_deref());
+    let mut builder = AmazonS3Builder::new().with_client_options(options.client(endpoint));
+    if endpoint.is_none() {
+        // Amazon wants a checksum where a bucket locks its objects, and this one is made for the signature anyway. Other
+        // services need not know the header.
+        builder = builder.with_checksum_algorithm(Checksum::SHA256);
+    }
     for (key, value) in profile.settings() {
         builder = builder.with_config(key, value);
     }

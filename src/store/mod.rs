@@ -14,6 +14,7 @@
 
 mod address;
 mod bucket;
+pub mod conformance;
 mod counters;
 mod error;
 mod profile;

@@ -2,17 +2,25 @@
 
 use std::collections::BTreeMap;
 
+use firebank::store::conformance;
+
 use crate::cli_support::{SHOP, Shop};
-use crate::store_conformance::conforms;
 use crate::support::buckets::{Kind, SECRET, Server};
 
 async fn bucket_conforms(kind: Kind) {
     let Some(server) = Server::start(kind).await else {
         return;
     };
-    conforms(&server.store("")).await;
-    // And below a prefix, beside what is there already.
-    conforms(&server.store("deep/er")).await;
+    // Below a prefix too, beside what is there already, and with the checksums that Amazon gets.
+    let plain = server.options();
+    let mut checked = server.options();
+    let checksum = ("AWS_CHECKSUM_ALGORITHM".to_owned(), "sha256".to_owned());
+    checked.variables.extend([checksum]);
+    for (prefix, options) in [("", plain), ("deep/er", checked)] {
+        if let Err(violation) = conformance::check(&server.store_with(prefix, &options)).await {
+            panic!("{kind:?}: {violation}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -13,6 +13,7 @@ mod archive_support;
 mod backup_full_disk;
 mod bucket_faults;
 mod bucket_requests;
+mod bucket_rights;
 mod buckets;
 mod cli_clean;
 mod cli_commands;

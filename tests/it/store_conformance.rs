@@ -1,4 +1,4 @@
-//! What every store must do for a repository to rest on it: one suite, run on each kind.
+//! The conformance suite on the stores that need no server, and on one that does not conform. Buckets: see `buckets`.
 
 #![allow(
     clippy::unwrap_used,
@@ -6,228 +6,53 @@
     reason = "a test that cannot go on should stop"
 )]
 
-use std::collections::BTreeSet;
-
 use bytes::Bytes;
+use firebank::store::conformance::{self, Violation};
 use firebank::store::{Store, StoreError};
-use futures::{StreamExt, TryStreamExt};
-
-async fn listed(store: &Store, prefix: &str) -> BTreeSet<String> {
-    store
-        .list(prefix)
-        .map_ok(|object| object.name)
-        .try_collect()
-        .await
-        .unwrap()
-}
-
-fn names<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
-    names.map(str::to_owned).into()
-}
 
 /// Runs all of it on an empty store.
-pub(crate) async fn conforms(store: &Store) {
-    assert!(listed(store, "").await.is_empty());
-    create_only(store).await;
-    ranges(store).await;
-    listing(store).await;
-    deleting(store).await;
-    names_of_objects(store).await;
-    one_creator_wins(store).await;
-    large_objects(store).await;
-    store.check_create_only().await.unwrap();
-    assert!(listed(store, "probes").await.is_empty());
-}
-
-async fn create_only(store: &Store) {
-    let before = store.requests();
-    store
-        .put_new("a/object", Bytes::from_static(b"first"))
-        .await
-        .unwrap();
-    let once = store.requests();
-    assert_eq!(once.put_create - before.put_create, 1);
-    assert_eq!(once.sent_bytes - before.sent_bytes, 5);
-    // The very same bytes may be our own, whose answer was lost.
-    store
-        .put_new("a/object", Bytes::from_static(b"first"))
-        .await
-        .unwrap();
-    for other in ["other", "", "first and more", "firs"] {
-        let error = store.put_new("a/object", Bytes::from(other)).await.unwrap_err();
-        assert!(
-            matches!(&error, StoreError::AlreadyExists { name } if name == "a/object"),
-            "{error:?}"
-        );
+#[track_caller]
+fn passes(result: Result<(), Violation>) {
+    if let Err(violation) = result {
+        panic!("{violation}");
     }
-    assert_eq!(store.get("a/object").await.unwrap(), "first");
-    // In parts, as chunks are put.
-    let parts = |parts: [&'static str; 3]| {
-        parts
-            .map(Bytes::from_static_str)
-            .into_iter()
-            .collect::<object_store::PutPayload>()
-    };
-    store.put_new("a/parts", parts(["on", "", "e"])).await.unwrap();
-    store.put_new("a/parts", parts(["o", "n", "e"])).await.unwrap();
-    assert!(store.put_new("a/parts", parts(["o", "n", "f"])).await.is_err());
-    store.put("a/marker", Bytes::from_static(b"1")).await.unwrap();
-    store.put("a/marker", Bytes::from_static(b"2")).await.unwrap();
-    assert_eq!(store.get("a/marker").await.unwrap(), "2");
-}
-
-trait FromStaticStr {
-    fn from_static_str(text: &'static str) -> Self;
-}
-
-impl FromStaticStr for Bytes {
-    fn from_static_str(text: &'static str) -> Self {
-        Bytes::from_static(text.as_bytes())
-    }
-}
-
-async fn ranges(store: &Store) {
-    store
-        .put_new("r/ten", Bytes::from_static(b"0123456789"))
-        .await
-        .unwrap();
-    assert_eq!(store.get_range("r/ten", 0..10).await.unwrap(), "0123456789");
-    assert_eq!(store.get_range("r/ten", 3..5).await.unwrap(), "34");
-    assert_eq!(store.get_range("r/ten", 9..10).await.unwrap(), "9");
-    assert!(store.get_range("r/ten", 4..4).await.unwrap().is_empty());
-    for range in [8..11, 10..11, 50..60] {
-        let error = store.get_range("r/ten", range).await.unwrap_err();
-        assert!(
-            matches!(&error, StoreError::OutOfRange { name, size: 10, .. } if name == "r/ten"),
-            "{error:?}"
-        );
-    }
-    assert!(matches!(
-        store.get_range("r/none", 0..1).await.unwrap_err(),
-        StoreError::NotFound { name } if name == "r/none"
-    ));
-    assert!(matches!(
-        store.get_at_most("r/ten", 9).await.unwrap_err(),
-        StoreError::TooLarge {
-            size: 10,
-            limit: 9,
-            ..
-        }
-    ));
-    assert_eq!(store.get_at_most("r/ten", 10).await.unwrap().len(), 10);
-    let head = store.head("r/ten").await.unwrap();
-    assert_eq!((head.name.as_str(), head.size), ("r/ten", 10));
-    let age = firebank::clock::now() - head.last_modified;
-    assert!(age.num_seconds().abs() < 60, "{age}");
-}
-
-async fn listing(store: &Store) {
-    assert!(listed(store, "l").await.is_empty());
-    for name in ["l/ab/1", "l/ab/2", "l/abc/3", "l/x"] {
-        store.put_new(name, Bytes::from_static(b"x")).await.unwrap();
-        assert!(
-            listed(store, "l").await.contains(name),
-            "{name} must be listed at once"
-        );
-    }
-    assert_eq!(listed(store, "l/ab").await, names(["l/ab/1", "l/ab/2"]));
-    assert_eq!(listed(store, "l/ab/").await, names(["l/ab/1", "l/ab/2"]));
-    assert_eq!(
-        listed(store, "l").await,
-        names(["l/ab/1", "l/ab/2", "l/abc/3", "l/x"])
-    );
-    assert!(listed(store, "nowhere").await.is_empty());
-    let sizes: Vec<u64> = store
-        .list("l")
-        .map_ok(|object| object.size)
-        .try_collect()
-        .await
-        .unwrap();
-    assert_eq!(sizes, [1; 4]);
-}
-
-async fn deleting(store: &Store) {
-    store.put_new("d/object", Bytes::from_static(b"x")).await.unwrap();
-    assert!(store.exists("d/object").await.unwrap());
-    store.delete("d/object").await.unwrap();
-    assert!(!store.exists("d/object").await.unwrap());
-    assert!(matches!(
-        store.get("d/object").await,
-        Err(StoreError::NotFound { .. })
-    ));
-    assert!(matches!(
-        store.head("d/object").await,
-        Err(StoreError::NotFound { .. })
-    ));
-    assert!(listed(store, "d").await.is_empty());
-    store.delete("d/object").await.unwrap();
-    store
-        .put_new("d/object", Bytes::from_static(b"again"))
-        .await
-        .unwrap();
-}
-
-async fn names_of_objects(store: &Store) {
-    let hex = "ab".repeat(32);
-    for name in [
-        format!("chunks/ab/{hex}-0123456789abcdef"),
-        "n/with space and ü.json".to_owned(),
-    ] {
-        store.put_new(&name, Bytes::from_static(b"x")).await.unwrap();
-        assert_eq!(store.get(&name).await.unwrap(), "x");
-        assert_eq!(store.head(&name).await.unwrap().name, name);
-    }
-    for name in ["", "/a", "a/", "a//b", "../a", "a/./b"] {
-        let error = store.put_new(name, Bytes::from_static(b"x")).await.unwrap_err();
-        assert!(matches!(error, StoreError::BadName { .. }), "{name:?}: {error:?}");
-    }
-}
-
-async fn one_creator_wins(store: &Store) {
-    for round in 0..4 {
-        let name = format!("race/{round}");
-        let attempts = (0..16).map(|writer| {
-            let (store, name) = (store.clone(), name.clone());
-            tokio::spawn(async move {
-                store
-                    .put_new(&name, Bytes::from(format!("writer {writer}")))
-                    .await
-                    .map(|()| writer)
-            })
-        });
-        let results: Vec<_> = futures::stream::iter(attempts)
-            .buffer_unordered(16)
-            .collect()
-            .await;
-        let results: Vec<_> = results.into_iter().map(Result::unwrap).collect();
-        let winners: Vec<_> = results.iter().filter_map(|result| result.as_ref().ok()).collect();
-        assert_eq!(winners.len(), 1, "{results:?}");
-        assert_eq!(store.get(&name).await.unwrap(), format!("writer {}", winners[0]));
-    }
-}
-
-async fn large_objects(store: &Store) {
-    let parts: Vec<Bytes> = (0..20u8).map(|part| Bytes::from(vec![part; 1 << 20])).collect();
-    let payload: object_store::PutPayload = parts.into_iter().collect();
-    store.put_new("large", payload).await.unwrap();
-    assert_eq!(store.head("large").await.unwrap().size, 20 << 20);
-    let across = store
-        .get_range("large", (5 << 20) - 2..(5 << 20) + 2)
-        .await
-        .unwrap();
-    assert_eq!(&across[..], [4, 4, 5, 5]);
-    assert_eq!(store.get("large").await.unwrap().len(), 20 << 20);
 }
 
 #[tokio::test]
 async fn memory_conforms() {
-    conforms(&Store::memory()).await;
+    passes(conformance::check(&Store::memory()).await);
 }
 
 #[tokio::test]
 async fn a_local_folder_conforms() {
     let folder = tempfile::tempdir().unwrap();
-    conforms(&Store::local(folder.path()).unwrap()).await;
+    passes(conformance::check(&Store::local(folder.path()).unwrap()).await);
+}
+
+/// Every request is counted once, with its bytes.
+#[tokio::test]
+async fn requests_are_counted() {
+    let store = Store::memory();
+    store.put_new("a/object", "first").await.unwrap();
+    let once = store.requests();
+    assert_eq!(
+        (once.put_create, once.sent_bytes, once.get, once.head),
+        (1, 5, 0, 0)
+    );
+    // Refused, then read to see whose it is.
+    store.put_new("a/object", "first").await.unwrap();
+    let twice = store.requests();
+    assert_eq!(
+        (twice.put_create, twice.get, twice.head, twice.received_bytes),
+        (2, 1, 0, 5)
+    );
+    store.get_range("a/object", 1..3).await.unwrap();
+    store.delete("a/object").await.unwrap();
+    let last = store.requests();
+    assert_eq!(
+        (last.get_range, last.received_bytes, last.delete, last.put),
+        (1, 7, 1, 0)
+    );
 }
 
 #[tokio::test]
@@ -317,6 +142,10 @@ async fn a_store_that_overwrites_is_found_unfit() {
         std::sync::Arc::new(Overwriting(object_store::memory::InMemory::new())),
         "clone",
     );
+    assert!(matches!(
+        conformance::check(&store).await,
+        Err(Violation::Broken { promise, .. }) if promise.contains("second create")
+    ));
     let error = store.check_create_only().await.unwrap_err();
     assert!(
         matches!(&error, StoreError::Unfit { what } if what.contains("second create")),

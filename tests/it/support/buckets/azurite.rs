@@ -105,7 +105,9 @@ fn find() -> Option<PathBuf> {
 pub(super) async fn new_container(server: SocketAddr) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let name = format!("test-{}", NEXT.fetch_add(1, Ordering::Relaxed));
-    let date = chrono::Utc::now().format("%a, %d %b %Y %H:%M:%S GMT").to_string();
+    let date = firebank::clock::now()
+        .format("%a, %d %b %Y %H:%M:%S GMT")
+        .to_string();
     // <https://learn.microsoft.com/rest/api/storageservices/authorize-with-shared-key>
     let to_sign = format!(
         "PUT\n\n\n\n\n\n\n\n\n\n\n\nx-ms-date:{date}\nx-ms-version:2023-11-03\n/{ACCOUNT}/{ACCOUNT}/{name}\nrestype:container"
