@@ -14,7 +14,7 @@ use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, Checksum};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::prefix::PrefixStore;
-use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
+use object_store::{BackoffConfig, ClientOptions, HeaderValue, ObjectStore, RetryConfig};
 
 use super::profile::Profile;
 use super::transport::{Patience, Transport};
@@ -117,6 +117,10 @@ impl BucketOptions {
     /// Whole requests have no time-out of the library's: [`Transport`] watches them.
     fn client(&self, endpoint: Option<&str>) -> ClientOptions {
         ClientOptions::new()
+            .with_user_agent(HeaderValue::from_static(concat!(
+                "firebank/",
+                env!("CARGO_PKG_VERSION")
+            )))
             .with_timeout_disabled()
             .with_connect_timeout(Duration::from_secs(10).min(self.stall))
             // Whoever writes http:// means it.

@@ -125,6 +125,38 @@ async fn slow_is_not_stalled() {
     }
 }
 
+/// How long an upload may take depends on its size.
+#[tokio::test]
+async fn a_large_upload_has_its_time() {
+    let server = Server::start(Kind::S3).await.unwrap();
+    let options = BucketOptions {
+        slowest_upload: 1 << 20,
+        ..impatient(&server)
+    };
+    let store = server.store_with("upload", &options);
+    for (name, length, attempts) in [("large", 2 << 20, 1), ("small", 1 << 10, 2)] {
+        server
+            .front
+            .trouble(|asked| (asked.attempt == 1).then_some(Trouble::Late(Duration::from_millis(900))));
+        store.put_new(name, Bytes::from(vec![7; length])).await.unwrap();
+        assert_eq!(server.front.count("CREATE"), attempts, "{name}");
+    }
+}
+
+/// A bucket that takes its time is sent several objects at once, and not more than a few.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn uploads_run_in_parallel_and_wait_for_a_slow_bucket() {
+    let (_sandbox, database) = shop().await;
+    let server = Server::start(Kind::S3).await.unwrap();
+    let repository = repository_in(server.store("parallel"), small_segments()).await;
+    server
+        .front
+        .trouble(|_| Some(Trouble::Late(Duration::from_millis(100))));
+    back_up(&database, &repository, 4).await;
+    let most = server.front.most_at_once();
+    assert!((3..=32).contains(&most), "{most} requests at once");
+}
+
 /// A create of which nobody heard the end, and one that was in another's way.
 #[tokio::test]
 async fn a_create_is_found_to_be_ones_own() {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use firebank::store::conformance;
 
 use crate::cli_support::{SHOP, Shop};
-use crate::support::buckets::{Kind, SECRET, Server};
+use crate::support::buckets::{AZURE_SECRET, Kind, SECRET, Server};
 
 async fn bucket_conforms(kind: Kind) {
     let Some(server) = Server::start(kind).await else {
@@ -54,7 +54,9 @@ fn story(kind: Kind) {
         .collect();
     let firebank = |arguments: &[&str]| {
         let ended = shop.run_with(&variables, arguments);
-        assert!(!ended.to_string().contains(SECRET), "a secret is shown: {ended}");
+        for secret in [SECRET, AZURE_SECRET] {
+            assert!(!ended.to_string().contains(secret), "a secret is shown: {ended}");
+        }
         ended
     };
 
@@ -71,6 +73,7 @@ fn story(kind: Kind) {
     assert_eq!(listing["snapshots"][0]["id"], id);
     assert_eq!(listing["json_backups"].as_array().unwrap().len(), 0);
     assert!(firebank(&["show", "latest"]).done().contains(id));
+    assert!(firebank(&["-vvv", "show", "latest"]).done().contains(id));
     assert!(
         firebank(&["ls", "latest", "products"])
             .done()

@@ -50,6 +50,8 @@ pub(crate) enum Trouble {
     Stall(usize),
     /// Nothing comes at all.
     Silence,
+    /// The server is asked only after a while.
+    Late(Duration),
     /// The answer comes in pieces, this far apart.
     Slow(Duration),
     /// A create-only put that the server refuses is answered as if it were done.
@@ -72,6 +74,8 @@ struct State {
     behind: Behind,
     asked: Mutex<Vec<Asked>>,
     rule: Mutex<Option<Arc<Rule>>>,
+    /// Requests under way, and the most that there were since the last [`Front::forget`].
+    busy: Mutex<(u64, u64)>,
     /// The file system backend looks whether an object exists and then writes, which is no create-only put when two do it at
     /// once. The real services decide at one place; so does this.
     creating: tokio::sync::Mutex<()>,
@@ -119,6 +123,7 @@ impl Front {
             behind,
             asked: Mutex::default(),
             rule: Mutex::default(),
+            busy: Mutex::default(),
             creating: tokio::sync::Mutex::default(),
         });
         let shared = Arc::clone(&state);
@@ -155,6 +160,12 @@ impl Front {
     /// Begins to count anew.
     pub(crate) fn forget(&self) {
         self.state.asked.lock().unwrap().clear();
+        self.state.busy.lock().unwrap().1 = 0;
+    }
+
+    /// The most requests that were under way at once.
+    pub(crate) fn most_at_once(&self) -> u64 {
+        self.state.busy.lock().unwrap().1
     }
 
     pub(crate) fn asked(&self) -> Vec<Asked> {
@@ -184,6 +195,24 @@ fn verb(request: &Request<Incoming>) -> &'static str {
     }
 }
 
+/// One request under way.
+struct Busy<'a>(&'a State);
+
+impl<'a> Busy<'a> {
+    fn new(state: &'a State) -> Self {
+        let mut busy = state.busy.lock().unwrap();
+        busy.0 += 1;
+        busy.1 = busy.1.max(busy.0);
+        Self(state)
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.busy.lock().unwrap().0 -= 1;
+    }
+}
+
 /// An error of this function ends the connection.
 async fn answer(state: Arc<State>, request: Request<Incoming>) -> std::io::Result<Response<Body>> {
     let (asked, rule) = {
@@ -202,6 +231,7 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> std::io::Resul
         all.push(asked.clone());
         (asked, state.rule.lock().unwrap().clone())
     };
+    let _busy = Busy::new(&state);
     let trouble = rule.and_then(|rule| rule(&asked));
     let (mut parts, body) = request.into_parts();
     let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
@@ -210,6 +240,7 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> std::io::Resul
         Some(Trouble::AnswerWith(status, text, headers)) => return Ok(ready(*status, text, headers)),
         Some(Trouble::Drop) => return Err(gone()),
         Some(Trouble::Silence) => std::future::pending().await,
+        Some(Trouble::Late(pause)) => tokio::time::sleep(*pause).await,
         _ => {}
     }
     let _creating = match asked.verb {

@@ -26,8 +26,10 @@ pub(crate) const KINDS: [Kind; 3] = [Kind::S3, Kind::Gcs, Kind::Azure];
 
 /// The bucket that every server has.
 pub(crate) const BUCKET: &str = "firebank-test";
-/// A part of every secret here, which no message may show.
+/// A part of every secret that tests make up, which no message may show.
 pub(crate) const SECRET: &str = "c2VjcmV0";
+/// A part of the key of Azure's emulator.
+pub(crate) const AZURE_SECRET: &str = "Eby8vdM02xNOcqFl";
 
 /// A server with an empty bucket, until it is dropped.
 pub(crate) struct Server {
