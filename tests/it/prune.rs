@@ -438,7 +438,7 @@ async fn damage_stops_a_sweep_before_it_deletes() {
     let nights = nights(&base, 3).await;
     let session = abandoned(&base, vec![nights[2].0.id], 5000).await;
     base.forget(nights[0].0.id, "test").await.unwrap();
-    let lease = Lease::take(&base, &[nights[1].0.id], "test").await.unwrap();
+    let lease = Lease::take(&base, &[nights[2].0.id], "test").await.unwrap();
     let leases = object_names(base.store(), "leases").await;
     let directory = {
         use futures::TryStreamExt;
@@ -545,6 +545,10 @@ async fn a_worker_that_slept_for_months_does_not_commit() {
         .await
         .unwrap();
     feed(session.range_writer(session.plan().ranges[0].clone()), &sample(0)).await;
+    // What the worker has read already when it falls asleep, right before it commits.
+    let store = repository.store();
+    let checkpoints = object_names(store, &format!("{}/checkpoints", session.id().folder())).await;
+    let checkpoint = store.get(&checkpoints[0]).await.unwrap();
     let everything = SweepOptions {
         expiry: Duration::ZERO,
         keep_records: Duration::ZERO,
@@ -553,7 +557,9 @@ async fn a_worker_that_slept_for_months_does_not_commit() {
         sweep(&repository, &everything).await.unwrap();
     }
     assert!(object_names(repository.store(), "snapshots").await.is_empty());
-    assert!(session.commit(SnapshotDraft::default()).await.is_err());
+    store.put_new(&checkpoints[0], checkpoint).await.unwrap();
+    let error = session.commit(SnapshotDraft::default()).await.unwrap_err();
+    assert!(matches!(error, ArchiveError::Aborted { .. }), "{error}");
     assert!(object_names(repository.store(), "snapshots").await.is_empty());
 }
 
@@ -698,4 +704,25 @@ async fn a_resumed_session_shows_at_once_that_it_lives() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("there is no sign of life");
+}
+
+/// The protocol's order, in which each listing rests on those before it: candidates, markers, sessions, leases, decisions.
+#[tokio::test]
+async fn a_sweep_lists_in_the_order_of_the_protocol() {
+    let objects = StrangeStore::new();
+    let repository = repository_in(objects.store(), tiny()).await;
+    nights(&repository, 1).await;
+    clean(&repository, 1, &at_once()).await;
+    objects.listed();
+    sweep(&repository, &SweepOptions::default()).await.unwrap();
+    let order = [
+        "chunks",
+        "runs",
+        "snapshots",
+        "sessions",
+        "leases",
+        "snapshots",
+        "probes",
+    ];
+    assert_eq!(objects.listed(), order);
 }

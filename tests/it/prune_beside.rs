@@ -136,6 +136,8 @@ async fn reader(repository: Repository, taken: Taken, seed: u64, leases_expire: 
         let snapshot = standing[random.random_range(0..standing.len())].clone();
         let lease = Lease::take(&repository, &[snapshot.id], "test").await.unwrap();
         if lease.fallen().is_empty() {
+            // Time for others to forget the snapshot and to sweep.
+            tokio::time::sleep(Duration::from_millis(random.random_range(0..60))).await;
             match read(&repository, &snapshot, KeyRange::all()).await {
                 Ok(docs) => {
                     assert_eq!(&docs, taken.lock().unwrap().get(&snapshot.id).unwrap());

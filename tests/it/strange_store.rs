@@ -42,6 +42,7 @@ pub(crate) struct StrangeStore {
     habits: Mutex<Habits>,
     requests: AtomicU64,
     deleted: Arc<Mutex<Vec<String>>>,
+    listed: Mutex<Vec<String>>,
 }
 
 impl StrangeStore {
@@ -55,6 +56,7 @@ impl StrangeStore {
             habits: Mutex::default(),
             requests: AtomicU64::new(0),
             deleted: Arc::default(),
+            listed: Mutex::default(),
         })
     }
 
@@ -81,6 +83,11 @@ impl StrangeStore {
     /// The names of what was deleted, in order.
     pub(crate) fn deleted(&self) -> Vec<String> {
         self.deleted.lock().unwrap().clone()
+    }
+
+    /// The folders that were listed since this was asked last, in order.
+    pub(crate) fn listed(&self) -> Vec<String> {
+        std::mem::take(&mut self.listed.lock().unwrap())
     }
 
     fn count(&self) -> Result<Habits> {
@@ -182,6 +189,8 @@ impl ObjectStore for StrangeStore {
 
     /// Everything that was there all the time, and of the rest what chance shows.
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        let folder = prefix.map(ToString::to_string).unwrap_or_default();
+        self.listed.lock().unwrap().push(folder);
         let habits = match self.count() {
             Ok(habits) => habits,
             Err(error) => return futures::stream::once(async { Err(error) }).boxed(),
