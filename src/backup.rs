@@ -25,6 +25,7 @@
 //! changed adds the chunks that are written: where ranges have little to write, a data chunk for each 8 MiB of bodies, an index
 //! chunk, and a directory.
 
+mod begin;
 mod compared;
 mod head;
 mod layer;
@@ -33,22 +34,22 @@ mod plan;
 mod range;
 mod reading;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use begin::Begun;
 use tokio::task::JoinSet;
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::archive::{
-    ArchiveError, Plan, ReadMode, Repository, Selection, Session, SessionOptions, Snapshot, SnapshotDraft,
-    SnapshotId, SnapshotKind, SnapshotReader,
+    ArchiveError, ReadMode, Repository, Selection, Session, SessionId, Snapshot, SnapshotDraft, SnapshotId,
+    SnapshotReader, UnfinishedRange,
 };
-use crate::clock;
 use crate::compact::{CompactOptions, compact};
 use crate::document::{DocumentPath, PathError, Timestamp};
 use crate::firestore::{self, Firestore};
 use crate::progress::Progress;
+use crate::stop::Stop;
 
 /// Which snapshot a backup builds upon.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,6 +83,13 @@ pub struct BackupOptions {
     pub host: Option<String>,
     /// A sentence about it.
     pub description: Option<String>,
+    /// Go on with the newest backup of the same database and selection that was not finished, as long as the database can
+    /// be read at its time; begin a new one if there is none.
+    pub resume: bool,
+    /// How often a range writes down how far it has got.
+    pub checkpoint_every: Duration,
+    /// Asks the backup to stop where it can go on later.
+    pub stop: Stop,
 }
 
 impl Default for BackupOptions {
@@ -96,6 +104,9 @@ impl Default for BackupOptions {
             tags: Vec::new(),
             host: None,
             description: None,
+            resume: false,
+            checkpoint_every: Duration::from_secs(60),
+            stop: Stop::default(),
         }
     }
 }
@@ -170,6 +181,19 @@ pub enum BackupError {
         /// When.
         read_time: Timestamp,
     },
+    /// Somebody asked it to stop.
+    #[error(
+        "stopped with {finished} of {ranges} key ranges finished; what was read is kept. `firebank backup --resume` goes on \
+         from there while the database can be read at the same time, for an hour after it began (session {session})"
+    )]
+    Stopped {
+        /// Its session.
+        session: SessionId,
+        /// Ranges that are finished.
+        finished: usize,
+        /// Ranges in all.
+        ranges: usize,
+    },
     /// Documents that were held in memory could not be compressed.
     #[error("cannot compress documents in memory: {0}")]
     Compression(#[from] std::io::Error),
@@ -202,54 +226,28 @@ pub async fn backup(
     // The connection may have served others before.
     let before = database.stats().counts();
     let read_time = database.current_read_time().await?;
-    let uid = database_uid(database).await;
-    let listing = repository.snapshots().await?;
-    let wanted = parent::Wanted {
-        database: database.database(),
-        uid: uid.as_deref(),
-        selection: &options.selection,
-        read_time,
+    let begun = match options.resume {
+        true => begin::resume(database, repository, &options, read_time, progress).await?,
+        false => None,
     };
-    let parent = match parent::find(repository, &listing, &options, &wanted).await? {
-        Some(parent) => Some(open_parent(repository, &parent).await?),
-        None => None,
-    };
-    let ranges = match &parent {
-        Some(parent) => plan::ranges_of_parent(database, parent, read_time, &options, progress).await?,
-        None => plan::ranges_of_database(database, &options, read_time, progress).await?,
-    };
-    let read = match &parent {
-        Some(_) => options.read.unwrap_or(ReadMode::Names),
-        None => ReadMode::Full,
-    };
-    info!(
-        %read_time, ranges = ranges.len(), %read, parent = ?parent.as_ref().map(SnapshotReader::id),
-        "reading {}", database.database()
-    );
-    let plan = Plan {
-        kind: SnapshotKind::Backup,
-        database: database.database().clone(),
-        database_uid: uid,
-        read_time,
-        started_at: clock::now(),
-        selection: options.selection.clone(),
-        parent: parent.as_ref().map(SnapshotReader::id),
-        read,
+    let Begun {
+        session,
+        parent,
         ranges,
-        extra: BTreeMap::new(),
+    } = match begun {
+        Some(begun) => begun,
+        None => begin::begin(database, repository, &options, read_time, progress).await?,
     };
-    let pins = match &parent {
-        Some(_) => Vec::new(),
-        None => parent::newest_of_every_selection(&listing),
+    let complete = match &parent {
+        Some(parent) => compare_ranges(database, &session, ranges, parent, &options, progress).await?,
+        None => read_ranges(database, &session, ranges, &options, progress).await?,
     };
-    let session = SessionOptions {
-        pins,
-        ..SessionOptions::new(plan)
-    };
-    let session = Arc::new(Session::begin(repository, session).await?);
-    match &parent {
-        Some(parent) => compare_ranges(database, &session, parent, &options, progress).await?,
-        None => read_ranges(database, &session, &options, progress).await?,
+    if !complete {
+        return Err(BackupError::Stopped {
+            session: session.id(),
+            finished: session.finished_ranges().await?.len(),
+            ranges: session.plan().ranges.len(),
+        });
     }
 
     let counts = database.stats().counts().since(&before);
@@ -286,44 +284,46 @@ async fn compact_if_due(repository: &Repository, snapshot: Snapshot) -> Snapshot
     }
 }
 
-async fn open_parent(repository: &Repository, parent: &Snapshot) -> Result<SnapshotReader, BackupError> {
-    let reader = repository.reader(parent).await;
-    reader.map_err(|error| BackupError::of_parent(parent.id, error))
-}
-
-/// Reads the plan's ranges whole. Each is a task: parsing is work for every core, and wants to be where the bytes have just
-/// arrived.
+/// Reads ranges whole. Each is a task: parsing is work for every core, and wants to be where the bytes have just arrived.
+/// Says whether all are finished.
 async fn read_ranges(
     database: &Firestore,
     session: &Session,
+    ranges: Vec<UnfinishedRange>,
     options: &BackupOptions,
     progress: &Progress,
-) -> Result<(), BackupError> {
+) -> Result<bool, BackupError> {
     let plan = session.plan();
+    let context = range::RangeContext {
+        database: database.clone(),
+        selection: plan.selection.clone(),
+        read_time: plan.read_time,
+        checkpoint_every: options.checkpoint_every,
+        stop: options.stop.clone(),
+        progress: progress.clone(),
+    };
     let mut running = JoinSet::new();
-    for job in range::jobs(plan.ranges.clone(), options.parallel) {
+    for job in range::jobs(ranges, options.parallel) {
         make_room(&mut running, options.parallel).await?;
-        let writer = session.range_writer(job.range().clone());
-        running.spawn(range::back_up(
-            database.clone(),
-            writer,
-            job,
-            plan.selection.clone(),
-            plan.read_time,
-            progress.clone(),
-        ));
+        if options.stop.is_requested() {
+            break;
+        }
+        let writer = session.resume_range_writer(job.range().clone());
+        running.spawn(range::back_up(context.clone(), writer, job));
     }
-    make_room(&mut running, 1).await
+    make_room(&mut running, 1).await?;
+    Ok(!options.stop.is_requested() || session.unfinished_ranges().await?.is_empty())
 }
 
-/// Compares the plan's ranges with the parent, each in a task of its own.
+/// Compares ranges with the parent, each in a task of its own. Says whether all are finished.
 async fn compare_ranges(
     database: &Firestore,
     session: &Arc<Session>,
+    ranges: Vec<UnfinishedRange>,
     parent: &SnapshotReader,
     options: &BackupOptions,
     progress: &Progress,
-) -> Result<(), BackupError> {
+) -> Result<bool, BackupError> {
     let plan = session.plan();
     let comparison = compared::Comparison {
         database: database.clone(),
@@ -331,13 +331,18 @@ async fn compare_ranges(
         read_time: plan.read_time,
         sampled: layer::sampled(parent.snapshot().documents),
     };
-    let context = layer::LayerContext::new(comparison, Arc::clone(session), progress.clone());
+    let (session, stop) = (Arc::clone(session), options.stop.clone());
+    let context = layer::LayerContext::new(comparison, Arc::clone(&session), stop, progress.clone());
     let mut running = JoinSet::new();
-    for range in plan.ranges.clone() {
+    for unfinished in ranges {
         make_room(&mut running, options.parallel).await?;
-        running.spawn(context.clone().back_up(range, plan.read));
+        if options.stop.is_requested() {
+            break;
+        }
+        running.spawn(context.clone().back_up(unfinished.range, plan.read));
     }
-    make_room(&mut running, 1).await
+    make_room(&mut running, 1).await?;
+    Ok(!options.stop.is_requested() || session.unfinished_ranges().await?.is_empty())
 }
 
 /// Waits until fewer tasks than `most` run.
@@ -348,16 +353,4 @@ async fn make_room(running: &mut JoinSet<Result<(), BackupError>>, most: usize) 
         }
     }
     Ok(())
-}
-
-/// The database's own identity, which tells one that was deleted and made again from the one before. A backup does not
-/// depend on it: emulators do not say, and not every account may ask.
-async fn database_uid(database: &Firestore) -> Option<String> {
-    match database.metadata().await {
-        Ok(metadata) => metadata.map(|metadata| metadata.uid),
-        Err(error) => {
-            info!("the database's identity is not known: {error}");
-            None
-        }
-    }
 }

@@ -49,5 +49,6 @@ pub mod progress;
 pub mod prune;
 pub mod restore;
 pub mod sandbox;
+pub mod stop;
 pub mod store;
 pub mod verify;

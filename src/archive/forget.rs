@@ -67,6 +67,11 @@ impl Repository {
         Ok(snapshots.iter().filter(|id| !stands(id)).copied().collect())
     }
 
+    /// The sessions that are decided one way or the other.
+    pub(crate) async fn recorded(&self) -> Result<HashSet<SnapshotId>> {
+        self.snapshot_objects(".json").await
+    }
+
     async fn snapshot_objects(&self, suffix: &str) -> Result<HashSet<SnapshotId>> {
         let mut ids = HashSet::new();
         let mut objects = self.store().list("snapshots");

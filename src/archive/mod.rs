@@ -42,6 +42,7 @@ pub mod run;
 mod sealed;
 pub mod selection;
 pub mod session;
+pub mod sessions;
 pub mod snapshot;
 pub mod sweep;
 
@@ -59,7 +60,8 @@ pub use reader::SnapshotReader;
 pub use record::{BodyLocation, RecordBatch, RecordRef};
 pub use repository::{Parameters, Repository, SnapshotFilter, SnapshotListing};
 pub use selection::Selection;
-pub use session::{Plan, Session, SessionOptions, SnapshotDraft, Totals};
+pub use session::{Plan, Session, SessionOptions, SnapshotDraft, Totals, UnfinishedRange};
+pub use sessions::OpenSession;
 pub use snapshot::{
     Consistency, Decision, RangeTime, ReadMode, RunRef, Snapshot, SnapshotKind, SnapshotStats,
 };

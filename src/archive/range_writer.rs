@@ -104,7 +104,7 @@ impl WriteStats {
 pub struct RangeOutput {
     /// The range.
     pub range: KeyRange,
-    /// Where a range that is not finished has got to: the first key not covered. `None`: finished.
+    /// How far a range that is not finished has got: the last key that is covered. `None`: it is finished.
     pub cursor: Option<DocumentKey>,
     /// What was done.
     pub stats: WriteStats,
@@ -154,6 +154,11 @@ pub struct RangeWriter {
     uploads: JoinSet<Result<Upload>>,
     stats: WriteStats,
     tally: Tally,
+    /// What was done before the checkpoint that this writer goes on from.
+    before: WriteStats,
+    /// The number of its next checkpoint.
+    checkpoint: u64,
+    checkpoint_wanted: bool,
 }
 
 /// An index chunk of the range.
@@ -207,7 +212,40 @@ impl RangeWriter {
             uploads: JoinSet::new(),
             stats: WriteStats::default(),
             tally: Tally::default(),
+            before: WriteStats::default(),
+            checkpoint: 1,
+            checkpoint_wanted: false,
         }
+    }
+
+    /// A writer that goes on after a checkpoint, which ended with a segment.
+    pub(crate) fn resume(
+        session: Arc<SessionShared>,
+        reads: KeyRange,
+        output: RangeOutput,
+        checkpoint: u64,
+    ) -> Self {
+        let kept = output
+            .entries
+            .into_iter()
+            .map(|entry| Listed::Kept(Box::new(entry)));
+        Self {
+            entries: kept.collect(),
+            before: output.stats,
+            checkpoint,
+            ..Self::new(session, output.range, reads, true, false)
+        }
+    }
+
+    /// Asks for a checkpoint at the end of the present segment: what comes before it need not be read again when this
+    /// process ends early.
+    pub fn want_checkpoint(&mut self) {
+        self.checkpoint_wanted = true;
+    }
+
+    /// Whether a checkpoint that was asked for is still to come.
+    pub fn wants_checkpoint(&self) -> bool {
+        self.checkpoint_wanted
     }
 
     /// A writer of exactly the records in the range.
@@ -291,6 +329,9 @@ impl RangeWriter {
         self.append_body(document.body).await?;
         if natural_cut {
             self.end_segment().await?;
+            if self.checkpoint_wanted && verdict == Verdict::Own {
+                self.write_checkpoint(document.key).await?;
+            }
         }
         self.broken = false;
         Ok(match verdict {
@@ -369,11 +410,15 @@ impl RangeWriter {
         if self.segment_len > 0 {
             self.end_segment().await?;
         }
+        self.settle().await
+    }
+
+    /// Ends the index chunk in the making and waits for all uploads. Says what there is: no segment may be open.
+    async fn settle(&mut self) -> Result<(Vec<IndexEntry>, WriteStats)> {
         self.end_index().await?;
         while let Some(upload) = self.uploads.join_next().await {
             self.uploaded(upload??);
         }
-        (self.stats.collections, self.stats.collection_groups) = self.tally.named();
         let mut entries = Vec::with_capacity(self.entries.len());
         for listed in std::mem::take(&mut self.entries) {
             entries.push(match listed {
@@ -384,7 +429,32 @@ impl RangeWriter {
                 Listed::Kept(entry) => *entry,
             });
         }
-        Ok((entries, std::mem::take(&mut self.stats)))
+        self.segments.clear();
+        let mut stats = self.stats.clone();
+        (stats.collections, stats.collection_groups) = self.tally.named();
+        stats.add(&self.before);
+        Ok((entries, stats))
+    }
+
+    /// Writes down what is done, up to `last`, the end of a segment.
+    async fn write_checkpoint(&mut self, last: &[u8]) -> Result<()> {
+        let (entries, stats) = self.settle().await?;
+        let output = RangeOutput {
+            range: self.range.clone(),
+            cursor: Some(DocumentKey::from_bytes(last)),
+            stats,
+            entries,
+            held: None,
+        };
+        self.session.write_progress(&output, self.checkpoint).await?;
+        let kept = output
+            .entries
+            .into_iter()
+            .map(|entry| Listed::Kept(Box::new(entry)));
+        self.entries = kept.collect();
+        self.checkpoint += 1;
+        self.checkpoint_wanted = false;
+        Ok(())
     }
 
     fn check_usable(&self) -> Result<()> {

@@ -5,7 +5,7 @@
 //! stays while the session is undecided. Workers begin only from the plan. The commit is one create-only put; so is an abort,
 //! and whichever comes first decides.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ use super::snapshot::{
     AbortRecord, Consistency, Decision, ReadMode, RunRef, Snapshot, SnapshotKind, SnapshotStats,
     range_as_hex, rfc3339,
 };
-use crate::document::{DatabaseName, KeyRange, Timestamp};
+use crate::document::{DatabaseName, DocumentKey, KeyRange, Timestamp};
 use crate::store::StoreError;
 
 /// How often a worker shows that it lives.
@@ -142,6 +142,32 @@ pub struct Totals {
 pub struct Session {
     shared: Arc<SessionShared>,
     _heartbeat: Heartbeat,
+}
+
+/// A range of a session that nobody has finished.
+#[derive(Clone, Debug)]
+pub struct UnfinishedRange {
+    /// The range.
+    pub range: KeyRange,
+    checkpoint: Option<RangeOutput>,
+    next: u64,
+}
+
+impl UnfinishedRange {
+    /// A range that nobody has begun.
+    pub fn new(range: KeyRange) -> Self {
+        Self {
+            range,
+            checkpoint: None,
+            next: 1,
+        }
+    }
+
+    /// The last document that need not be read again, and how many there are up to it.
+    pub fn covered(&self) -> Option<(&DocumentKey, u64)> {
+        let checkpoint = self.checkpoint.as_ref()?;
+        Some((checkpoint.cursor.as_ref()?, checkpoint.stats.documents))
+    }
 }
 
 /// What range writers need of their session.
@@ -311,6 +337,58 @@ impl Session {
         LayerWriter::new(Arc::clone(&self.shared), range)
     }
 
+    /// The plan's ranges that are not finished, in key order, with how far they have got.
+    pub async fn unfinished_ranges(&self) -> Result<Vec<UnfinishedRange>> {
+        let folder = format!("{}/checkpoints", self.shared.id.folder());
+        let mut written: HashMap<String, u64> = HashMap::new();
+        let mut finished: HashSet<String> = HashSet::new();
+        let mut objects = self.shared.repository.store().list(&folder);
+        while let Some(object) = objects.try_next().await? {
+            let Some((range, number)) = object.name.rsplit_once('-') else {
+                continue;
+            };
+            match number.parse() {
+                Ok(0) => {
+                    finished.insert(range.to_owned());
+                }
+                Ok(number) => {
+                    let newest = written.entry(range.to_owned()).or_insert(number);
+                    *newest = number.max(*newest);
+                }
+                Err(_) => {}
+            }
+        }
+        let mut unfinished = Vec::new();
+        for range in &self.shared.plan.ranges {
+            let name = self.shared.checkpoint_name(range, 0)?;
+            let name = name.trim_end_matches("-0");
+            if finished.contains(name) {
+                continue;
+            }
+            let written = written.get(name).copied();
+            let checkpoint = match written {
+                Some(number) => Some(self.shared.read_checkpoint(&format!("{name}-{number}")).await?),
+                None => None,
+            };
+            unfinished.push(UnfinishedRange {
+                range: range.clone(),
+                checkpoint: checkpoint.filter(|checkpoint| checkpoint.range == *range),
+                next: written.unwrap_or(0) + 1,
+            });
+        }
+        Ok(unfinished)
+    }
+
+    /// Like [`Session::range_writer`], for a range that goes on where its last checkpoint ended.
+    pub fn resume_range_writer(&self, unfinished: UnfinishedRange) -> RangeWriter {
+        let mut writer = self.range_writer(unfinished.range);
+        if let Some(checkpoint) = unfinished.checkpoint {
+            let reads = writer.reads().clone();
+            writer = RangeWriter::resume(Arc::clone(&self.shared), reads, checkpoint, unfinished.next);
+        }
+        writer
+    }
+
     /// The ranges that are finished, by any worker, in key order.
     pub async fn finished_ranges(&self) -> Result<Vec<RangeOutput>> {
         let folder = format!("{}/checkpoints", self.shared.id.folder());
@@ -320,6 +398,7 @@ impl Session {
             .store()
             .list(&folder)
             .map_ok(|object| object.name)
+            .try_filter(|name| std::future::ready(name.ends_with("-0")))
             .try_collect()
             .await?;
         let mut outputs: Vec<RangeOutput> = futures::stream::iter(names)
@@ -520,10 +599,30 @@ impl SessionShared {
         Ok(Stored { chunk, found })
     }
 
+    /// Writes down how far a range has got. Another worker of the same range may have been there before: then its word stands
+    /// as well.
+    pub(crate) async fn write_progress(&self, output: &RangeOutput, number: u64) -> Result<()> {
+        let name = self.checkpoint_name(&output.range, number)?;
+        let sealed = sealed::encode(SealedKind::Checkpoint, output)?;
+        match self.repository.store().put_new(&name, sealed).await {
+            Ok(()) | Err(StoreError::AlreadyExists { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Number 0 is that of a finished range.
+    fn checkpoint_name(&self, range: &KeyRange, number: u64) -> Result<String> {
+        let digest = blake3::hash(&sealed::pack(range)?).to_hex();
+        Ok(format!(
+            "{}/checkpoints/{}-{number}",
+            self.id.folder(),
+            &digest[..16]
+        ))
+    }
+
     /// Writes a range's checkpoint; when another worker finished the same range first, its output is the one that counts.
     pub(crate) async fn write_checkpoint(&self, output: RangeOutput) -> Result<RangeOutput> {
-        let digest = blake3::hash(&sealed::pack(&output.range)?);
-        let name = format!("{}/checkpoints/{}-0", self.id.folder(), &digest.to_hex()[..16]);
+        let name = self.checkpoint_name(&output.range, 0)?;
         let sealed = sealed::encode(SealedKind::Checkpoint, &output)?;
         match self.repository.store().put_new(&name, sealed).await {
             Ok(()) => {

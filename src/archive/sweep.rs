@@ -17,6 +17,8 @@ mod delete;
 mod reach;
 mod survey;
 
+pub(super) use survey::session_of;
+
 use std::collections::HashSet;
 use std::time::Duration;
 

@@ -15,6 +15,7 @@ use super::compared::{Changes, Comparer, Comparison};
 use crate::archive::{LayerWriter, ReadMode, Session};
 use crate::document::{DocumentBatch, DocumentPath, KeyRange};
 use crate::progress::Progress;
+use crate::stop::Stop;
 
 /// Batches of changes of one range that are fetched at the same time.
 const FETCHES_PER_RANGE: usize = 4;
@@ -34,6 +35,7 @@ pub(super) struct LayerContext {
     session: Arc<Session>,
     fetches: Arc<Semaphore>,
     progress: Progress,
+    stop: Stop,
 }
 
 /// How a range was left.
@@ -44,12 +46,13 @@ enum Left {
 }
 
 impl LayerContext {
-    pub(super) fn new(comparison: Comparison, session: Arc<Session>, progress: Progress) -> Self {
+    pub(super) fn new(comparison: Comparison, session: Arc<Session>, stop: Stop, progress: Progress) -> Self {
         Self {
             comparison,
             session,
             fetches: Arc::new(Semaphore::new(FETCHES)),
             progress,
+            stop,
         }
     }
 
@@ -91,6 +94,10 @@ impl LayerContext {
                 return Ok(Left::Misled(path));
             }
             self.write(changes, &mut writer).await?;
+            if self.stop.is_requested() {
+                // What is finished is kept; this range is small, and is read again.
+                return Ok(Left::Done);
+            }
         }
         drop(changes);
         let output = writer.finish().await?;

@@ -1,38 +1,44 @@
 //! Backs up one range: what is in it, less what the range before owns, and what the range after has of it.
 
+use std::time::{Duration, Instant};
+
 use tokio::sync::oneshot;
 use tracing::debug;
 
 use super::BackupError;
 use super::head::{HeadBudget, HeadKeeper, NextHead};
 use super::reading::Reading;
-use crate::archive::{Flow, RangeWriter, Selection};
+use crate::archive::{Flow, RangeWriter, Selection, UnfinishedRange};
 use crate::document::{DocumentBatch, DocumentKey, KeyRange, Timestamp};
 use crate::firestore::{Firestore, ScanOptions};
 use crate::progress::Progress;
+use crate::stop::Stop;
 
 /// A range, and its ties to the ranges before and after it.
 pub(super) struct RangeJob {
-    range: KeyRange,
+    range: UnfinishedRange,
     head: HeadKeeper,
     next: Option<NextHead>,
 }
 
 impl RangeJob {
-    pub(super) fn range(&self) -> &KeyRange {
+    pub(super) fn range(&self) -> &UnfinishedRange {
         &self.range
     }
 }
 
 /// Ties ranges together where one begins at the other's end. They must be started in order, and `parallel` at a time: a
 /// range waits for the head of the one after it, so alone it waits for nothing and reads for itself.
-pub(super) fn jobs(ranges: Vec<KeyRange>, parallel: usize) -> Vec<RangeJob> {
+pub(super) fn jobs(ranges: Vec<UnfinishedRange>, parallel: usize) -> Vec<RangeJob> {
     let budget = HeadBudget::new();
     let mut jobs: Vec<RangeJob> = Vec::with_capacity(ranges.len());
-    for range in ranges {
+    for unfinished in ranges {
+        let range = &unfinished.range;
+        // One that goes on from a checkpoint does not read its head again.
+        let reads_head = range.start.is_some() && unfinished.covered().is_none();
         let before = jobs
             .last_mut()
-            .filter(|before| parallel > 1 && range.start.is_some() && before.range.end == range.start);
+            .filter(|before| parallel > 1 && reads_head && before.range.range.end == range.start);
         let to = before.map(|before| {
             let (to, next) = oneshot::channel();
             before.next = Some(next);
@@ -41,35 +47,57 @@ pub(super) fn jobs(ranges: Vec<KeyRange>, parallel: usize) -> Vec<RangeJob> {
         jobs.push(RangeJob {
             head: HeadKeeper::new(to, range.end.clone(), budget.clone()),
             next: None,
-            range,
+            range: unfinished,
         });
     }
     jobs
 }
 
-/// Reads a range and writes what it owns.
+/// What all ranges of a backup share.
+#[derive(Clone)]
+pub(super) struct RangeContext {
+    pub(super) database: Firestore,
+    pub(super) selection: Selection,
+    pub(super) read_time: Timestamp,
+    pub(super) checkpoint_every: Duration,
+    pub(super) stop: Stop,
+    pub(super) progress: Progress,
+}
+
+/// Reads a range and writes what it owns. Asked to stop, it does at its next checkpoint, and the range stays unfinished.
 pub(super) async fn back_up(
-    database: Firestore,
+    context: RangeContext,
     writer: RangeWriter,
     job: RangeJob,
-    selection: Selection,
-    read_time: Timestamp,
-    progress: Progress,
 ) -> Result<(), BackupError> {
     let RangeJob { range, head, next } = job;
+    let after = range.covered().map(|(covered, _)| covered.clone());
+    let range = range.range;
+    let (database, read_time) = (context.database.clone(), context.read_time);
     let mut sink = Sink {
         writer,
         head,
-        groups: (!selection.collection_groups.is_empty()).then_some(selection),
-        progress,
+        groups: (!context.selection.collection_groups.is_empty()).then(|| context.selection.clone()),
+        context,
+        checkpoint_at: Instant::now(),
+        stopping: false,
     };
-    let read = |range| Reading::new(database.clone(), ScanOptions::new(range, read_time));
+    let read = |range, after| {
+        let options = ScanOptions {
+            after,
+            ..ScanOptions::new(range, read_time)
+        };
+        Reading::new(database.clone(), options)
+    };
     let mut flow = Flow::Continue;
-    let mut batches = read(range.clone());
+    let mut batches = read(range.clone(), after);
     while flow != Flow::Done
         && let Some(batch) = batches.next().await?
     {
         flow = sink.push(&batch).await?;
+        if sink.stops() {
+            return Ok(());
+        }
     }
     if sink.writer.is_before_first_cut() {
         sink.head.hand_over(next)?;
@@ -80,7 +108,7 @@ pub(super) async fn back_up(
         };
         // Without a start there is nothing left to read.
         if rest.start.is_some() && !rest.is_empty() {
-            let mut batches = read(rest);
+            let mut batches = read(rest, None);
             while let Some(batch) = batches.next().await? {
                 if sink.push(&batch).await? == Flow::Done {
                     break;
@@ -99,7 +127,11 @@ struct Sink {
     head: HeadKeeper,
     /// What is selected, where a range of keys does not say it.
     groups: Option<Selection>,
-    progress: Progress,
+    context: RangeContext,
+    /// When the last checkpoint was asked for.
+    checkpoint_at: Instant,
+    /// Whether it was the last: the one to stop at.
+    stopping: bool,
 }
 
 impl Sink {
@@ -128,9 +160,24 @@ impl Sink {
             }
         }
         let after = self.writer.stats();
-        self.progress
+        self.context
+            .progress
             .add(after.documents - before.0, after.raw_bytes - before.1);
         Ok(flow)
+    }
+
+    /// Asks for a checkpoint when one is due. Says whether it is time to stop: asked to, and nothing to be lost by it.
+    fn stops(&mut self) -> bool {
+        let stop = self.context.stop.is_requested();
+        if stop && (self.stopping && !self.writer.wants_checkpoint() || self.writer.is_before_first_cut()) {
+            return true;
+        }
+        if stop && !self.stopping || self.checkpoint_at.elapsed() >= self.context.checkpoint_every {
+            self.stopping = stop;
+            self.checkpoint_at = Instant::now();
+            self.writer.want_checkpoint();
+        }
+        false
     }
 
     /// Writes what the ranges after this one have of it. Says from where on the rest must be read; `None` if there is none.

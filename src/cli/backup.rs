@@ -15,6 +15,7 @@ use crate::archive::{ReadMode, Repository, Selection, Snapshot};
 use crate::backup::{BackupOptions, BackupStats, Parent, backup};
 use crate::document::CollectionPath;
 use crate::progress::Progress;
+use crate::stop::Stop;
 
 #[derive(Args, Debug)]
 pub(crate) struct BackupCommand {
@@ -78,6 +79,10 @@ struct Options {
     /// Build upon no snapshot: read and list every document anew. Data that is stored already is not stored again
     #[arg(long)]
     full: bool,
+    /// Go on with the newest backup of the same database and selection that was not finished, as of its time; begin a new
+    /// one if there is none, or if it is older than an hour
+    #[arg(long, conflicts_with_all = ["full", "parent"])]
+    resume: bool,
     /// Read collection by collection instead of all at once: slower, and a billed read more for every document. Done by
     /// itself where the server refuses queries over all collections
     #[arg(long)]
@@ -91,21 +96,31 @@ struct Options {
 }
 
 impl BackupAllCommand {
-    pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
+    /// Whether it can stop and go on later.
+    pub(crate) fn is_resumable(&self) -> bool {
+        self.options.is_resumable()
+    }
+
+    pub(crate) async fn run(self, global: &GlobalOptions, stop: Stop) -> anyhow::Result<Outcome> {
         BackupCommand {
             collections: Vec::new(),
             options: self.options,
         }
-        .run(global)
+        .run(global, stop)
         .await
     }
 }
 
 impl BackupCommand {
-    pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
+    /// Whether it can stop and go on later.
+    pub(crate) fn is_resumable(&self) -> bool {
+        self.options.is_resumable()
+    }
+
+    pub(crate) async fn run(self, global: &GlobalOptions, stop: Stop) -> anyhow::Result<Outcome> {
         let collections = root_collections(&self.collections)?;
         match self.options.format {
-            Format::Snapshot => self.options.take_snapshot(global, collections).await,
+            Format::Snapshot => self.options.take_snapshot(global, collections, stop).await,
             Format::Json => {
                 let folder = match self.options.output {
                     Some(folder) => folder,
@@ -123,10 +138,15 @@ impl BackupCommand {
 }
 
 impl Options {
+    fn is_resumable(&self) -> bool {
+        self.format == Format::Snapshot
+    }
+
     async fn take_snapshot(
         self,
         global: &GlobalOptions,
         collections: Vec<CollectionPath>,
+        stop: Stop,
     ) -> anyhow::Result<Outcome> {
         if self.output.is_some() || self.include_migrations {
             return Err(UsageError::new(
@@ -157,6 +177,9 @@ impl Options {
                 .host
                 .or_else(|| gethostname::gethostname().into_string().ok()),
             description: self.description,
+            resume: self.resume,
+            stop,
+            ..BackupOptions::default()
         };
         let progress = Arc::new(Progress::new());
         let display = ProgressDisplay::start("backing up", &progress, global.quiet);

@@ -23,6 +23,7 @@ mod output;
 mod progress;
 mod restore;
 mod sandbox;
+mod sessions;
 mod show;
 mod snapshot_filter;
 mod snapshots;
@@ -43,8 +44,11 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::archive::lease;
 use options::GlobalOptions;
+
+use crate::archive::lease;
+use crate::backup::BackupError;
+use crate::stop::Stop;
 
 /// Back up, verify and restore Google Cloud Firestore
 #[derive(Parser, Debug)]
@@ -92,6 +96,8 @@ enum Command {
     Export(export::ExportCommand),
     /// Write JSON files into a database
     Import(import::ImportCommand),
+    /// List the backups that are under way or were left unfinished
+    Sessions(sessions::SessionsCommand),
     /// Merge the layers of a snapshot into one
     Compact(compact::CompactCommand),
     /// Show the database and the last backups at a glance
@@ -115,6 +121,8 @@ pub(crate) enum Outcome {
     NeedsLook,
 }
 
+/// How long an interrupted backup takes to reach a place where it can go on.
+const STOP_PATIENCE: Duration = Duration::from_secs(15);
 /// How long an interrupted command waits for its leases to be removed.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -181,14 +189,27 @@ fn start(cli: Cli) -> anyhow::Result<Outcome> {
         .build()
         .context("cannot start the runtime")?;
     let left = cli.command.left_by_an_interruption();
+    let resumable = cli.command.is_resumable();
     // On a worker and not on this thread: what a connection has received is then taken up where it is still in the cache.
     let command = runtime.spawn(async move {
+        let stop = Stop::default();
+        let mut work = std::pin::pin!(run(&cli.global, cli.command, stop.clone()));
         tokio::select! {
-            outcome = run(&cli.global, cli.command) => outcome,
-            () = interrupted() => match left {
-                Some(left) => Err(anyhow::Error::new(Interrupted(left))),
-                None => Ok(Outcome::Done),
-            },
+            outcome = &mut work => return outcome,
+            () = interrupted() => {}
+        }
+        if resumable {
+            tracing::warn!("stopping where the backup can go on later; once more, and it stops at once");
+            stop.request();
+            tokio::select! {
+                outcome = &mut work => return outcome,
+                () = interrupted() => {}
+                () = tokio::time::sleep(STOP_PATIENCE) => {}
+            }
+        }
+        match left {
+            Some(left) => Err(anyhow::Error::new(Interrupted(left))),
+            None => Ok(Outcome::Done),
         }
     });
     let outcome = runtime
@@ -204,11 +225,11 @@ fn start(cli: Cli) -> anyhow::Result<Outcome> {
     outcome
 }
 
-async fn run(global: &GlobalOptions, command: Command) -> anyhow::Result<Outcome> {
+async fn run(global: &GlobalOptions, command: Command, stop: Stop) -> anyhow::Result<Outcome> {
     match command {
         Command::Init(command) => command.run(global).await,
-        Command::Backup(command) => command.run(global).await,
-        Command::BackupAll(command) => command.run(global).await,
+        Command::Backup(command) => command.run(global, stop).await,
+        Command::BackupAll(command) => command.run(global, stop).await,
         Command::ListBackups(command) => command.run(global).await,
         Command::Show(command) => command.run(global).await,
         Command::Ls(command) => command.run(global).await,
@@ -219,6 +240,7 @@ async fn run(global: &GlobalOptions, command: Command) -> anyhow::Result<Outcome
         Command::Clean(command) => command.run(global).await,
         Command::Export(command) => command.run(global).await,
         Command::Import(command) => command.run(global).await,
+        Command::Sessions(command) => command.run(global).await,
         Command::Compact(command) => command.run(global).await,
         Command::Status(command) => command.run(global).await,
         Command::Doctor(command) => command.run(global).await,
@@ -233,13 +255,24 @@ async fn run(global: &GlobalOptions, command: Command) -> anyhow::Result<Outcome
 struct Interrupted(&'static str);
 
 impl Command {
+    /// Whether the command can stop and go on later.
+    fn is_resumable(&self) -> bool {
+        match self {
+            Self::Backup(command) => command.is_resumable(),
+            Self::BackupAll(command) => command.is_resumable(),
+            _ => false,
+        }
+    }
+
     /// What a signal leaves behind when it ends the command early; `None` where it is the ordinary end.
     fn left_by_an_interruption(&self) -> Option<&'static str> {
         Some(match self {
             Self::Sandbox(_) => return None,
-            Self::Backup(_) | Self::BackupAll(_) => {
-                "the backup is not finished, and there is no snapshot of it"
+            Self::Backup(_) | Self::BackupAll(_) if self.is_resumable() => {
+                "the backup is not finished, and there is no snapshot of it; `firebank backup --resume` goes on from its last \
+                 checkpoints, within an hour after it began"
             }
+            Self::Backup(_) | Self::BackupAll(_) => "the backup is not finished",
             Self::Restore(_) | Self::Import(_) => {
                 "the documents that were written stay written; the same command again writes them all"
             }
@@ -290,6 +323,7 @@ fn exit_code(error: &anyhow::Error) -> Option<u8> {
     Some(match error {
         error if error.is::<UsageError>() || error.is::<Refused>() => EXIT_USAGE,
         error if error.is::<Interrupted>() => EXIT_INTERRUPTED,
+        error if matches!(error.downcast_ref(), Some(BackupError::Stopped { .. })) => EXIT_INTERRUPTED,
         error => match error.downcast_ref::<output::OutputError>() {
             Some(error) if error.is_broken_pipe() => return None,
             _ => EXIT_FAILED,

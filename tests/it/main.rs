@@ -35,6 +35,7 @@ mod leases;
 mod protocol_model;
 mod prune;
 mod prune_beside;
+mod resume;
 mod retention;
 mod roundtrip;
 mod sandbox;

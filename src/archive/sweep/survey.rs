@@ -123,7 +123,7 @@ async fn store_time(store: &Store) -> Result<DateTime<Utc>> {
 }
 
 /// The session that an object below `sessions/` belongs to. Names of sessions (`sessions/by-name/…`) belong to none.
-pub(super) fn session_of(name: &str) -> Option<SessionId> {
+pub(in crate::archive) fn session_of(name: &str) -> Option<SessionId> {
     let (session, _) = name.strip_prefix("sessions/")?.split_once('/')?;
     session.parse().ok()
 }
