@@ -38,6 +38,7 @@ pub mod snapshot;
 pub use check::{CheckStats, DamageReport, DataSubset, check_contents, check_presence};
 pub use chunk::ChunkKind;
 pub use counts::{Count, Counts};
+pub use documents::DocumentSink;
 pub use error::{ArchiveError, Damage, DamageKind, Result};
 pub use ids::{ChunkId, ChunkRef, LeaseId, RepositoryId, RunId, SessionId, SnapshotId};
 pub use range_writer::{Flow, RangeOutput, RangeWriter, StoredDocument, WriteStats};

@@ -28,7 +28,9 @@ mod throttle;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use bulk_write::{BulkWriter, FailureSink, WriteFailure, WriteMode, WriteOptions, WriteStats};
+pub use bulk_write::{
+    BulkWriter, EncodedWrites, FailureSink, WriteEncoder, WriteFailure, WriteMode, WriteOptions, WriteStats,
+};
 pub use connect::{ConnectOptions, Target};
 pub use credentials::Credentials;
 pub use dead_letter::DeadLetterFile;
