@@ -14,11 +14,11 @@ use futures::{StreamExt, TryStreamExt, stream};
 use tokio::sync::mpsc;
 use tonic::Code;
 
-use crate::archive::{ArchiveError, Lease, SnapshotReader};
-use crate::document::{DocumentBatch, DocumentPath, KeyRange, PathError};
+use crate::archive::{ArchiveError, DocumentSink, Lease, SnapshotReader};
+use crate::document::{DocumentPath, DocumentRef, KeyRange, PathError};
 use crate::firestore::{
-    self, BulkWriter, DeadLetterFile, FailureSink, Firestore, WriteFailure, WriteMode, WriteOptions,
-    WriteStats,
+    self, BulkWriter, DeadLetterFile, EncodedWrites, FailureSink, Firestore, WriteEncoder, WriteFailure,
+    WriteMode, WriteOptions, WriteStats,
 };
 use crate::path_filter::PathFilter;
 use crate::progress::Progress;
@@ -164,27 +164,25 @@ async fn restore_all(
     let (sink, existing) = options.sink();
     let mut writer = BulkWriter::new(database, options.write, sink);
 
-    let (sender, mut batches) = mpsc::channel::<DocumentBatch>(WAITING_BATCHES);
+    let (sender, mut batches) = mpsc::channel::<Encoded>(WAITING_BATCHES);
+    let encoders: Vec<Encode> = ranges
+        .iter()
+        .map(|_| Encode::new(writer.encoder(), &options.filter))
+        .collect();
     let read = async move {
-        stream::iter(ranges)
-            .map(|range| read_range(reader, range, sender.clone()))
+        stream::iter(ranges.into_iter().zip(encoders))
+            .map(|(range, encoder)| read_range(reader, range, encoder, sender.clone()))
             .buffer_unordered(options.parallel.max(1))
             .try_for_each(|()| async { Ok(()) })
             .await
     };
-    let filter = &options.filter;
     let write = async {
         let mut totals = RestoreTotals::default();
-        while let Some(batch) = batches.recv().await {
-            let before = (totals.documents, totals.bytes);
-            for document in batch.iter() {
-                let path = document.path()?;
-                if filter.matches(&path) {
-                    totals.add(document.body);
-                    writer.put(&path, document.body).await?;
-                }
-            }
-            progress.add(totals.documents - before.0, totals.bytes - before.1);
+        while let Some(Encoded { writes, read }) = batches.recv().await {
+            writer.submit(writes).await?;
+            progress.add(read.documents, read.bytes);
+            totals.documents += read.documents;
+            totals.bytes += read.bytes;
         }
         Ok::<_, RestoreError>(totals)
     };
@@ -223,16 +221,83 @@ async fn split_ranges(
 async fn read_range(
     reader: &SnapshotReader,
     range: KeyRange,
-    batches: mpsc::Sender<DocumentBatch>,
+    encoder: Encode,
+    batches: mpsc::Sender<Encoded>,
 ) -> Result<(), RestoreError> {
-    let mut documents = pin!(reader.documents(range));
-    while let Some(batch) = documents.try_next().await? {
-        if batches.send(batch).await.is_err() {
+    let mut documents = pin!(reader.documents_into(range, encoder));
+    while let Some(encoded) = documents.try_next().await? {
+        if batches.send(encoded?).await.is_err() {
             // The writer has failed, and its error is the one to report.
             return Ok(());
         }
     }
     Ok(())
+}
+
+/// Encodes the chosen documents of a range where they are decoded: their bytes are at hand there, and all cores take part.
+struct Encode {
+    encoder: WriteEncoder,
+    filter: PathFilter,
+    /// The memory of paths.
+    path: String,
+    read: RestoreTotals,
+    failed: Option<RestoreError>,
+}
+
+/// Writes that are encoded.
+struct Encoded {
+    writes: EncodedWrites,
+    /// The documents that were looked at since the last ones.
+    read: RestoreTotals,
+}
+
+impl Encode {
+    fn new(encoder: WriteEncoder, filter: &PathFilter) -> Self {
+        Self {
+            encoder,
+            filter: filter.clone(),
+            path: String::new(),
+            read: RestoreTotals::default(),
+            failed: None,
+        }
+    }
+
+    fn put(&mut self, document: DocumentRef<'_>) -> Result<(), RestoreError> {
+        let path = DocumentPath::from_key_in(document.key, std::mem::take(&mut self.path))?;
+        if self.filter.matches(&path) {
+            self.read.add(document.body);
+            self.encoder.put(&path, document.body)?;
+        }
+        self.path = path.into();
+        Ok(())
+    }
+}
+
+impl DocumentSink for Encode {
+    type Output = Result<Encoded, RestoreError>;
+
+    fn push(&mut self, document: DocumentRef<'_>) {
+        if self.failed.is_none() {
+            self.failed = self.put(document).err();
+        }
+    }
+
+    fn pass_on(&mut self) -> Self::Output {
+        match self.failed.take() {
+            Some(failed) => Err(failed),
+            None => Ok(Encoded {
+                writes: self.encoder.take_full(),
+                read: std::mem::take(&mut self.read),
+            }),
+        }
+    }
+
+    fn finish(self) -> Option<Self::Output> {
+        Some(Ok(Encoded {
+            writes: self.encoder.finish(),
+            read: self.read,
+        }))
+    }
 }
 
 /// What was handed to the writer.

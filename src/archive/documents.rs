@@ -5,6 +5,8 @@
 //! account of which decoded frames stay (least recently used go), windows are fetched ahead by one, and decoded in order
 //! on blocking threads: each frame is fetched, decompressed and hashed once.
 
+mod decode;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,14 +14,15 @@ use bytes::Bytes;
 use futures::stream::{self, Stream, StreamExt, TryStreamExt};
 use tokio::task::JoinHandle;
 
-use super::chunk::{FrameRow, FrameTable, header_len, with_decoder};
-use super::error::{ArchiveError, DamageKind, Result, show_key};
+use super::chunk::{FrameRow, FrameTable, header_len};
+use super::error::{ArchiveError, DamageKind, Result};
 use super::ids::{ChunkId, ChunkRef, SessionId};
 use super::reader::data_table;
 use super::record::{BodyLocation, RecordBatch};
 use super::repository::Repository;
 use crate::document::{DocumentBatch, DocumentRef};
 use crate::store::Store;
+use decode::{Frames, decode_window};
 
 /// Bytes of frames that a window fetches at most, unless one document needs more.
 const WINDOW_LEN: u64 = 4 << 20;
@@ -39,12 +42,66 @@ type Tables = HashMap<(ChunkId, SessionId), Arc<FrameTable>>;
 /// A frame of a stored chunk.
 type FrameKey = (ChunkId, SessionId, u32);
 
+/// Takes documents in, in order, while the bytes that they are decoded from are at hand. It works on blocking threads.
+pub trait DocumentSink: Send + 'static {
+    /// What it makes of them.
+    type Output: Send + 'static;
+
+    /// So many documents follow, with so many bytes of keys and bodies.
+    fn expect(&mut self, documents: usize, key_bytes: usize, body_bytes: usize) {
+        let _ = (documents, key_bytes, body_bytes);
+    }
+
+    /// The next document.
+    fn push(&mut self, document: DocumentRef<'_>);
+
+    /// Called every few thousand documents: what there is to pass on.
+    fn pass_on(&mut self) -> Self::Output;
+
+    /// What is left after the last document.
+    fn finish(self) -> Option<Self::Output>;
+}
+
+/// Packs documents into batches.
+#[derive(Default)]
+struct Pack(DocumentBatch);
+
+impl DocumentSink for Pack {
+    type Output = DocumentBatch;
+
+    fn expect(&mut self, documents: usize, key_bytes: usize, body_bytes: usize) {
+        self.0 = DocumentBatch::with_capacity(documents, key_bytes, body_bytes);
+    }
+
+    fn push(&mut self, document: DocumentRef<'_>) {
+        self.0.push(document);
+    }
+
+    fn pass_on(&mut self) -> DocumentBatch {
+        std::mem::take(&mut self.0)
+    }
+
+    fn finish(self) -> Option<DocumentBatch> {
+        None
+    }
+}
+
 /// The documents of records, in their order.
 pub(crate) fn stream(
     repository: &Repository,
     records: impl Stream<Item = Result<RecordBatch>> + Send + 'static,
     runs: usize,
 ) -> impl Stream<Item = Result<DocumentBatch>> + Send + 'static {
+    stream_into(repository, records, runs, Pack::default())
+}
+
+/// What a sink makes of the documents of records.
+pub(crate) fn stream_into<Sink: DocumentSink>(
+    repository: &Repository,
+    records: impl Stream<Item = Result<RecordBatch>> + Send + 'static,
+    runs: usize,
+    sink: Sink,
+) -> impl Stream<Item = Result<Sink::Output>> + Send + 'static {
     let parameters = repository.parameters();
     let frame_len = parameters.frame_len;
     let planner = Planner {
@@ -64,26 +121,32 @@ pub(crate) fn stream(
     })
     .map_ok(move |window| fetcher.clone().spawn(window))
     .try_buffered(2);
-    let state = (fetched.boxed(), Frames::new(), repository.clone());
-    stream::try_unfold(state, |(mut fetched, mut frames, repository)| async move {
-        let Some(window) = fetched.try_next().await? else {
+    let state = Some((fetched.boxed(), Frames::default(), repository.clone(), sink));
+    stream::try_unfold(state, |state| async move {
+        let Some((mut fetched, mut frames, repository, mut sink)) = state else {
             return Ok(None);
         };
+        let Some(window) = fetched.try_next().await? else {
+            return Ok(sink.finish().map(|left| (left, None)));
+        };
         let at_work = repository.clone();
-        let (batch, frames) = tokio::task::spawn_blocking(move || {
-            let batch = window.assemble(&mut frames, &at_work)?;
-            Ok::<_, ArchiveError>((batch, frames))
+        let (output, frames, sink) = tokio::task::spawn_blocking(move || {
+            decode_window(window, &mut frames, &at_work, &mut sink)?;
+            Ok::<_, ArchiveError>((sink.pass_on(), frames, sink))
         })
         .await??;
-        Ok(Some((batch, (fetched, frames, repository))))
+        Ok(Some((output, Some((fetched, frames, repository, sink)))))
     })
 }
 
 /// Which frames are decoded and at hand after the windows planned so far, with when they were last wanted.
 struct Resident {
     capacity: usize,
+    /// The number of the record, counted over all windows, that wanted it last.
     used: HashMap<FrameKey, u64>,
     clock: u64,
+    /// The one frame that the last record lies in; its time is noted when another is wanted.
+    latest: Option<FrameKey>,
 }
 
 impl Resident {
@@ -92,11 +155,20 @@ impl Resident {
             capacity,
             used: HashMap::new(),
             clock: 0,
+            latest: None,
         }
     }
 
-    /// The frames that go after a window, the least recently used first.
-    fn evict(&mut self) -> Vec<FrameKey> {
+    /// Notes when the latest frame was wanted last.
+    fn settle(&mut self) {
+        if let Some(latest) = self.latest.take() {
+            self.used.insert(latest, self.clock);
+        }
+    }
+
+    /// The frames that go with a window, each with the record that wants it last: that one first that goes first.
+    fn evict(&mut self) -> Vec<(u64, FrameKey)> {
+        self.settle();
         let excess = self.used.len().saturating_sub(self.capacity);
         let mut by_age: Vec<(u64, FrameKey)> = self.used.iter().map(|(key, used)| (*used, *key)).collect();
         by_age.sort_unstable();
@@ -104,7 +176,7 @@ impl Resident {
         for (_, key) in &by_age {
             self.used.remove(key);
         }
-        by_age.into_iter().map(|(_, key)| key).collect()
+        by_age
     }
 }
 
@@ -114,7 +186,8 @@ struct Window {
     first: usize,
     end: usize,
     fetch: BTreeMap<FrameKey, ChunkRef>,
-    evict: Vec<FrameKey>,
+    /// By the record, of the batch, that needs them last.
+    evict: Vec<(usize, FrameKey)>,
 }
 
 impl Window {
@@ -151,6 +224,7 @@ impl Planner {
         }
         let frame_len = u64::from(self.frame_len);
         let first = self.next;
+        let clock = self.resident.clock;
         let mut fetch = BTreeMap::new();
         let mut body_bytes = 0;
         while let Some(record) = self.batch.get(self.next) {
@@ -159,10 +233,15 @@ impl Planner {
             };
             let frames = frames_of(&body, self.frame_len);
             let key = |frame| (body.chunk.id, body.chunk.session, frame);
-            let new = frames
-                .clone()
-                .filter(|&frame| !self.resident.used.contains_key(&key(frame)))
-                .count();
+            // Most bodies lie in the frame that the one before lies in.
+            let same = frames.len() == 1 && self.resident.latest == Some(key(frames.start));
+            let new = match same {
+                true => 0,
+                false => frames
+                    .clone()
+                    .filter(|&frame| !self.resident.used.contains_key(&key(frame)))
+                    .count(),
+            };
             let bytes = (fetch.len() + new) as u64 * frame_len;
             let full = bytes > WINDOW_LEN.max(2 * frame_len)
                 || body_bytes + u64::from(body.length) > WINDOW_LEN
@@ -171,25 +250,36 @@ impl Planner {
                 break;
             }
             body_bytes += u64::from(body.length);
+            if !same {
+                self.resident.settle();
+            }
             self.resident.clock += 1;
-            for frame in frames {
-                if self
-                    .resident
-                    .used
-                    .insert(key(frame), self.resident.clock)
-                    .is_none()
-                {
-                    fetch.insert(key(frame), body.chunk);
+            if !same {
+                for frame in frames {
+                    if self
+                        .resident
+                        .used
+                        .insert(key(frame), self.resident.clock)
+                        .is_none()
+                    {
+                        fetch.insert(key(frame), body.chunk);
+                    }
+                    self.resident.latest = Some(key(frame));
                 }
             }
             self.next += 1;
         }
+        let evict = self.resident.evict().into_iter().map(|(used, key)| {
+            // Frames of earlier windows go at once.
+            let record = used.saturating_sub(clock + 1) as usize;
+            (first + record, key)
+        });
         Ok(Some(Window {
             batch: Arc::clone(&self.batch),
             first,
+            evict: evict.collect(),
             end: self.next,
             fetch,
-            evict: self.resident.evict(),
         }))
     }
 }
@@ -339,83 +429,5 @@ impl Fetcher {
         }
         tables.insert(key, Arc::clone(&table));
         Ok((table, bytes))
-    }
-}
-
-/// Decoded frames at hand.
-struct Frames(HashMap<FrameKey, Vec<u8>>);
-
-impl Frames {
-    fn new() -> Self {
-        Self(HashMap::new())
-    }
-}
-
-impl Fetched {
-    /// Decodes and verifies the frames and copies the bodies together.
-    fn assemble(self, frames: &mut Frames, repository: &Repository) -> Result<DocumentBatch> {
-        for (key, row, stored) in &self.frames {
-            let mut plain = Vec::with_capacity(row.raw_len as usize);
-            let name = super::ids::chunk_name(&key.0, key.1);
-            with_decoder(|decoder| decoder.decode(&name, row, stored, &mut plain))
-                .map_err(|error| self.window.locate(error))?;
-            frames.0.insert(*key, plain);
-        }
-        let records = (self.window.first..self.window.end).filter_map(|number| self.window.batch.get(number));
-        let (keys, bodies) = records.fold((0, 0), |(keys, bodies), record| {
-            (keys + record.key.len(), bodies + record.length() as usize)
-        });
-        let mut documents = DocumentBatch::with_capacity(self.window.end - self.window.first, keys, bodies);
-        let mut scratch = Vec::new();
-        for number in self.window.first..self.window.end {
-            let Some(record) = self.window.batch.get(number) else {
-                break;
-            };
-            let Some(body) = record.body else { continue };
-            let wrong = |kind, what: &str| {
-                let damage = super::error::Damage::new(
-                    body.chunk.name(),
-                    kind,
-                    format!("{} {what}", show_key(record.key)),
-                );
-                ArchiveError::Damaged(Box::new(damage.within(record.key, record.key)))
-            };
-            let start = (body.offset % self.frame_len) as usize;
-            let key = |frame| (body.chunk.id, body.chunk.session, frame);
-            let mut spanned = frames_of(&body, self.frame_len);
-            let first = spanned.next().and_then(|frame| frames.0.get(&key(frame)));
-            let first = first.ok_or_else(|| wrong(DamageKind::Inconsistent, "has no frame"))?;
-            let length = body.length as usize;
-            let bytes = match first.get(start..start + length) {
-                Some(bytes) => bytes,
-                None => {
-                    scratch.clear();
-                    scratch.extend_from_slice(first.get(start..).unwrap_or_default());
-                    for frame in spanned {
-                        let frame = frames.0.get(&key(frame));
-                        let frame = frame.ok_or_else(|| wrong(DamageKind::Inconsistent, "has no frame"))?;
-                        let more = (length - scratch.len()).min(frame.len());
-                        scratch.extend_from_slice(&frame[..more]);
-                    }
-                    &scratch[..]
-                }
-            };
-            if bytes.len() != length || repository.body_hash(bytes) != record.body_hash {
-                return Err(wrong(
-                    DamageKind::Document,
-                    "has another body than its record says",
-                ));
-            }
-            documents.push(DocumentRef {
-                key: record.key,
-                create_time: record.create_time,
-                update_time: record.update_time,
-                body: bytes,
-            });
-        }
-        for key in &self.window.evict {
-            frames.0.remove(key);
-        }
-        Ok(documents)
     }
 }

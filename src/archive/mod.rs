@@ -51,6 +51,7 @@ pub use check::{CheckStats, DamageReport, DataSubset, check_contents, check_pres
 pub use chunk::ChunkKind;
 pub use compact::{due_runs, merge_range};
 pub use counts::{Count, Counts};
+pub use documents::DocumentSink;
 pub use error::{ArchiveError, Damage, DamageKind, Result};
 pub use ids::{ChunkId, ChunkRef, LeaseId, RepositoryId, RunId, SessionId, SnapshotId};
 pub use layer_writer::{Compared, LayerWriter};

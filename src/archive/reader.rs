@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::stream::{self, Stream, StreamExt, TryStreamExt};
 
 use super::chunk::{ChunkKind, FrameTable, header_len, with_decoder};
-use super::documents;
+use super::documents::{self, DocumentSink};
 use super::error::{ArchiveError, DamageKind, Result};
 use super::ids::{ChunkId, SnapshotId};
 use super::index_page::PageCursor;
@@ -323,6 +323,15 @@ impl SnapshotReader {
     /// The documents in a range, ascending, every body verified. Reads ahead by a few megabytes and no more.
     pub fn documents(&self, range: KeyRange) -> impl Stream<Item = Result<DocumentBatch>> + Send + 'static {
         documents::stream(&self.repository, self.records(range), self.runs.len())
+    }
+
+    /// What a sink makes of the documents in a range, ascending, every body verified: for who does not need them together.
+    pub fn documents_into<Sink: DocumentSink>(
+        &self,
+        range: KeyRange,
+        sink: Sink,
+    ) -> impl Stream<Item = Result<Sink::Output>> + Send + 'static {
+        documents::stream_into(&self.repository, self.records(range), self.runs.len(), sink)
     }
 
     /// The documents of records that came from this snapshot, in their order: for readers that choose by name first.

@@ -130,7 +130,13 @@ impl DocumentPath {
 
     /// The path that a key stands for. The key must be one that [`DocumentPath::key`] writes, to the byte.
     pub fn from_key(key: &[u8]) -> Result<Self, PathError> {
-        let (path, count) = path_of_key(key)?;
+        Self::from_key_in(key, String::with_capacity(key.len()))
+    }
+
+    /// The same in a buffer, which is cleared first: who reads many keys gets it back with `String::from` and allocates
+    /// nothing. On an error it is lost.
+    pub(crate) fn from_key_in(key: &[u8], buffer: String) -> Result<Self, PathError> {
+        let (path, count) = path_of_key(key, buffer)?;
         if count == 0 || count % 2 != 0 {
             return Err(PathError::BadKey("an odd number of segments"));
         }
@@ -383,8 +389,9 @@ fn numeric_id(segment: &str) -> Option<i64> {
     canonical.then_some(number)
 }
 
-fn path_of_key(key: &[u8]) -> Result<(String, usize), PathError> {
-    let mut path = Vec::with_capacity(key.len());
+fn path_of_key(key: &[u8], buffer: String) -> Result<(String, usize), PathError> {
+    let mut path = buffer.into_bytes();
+    path.clear();
     let mut rest = key;
     let mut count = 0;
     while let Some((&tag, after)) = rest.split_first() {
@@ -421,7 +428,8 @@ fn path_of_key(key: &[u8]) -> Result<(String, usize), PathError> {
                 if segment.is_empty() || segment.contains(&b'/') {
                     return Err(PathError::BadKey("an empty segment or a slash"));
                 }
-                if std::str::from_utf8(segment).is_ok_and(|text| numeric_id(text).is_some()) {
+                let is_numeric = |text| numeric_id(text).is_some();
+                if segment.starts_with(b"__id") && std::str::from_utf8(segment).is_ok_and(is_numeric) {
                     return Err(PathError::BadKey("a number written as text"));
                 }
                 text

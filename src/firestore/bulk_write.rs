@@ -10,6 +10,7 @@
 //! database) stop the writer instead of filling a file with every document there is.
 
 mod batch;
+mod encode;
 mod send;
 
 use std::collections::{HashSet, VecDeque};
@@ -21,7 +22,8 @@ use tonic::Code;
 
 use super::{Error, Firestore, Result, Throttle};
 use crate::document::DocumentPath;
-use batch::Batch;
+use batch::{Batch, Limits, SpareBuffers};
+pub use encode::{EncodedWrites, WriteEncoder};
 use send::{Outcome, Sender};
 
 /// What a put does to a document that exists.
@@ -149,7 +151,8 @@ pub struct BulkWriter {
     sender: Arc<Sender>,
     root: Arc<str>,
     options: WriteOptions,
-    batch_bytes: usize,
+    limits: Limits,
+    spare: Arc<SpareBuffers>,
     sink: Box<dyn FailureSink>,
     /// What is being filled.
     batch: Batch,
@@ -190,11 +193,18 @@ impl BulkWriter {
             true => EMULATOR_BATCH_BYTES,
             false => BATCH_BYTES,
         };
-        let sender = Arc::new(Sender::new(firestore.clone(), throttle, options.mode));
+        let spare = Arc::<SpareBuffers>::default();
+        let sender = Sender::new(firestore.clone(), throttle, options.mode, spare.clone());
+        let sender = Arc::new(sender);
+        let limits = Limits {
+            writes: options.batch_writes.clamp(1, LARGEST_BATCH),
+            bytes: options.batch_bytes.unwrap_or(accepted).max(1),
+        };
         Self {
             root: sender.root(),
             sender,
-            batch_bytes: options.batch_bytes.unwrap_or(accepted).max(1),
+            limits,
+            spare,
             options,
             sink: Box::new(sink),
             batch: Batch::default(),
@@ -223,6 +233,49 @@ impl BulkWriter {
         let hash = self.make_room(path).await?;
         self.batch.push_delete(path, &self.root, hash);
         self.added(hash).await
+    }
+
+    /// Writes what was encoded apart. Waits while too much is under way; a call that is dropped before it is done may have
+    /// taken some of the writes.
+    pub async fn submit(&mut self, writes: EncodedWrites) -> Result<()> {
+        self.check_running()?;
+        self.stats.absolute_references += writes.absolute_references;
+        for batch in writes.full {
+            self.settle_done()?;
+            self.submit_batch(batch).await?;
+        }
+        let Some(rest) = writes.rest else {
+            return Ok(());
+        };
+        for (index, hash) in rest.hashes().enumerate() {
+            if self.undone.contains(&hash) {
+                self.wait_for(hash).await?;
+            }
+            rest.copy_to(index, &mut self.batch);
+            self.added(hash).await?;
+        }
+        Ok(())
+    }
+
+    async fn submit_batch(&mut self, mut batch: Batch) -> Result<()> {
+        loop {
+            // Up to the first path of which an earlier write is undone.
+            let conflict = batch
+                .hashes()
+                .enumerate()
+                .find(|&(_, hash)| !self.undone.insert(hash));
+            let later = conflict.map(|(at, hash)| (batch.split_off(at), hash));
+            if !batch.is_empty() {
+                self.stats.submitted += batch.len() as u64;
+                self.full.push_back(batch);
+                self.send_full().await?;
+            }
+            let Some((rest, hash)) = later else {
+                return Ok(());
+            };
+            self.wait_for(hash).await?;
+            batch = rest;
+        }
     }
 
     /// What has been done so far.
@@ -263,35 +316,44 @@ impl BulkWriter {
         self.check_running()?;
         let hash = batch::path_hash(path.as_str());
         if self.undone.contains(&hash) {
-            self.send_batch().await?;
-            while self.undone.contains(&hash) && self.settle_one().await? {}
+            self.wait_for(hash).await?;
         }
-        // Finished ones are taken in as they come, so that their failures are recorded soon.
+        self.settle_done()?;
+        Ok(hash)
+    }
+
+    /// Waits until the write to a path is done.
+    async fn wait_for(&mut self, hash: u64) -> Result<()> {
+        self.send_batch().await?;
+        while self.undone.contains(&hash) && self.settle_one().await? {}
+        Ok(())
+    }
+
+    /// Takes in what is done, as it comes, so that failures are recorded soon.
+    fn settle_done(&mut self) -> Result<()> {
         while let Some(done) = self.in_flight.try_join_next() {
             self.settle(done)?;
         }
-        Ok(hash)
+        Ok(())
     }
 
     /// Counts the write that was just pushed, and sends the batch when it is full.
     async fn added(&mut self, hash: u64) -> Result<()> {
         self.undone.insert(hash);
         self.stats.submitted += 1;
-        if self.batch.len() >= self.options.batch_writes.clamp(1, LARGEST_BATCH) {
-            self.send_batch().await?;
-        } else if self.batch.byte_len() > self.batch_bytes && self.batch.len() > 1 {
-            // The last one was too much: it begins the next batch.
-            let last = self.batch.split_off(self.batch.len() - 1);
-            self.full.push_back(std::mem::replace(&mut self.batch, last));
-            self.send_full().await?;
+        match self.batch.take_full(self.limits, &self.spare) {
+            Some(full) => {
+                self.full.push_back(full);
+                self.send_full().await
+            }
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Sends the batch, if it has anything, as soon as there is room in flight.
     async fn send_batch(&mut self) -> Result<()> {
         if !self.batch.is_empty() {
-            let batch = self.batch.take();
+            let batch = self.batch.take(&self.spare);
             self.full.push_back(batch);
         }
         self.send_full().await

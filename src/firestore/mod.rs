@@ -30,7 +30,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-pub use bulk_write::{BulkWriter, FailureSink, WriteFailure, WriteMode, WriteOptions, WriteStats};
+pub use bulk_write::{
+    BulkWriter, EncodedWrites, FailureSink, WriteEncoder, WriteFailure, WriteMode, WriteOptions, WriteStats,
+};
 pub use connect::{ConnectOptions, Target};
 pub use credentials::Credentials;
 pub use dead_letter::DeadLetterFile;

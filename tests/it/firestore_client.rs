@@ -589,6 +589,68 @@ async fn every_write_arrives_whatever_happens_to_the_requests() {
     }
 }
 
+/// What was encoded apart is written as if it had been put: in order where paths repeat, in as few requests.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn encoded_writes_are_writes() {
+    let sandbox = sandbox().await;
+    let firestore = sandbox_client(&sandbox).await;
+    let body = |number| canonical::encode(&fields(number, "x"));
+    let failures = failures();
+    let mut options = WriteOptions::new(&firestore);
+    options.batch_writes = 50;
+    let mut writer = BulkWriter::new(&firestore, options, failures.clone());
+    let mut encoders: Vec<_> = (0..10).map(|_| writer.encoder()).collect();
+    for (part, encoder) in encoders.iter_mut().enumerate() {
+        for index in 0..65 {
+            encoder
+                .put(&path(format!("apart/{part}-{index}")), &body(index))
+                .unwrap();
+        }
+        assert!(encoder.put(&path("apart/broken"), b"\xc1").is_err());
+    }
+    // One full request of each, and what is left over of ten makes three.
+    for mut encoder in encoders {
+        writer.submit(encoder.take_full()).await.unwrap();
+        writer.submit(encoder.finish()).await.unwrap();
+    }
+    let stats = writer.stats();
+    assert_eq!((stats.submitted, stats.requests <= 13), (650, true), "{stats:?}");
+
+    // The last write to a path wins, whichever way each of them came.
+    writer.put(&path("same/a"), &body(1)).await.unwrap();
+    for round in 0..4 {
+        let mut encoder = writer.encoder();
+        for number in 0..120 {
+            encoder
+                .put(
+                    &path(format!("same/{}", number % 40)),
+                    &body(round * 1000 + number),
+                )
+                .unwrap();
+        }
+        encoder.put(&path("same/a"), &body(round)).unwrap();
+        writer.submit(encoder.finish()).await.unwrap();
+    }
+    writer.put(&path("same/7"), &body(7)).await.unwrap();
+    let stats = writer.finish().await.unwrap();
+    assert_eq!(stats.written, 650 + 2 + 4 * 121);
+    assert_eq!(*failures.lock().unwrap(), []);
+    let read_time = firestore.current_read_time().await.unwrap();
+    let found = scan(&firestore, ScanOptions::new(KeyRange::all(), read_time)).await;
+    assert_eq!(found.len(), 650 + 41);
+    for (path, found) in found
+        .into_iter()
+        .filter(|(path, _)| path.root_collection() == "same")
+    {
+        let number = match path.id() {
+            "a" => 3,
+            "7" => 7,
+            id => 3080 + id.parse::<i64>().unwrap(),
+        };
+        assert_eq!(found, fields(number, "x"), "{path}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_written_is_handed_over_alone() {
     let documents = sample();

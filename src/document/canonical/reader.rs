@@ -10,7 +10,27 @@ use crate::document::path::is_document_path;
 /// Whether `bytes` are UTF-8. Most texts are short and ASCII, for which the general check is slow.
 #[inline]
 pub(crate) fn is_utf8(bytes: &[u8]) -> bool {
-    bytes.is_ascii() || std::str::from_utf8(bytes).is_ok()
+    is_ascii(bytes) || std::str::from_utf8(bytes).is_ok()
+}
+
+/// Like the standard library's, which goes byte by byte through what is as short as most texts are.
+#[inline]
+fn is_ascii(bytes: &[u8]) -> bool {
+    const HIGH_BITS: u64 = 0x8080_8080_8080_8080;
+    let (words, _) = bytes.as_chunks::<8>();
+    let seen = match (
+        bytes.last_chunk::<8>(),
+        bytes.first_chunk::<4>(),
+        bytes.last_chunk::<4>(),
+    ) {
+        // The last ones overlap with those before.
+        (Some(last), ..) => words.iter().fold(u64::from_ne_bytes(*last), |seen, word| {
+            seen | u64::from_ne_bytes(*word)
+        }),
+        (None, Some(first), Some(last)) => u64::from(u32::from_ne_bytes(*first) | u32::from_ne_bytes(*last)),
+        _ => bytes.iter().fold(0, |seen, &byte| seen | u64::from(byte)),
+    };
+    seen & HIGH_BITS == 0
 }
 
 /// The order of keys, for keys of which the first byte decides most times.
@@ -328,5 +348,29 @@ fn at_least(length: usize, least: usize) -> Result<usize, Defect> {
         Err(Defect::NotSmallest)
     } else {
         Ok(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn utf8_is_told_as_the_standard_library_does(
+            mut bytes in proptest::collection::vec(0u8..0x80, 0..40),
+            at in any::<prop::sample::Index>(),
+            byte in any::<u8>(),
+            text in ".{0,12}",
+        ) {
+            prop_assert!(super::is_ascii(&bytes));
+            prop_assert!(super::is_utf8(text.as_bytes()));
+            if !bytes.is_empty() {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            prop_assert_eq!(super::is_ascii(&bytes), bytes.is_ascii());
+            prop_assert_eq!(super::is_utf8(&bytes), std::str::from_utf8(&bytes).is_ok());
+        }
     }
 }

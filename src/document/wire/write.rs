@@ -110,10 +110,25 @@ impl Writer<'_> {
         let members = match self.size(token)? {
             Size::Members(members) => members,
             Size::Scalar(value) => {
-                put_length(field, delimited(name.len()) + delimited(value), self.out);
-                put_length(number::ENTRY_KEY, name.len(), self.out);
-                self.out.extend_from_slice(name);
-                put_length(number::ENTRY_VALUE, value, self.out);
+                let length = delimited(name.len()) + delimited(value);
+                if length < 0x80 {
+                    // Tags and lengths of a byte each, as they mostly are.
+                    let head = [
+                        delimited_tag(field),
+                        length as u8,
+                        delimited_tag(number::ENTRY_KEY),
+                        name.len() as u8,
+                    ];
+                    self.out.extend_from_slice(&head);
+                    self.out.extend_from_slice(name);
+                    self.out
+                        .extend_from_slice(&[delimited_tag(number::ENTRY_VALUE), value as u8]);
+                } else {
+                    put_length(field, length, self.out);
+                    put_length(number::ENTRY_KEY, name.len(), self.out);
+                    self.out.extend_from_slice(name);
+                    put_length(number::ENTRY_VALUE, value, self.out);
+                }
                 self.scalar(token);
                 return Ok(());
             }
@@ -181,7 +196,7 @@ impl Writer<'_> {
     }
 
     /// The length of the `Value` that a token is, as far as the token tells. Checks a text.
-    #[inline]
+    #[inline(always)]
     fn size(&mut self, token: Token<'_>) -> Result<Size, Box<CanonicalError>> {
         Ok(Size::Scalar(match token {
             // Its field number takes two bytes.
@@ -206,7 +221,7 @@ impl Writer<'_> {
     }
 
     /// Writes a `Value` that is no array and no map.
-    #[inline]
+    #[inline(always)]
     fn scalar(&mut self, token: Token<'_>) {
         let out = &mut *self.out;
         match token {
@@ -289,6 +304,12 @@ impl Room {
 #[inline]
 fn delimited(len: usize) -> usize {
     1 + varint_len(len as u64) + len
+}
+
+/// The tag of a delimited field whose number is below 16.
+#[inline]
+const fn delimited_tag(field: u32) -> u8 {
+    (field << 3 | 2) as u8
 }
 
 #[inline]

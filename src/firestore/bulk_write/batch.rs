@@ -1,5 +1,7 @@
 //! Writes in the form in which they are sent.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use bytes::Bytes;
 
 use super::WriteMode;
@@ -30,9 +32,48 @@ pub(super) fn path_hash(path: &str) -> u64 {
 pub(super) struct Batch {
     bytes: Vec<u8>,
     entries: Vec<Entry>,
-    /// A document's message while its length is not known.
-    scratch: Vec<u8>,
 }
+
+/// How much a request may have.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) writes: usize,
+    pub(super) bytes: usize,
+}
+
+/// Buffers of requests that were answered, for those to come: memory that is asked for anew is cleared page by page.
+#[derive(Debug, Default)]
+pub(super) struct SpareBuffers(Mutex<Vec<Vec<u8>>>);
+
+impl SpareBuffers {
+    /// As many as requests are usually under way.
+    const MOST: usize = 16;
+
+    fn buffers(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, capacity: usize) -> Vec<u8> {
+        let spare = self.buffers().pop();
+        spare.unwrap_or_else(|| Vec::with_capacity(capacity))
+    }
+
+    /// Takes a request's buffer back, unless the connection still has it.
+    pub(super) fn give(&self, bytes: Bytes) {
+        let Ok(buffer) = bytes.try_into_mut() else {
+            return;
+        };
+        let mut buffer = Vec::from(buffer);
+        buffer.clear();
+        let mut buffers = self.buffers();
+        if buffers.len() < Self::MOST {
+            buffers.push(buffer);
+        }
+    }
+}
+
+/// The bytes before a write's content when both lengths take two, as for documents of 128 bytes to 16 KiB.
+const USUAL_HEAD: usize = 6;
 
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
@@ -50,13 +91,19 @@ pub(super) struct Entry {
 }
 
 impl Batch {
-    /// An empty batch with room for as much as this one has: the next one is likely to be of its size. It takes over
-    /// what is needed for encoding.
-    pub(super) fn take(&mut self) -> Self {
+    /// An empty batch, in the memory of an earlier one if there is any.
+    pub(super) fn in_spare(spare: &SpareBuffers) -> Self {
+        Self {
+            bytes: spare.take(0),
+            entries: Vec::new(),
+        }
+    }
+
+    /// Takes everything and leaves an empty batch with room for as much: the next one is likely to be of its size.
+    pub(super) fn take(&mut self, spare: &SpareBuffers) -> Self {
         let next = Self {
-            bytes: Vec::with_capacity(self.bytes.len() + self.bytes.len() / 8),
+            bytes: spare.take(self.bytes.len() + self.bytes.len() / 8),
             entries: Vec::with_capacity(self.entries.len()),
-            scratch: std::mem::take(&mut self.scratch),
         };
         std::mem::replace(self, next)
     }
@@ -82,41 +129,87 @@ impl Batch {
         mode: WriteMode,
         hash: u64,
     ) -> Result<u64, WireError> {
-        self.scratch.clear();
-        let absolute_references = wire::append_document_message(path, body, root, &mut self.scratch)?;
-        let content = std::mem::take(&mut self.scratch);
+        let start = self.begin_write();
+        let absolute_references = match wire::append_document_message(path, body, root, &mut self.bytes) {
+            Ok(references) => references,
+            Err(error) => {
+                self.bytes.truncate(start);
+                return Err(error);
+            }
+        };
         let precondition = match mode {
             WriteMode::Overwrite => &[][..],
             WriteMode::CreateOnly => &MUST_NOT_EXIST[..],
         };
-        self.push(tag::WRITE_UPDATE, &content, precondition, hash);
-        self.scratch = content;
+        self.end_write(start, tag::WRITE_UPDATE, precondition, hash);
         Ok(absolute_references)
     }
 
     pub(super) fn push_delete(&mut self, path: &DocumentPath, root: &str, hash: u64) {
-        let name = format!("{root}/{path}");
-        self.push(tag::WRITE_DELETE, name.as_bytes(), &[], hash);
+        let start = self.begin_write();
+        self.bytes.extend_from_slice(root.as_bytes());
+        self.bytes.push(b'/');
+        self.bytes.extend_from_slice(path.as_str().as_bytes());
+        self.end_write(start, tag::WRITE_DELETE, &[], hash);
     }
 
-    fn push(&mut self, operation: u8, content: &[u8], precondition: &[u8], hash: u64) {
+    /// Leaves room for a write's head. Its content is to follow.
+    fn begin_write(&mut self) -> usize {
         let start = self.bytes.len();
-        let length = 1 + varint_len(content.len()) + content.len() + precondition.len();
-        self.bytes.push(tag::REQUEST_WRITE);
-        put_varint(length, &mut self.bytes);
-        self.bytes.push(operation);
-        put_varint(content.len(), &mut self.bytes);
-        let content_start = self.bytes.len() - start;
-        self.bytes.extend_from_slice(content);
+        self.bytes.extend_from_slice(&[0; USUAL_HEAD]);
+        start
+    }
+
+    /// Puts the head before the content, now that its length is known, and what follows behind it.
+    fn end_write(&mut self, start: usize, operation: u8, precondition: &[u8], hash: u64) {
+        let content = self.bytes.len() - start - USUAL_HEAD;
+        let length = 1 + varint_len(content) + content + precondition.len();
+        let two_bytes = |length: usize| [length as u8 | 0x80, (length >> 7) as u8];
+        let head_len = match (varint_len(length), varint_len(content)) {
+            (2, 2) => {
+                let ([a, b], [c, d]) = (two_bytes(length), two_bytes(content));
+                self.bytes[start..start + USUAL_HEAD].copy_from_slice(&[
+                    tag::REQUEST_WRITE,
+                    a,
+                    b,
+                    operation,
+                    c,
+                    d,
+                ]);
+                USUAL_HEAD
+            }
+            _ => {
+                let mut head = vec![tag::REQUEST_WRITE];
+                put_varint(length, &mut head);
+                head.push(operation);
+                put_varint(content, &mut head);
+                let head_len = head.len();
+                self.bytes.splice(start..start + USUAL_HEAD, head);
+                head_len
+            }
+        };
         self.bytes.extend_from_slice(precondition);
         self.entries.push(Entry {
             end: self.bytes.len(),
-            content: (content_start, content.len()),
+            content: (head_len, content),
             is_put: operation == tag::WRITE_UPDATE,
             hash,
             attempts: 0,
             in_doubt: false,
         });
+    }
+
+    /// Takes what is to be sent by itself, if that is enough: as many writes as a request may have, or all but the last when
+    /// that one is too much.
+    pub(super) fn take_full(&mut self, limits: Limits, spare: &SpareBuffers) -> Option<Self> {
+        if self.len() >= limits.writes {
+            return Some(self.take(spare));
+        }
+        if self.byte_len() > limits.bytes && self.len() > 1 {
+            let last = self.split_off(self.len() - 1);
+            return Some(std::mem::replace(self, last));
+        }
+        None
     }
 
     /// Takes the writes from `at` on out of the batch.
@@ -129,7 +222,6 @@ impl Batch {
         Self {
             bytes: self.bytes.split_off(start),
             entries,
-            scratch: Vec::new(),
         }
     }
 
@@ -145,11 +237,30 @@ impl Batch {
         (self, second)
     }
 
+    /// The hashes of the paths, in order.
+    pub(super) fn hashes(&self) -> impl Iterator<Item = u64> {
+        self.entries.iter().map(|entry| entry.hash)
+    }
+
     fn start(&self, index: usize) -> usize {
         match index.checked_sub(1) {
             Some(previous) => self.entries[previous].end,
             None => 0,
         }
+    }
+
+    /// Appends a copy of a write to another batch.
+    pub(super) fn copy_to(&self, index: usize, batch: &mut Self) {
+        let entry = &self.entries[index];
+        batch.append_copy(&self.bytes[self.start(index)..entry.end], entry);
+    }
+
+    fn append_copy(&mut self, write: &[u8], entry: &Entry) {
+        self.bytes.extend_from_slice(write);
+        self.entries.push(Entry {
+            end: self.bytes.len(),
+            ..entry.clone()
+        });
     }
 
     /// Makes it a request: see [`Sealed`].
@@ -174,20 +285,13 @@ impl Sealed {
         Batch {
             bytes: self.bytes.into(),
             entries: self.entries,
-            scratch: Vec::new(),
         }
     }
 
     /// Appends a copy of a write to a batch.
     pub(super) fn copy_to(&self, index: usize, batch: &mut Batch) {
         let entry = &self.entries[index];
-        batch
-            .bytes
-            .extend_from_slice(&self.bytes[self.start(index)..entry.end]);
-        batch.entries.push(Entry {
-            end: batch.bytes.len(),
-            ..entry.clone()
-        });
+        batch.append_copy(&self.bytes[self.start(index)..entry.end], entry);
     }
 
     /// The path of a write and, for a put, the body in canonical form.

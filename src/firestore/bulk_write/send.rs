@@ -3,16 +3,31 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use ::firestore::gcloud_sdk::google::firestore::v1::BatchWriteResponse;
 use prost::Message;
 use tonic::{Code, Status};
 
-use super::batch::{Batch, Sealed, request_head};
+use super::batch::{Batch, Sealed, SpareBuffers, request_head};
 use super::{WriteFailure, WriteMode, WriteStats};
 use crate::document::DocumentPath;
 use crate::firestore::connect::Lane;
 use crate::firestore::retry::{Backoff, is_retryable, is_retryable_code};
 use crate::firestore::{Error, Firestore, Method, Result, Throttle};
+
+/// `BatchWriteResponse` without the times of the writes, which nobody asks for.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Statuses {
+    #[prost(message, repeated, tag = "2")]
+    status: Vec<WriteStatus>,
+}
+
+/// `google.rpc.Status`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct WriteStatus {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(string, tag = "2")]
+    message: String,
+}
 
 /// What became of a batch.
 #[derive(Debug, Default)]
@@ -32,6 +47,7 @@ pub(super) struct Sender {
     mode: WriteMode,
     head: bytes::Bytes,
     root: Arc<str>,
+    spare: Arc<SpareBuffers>,
     retries: AtomicU64,
     requests: AtomicU64,
     sent_bytes: AtomicU64,
@@ -50,13 +66,19 @@ enum Refusal {
 }
 
 impl Sender {
-    pub(super) fn new(firestore: Firestore, throttle: Arc<Throttle>, mode: WriteMode) -> Self {
+    pub(super) fn new(
+        firestore: Firestore,
+        throttle: Arc<Throttle>,
+        mode: WriteMode,
+        spare: Arc<SpareBuffers>,
+    ) -> Self {
         Self {
             head: request_head(&firestore.database().resource()),
             root: firestore.inner.root.as_str().into(),
             firestore,
             throttle,
             mode,
+            spare,
             retries: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
@@ -110,6 +132,7 @@ impl Sender {
                         .take_statuses(&part, statuses, policy.attempts, outcome)
                         .await?;
                     if again.is_empty() {
+                        self.spare.give(part.bytes);
                         return Ok(None);
                     }
                     if again.len() < part.entries.len() {
@@ -173,7 +196,7 @@ impl Sender {
             .firestore
             .send(Lane::Write, Method::BatchWrite, request)
             .await?;
-        let answer = BatchWriteResponse::decode(answer)
+        let answer = Statuses::decode(answer)
             .map_err(|error| Status::data_loss(format!("the answer cannot be decoded: {error}")))?;
         if answer.status.len() != part.entries.len() {
             // Which write is meant by which answer cannot be told, and all may be applied.
