@@ -23,6 +23,9 @@
 //!           (pages of key       (canonical        (cut, compress, hash,    (created once)
 //!           ranges, parallel)   bodies)           index)
 //!
+//! …upon a   firestore::scan (names) ──┬──► what differs ──► firestore::get_documents ──► archive::LayerWriter ──► store
+//! parent    SnapshotReader::records ──┘    (merge by key)
+//!
 //! restore   store ──► archive::SnapshotReader ──► path filter ──► firestore::BulkWriter
 //!                     (k-way merge of runs)
 //!

@@ -187,11 +187,6 @@ impl LayerWriter {
         }
     }
 
-    /// What was done so far, collections and what is stored excepted.
-    pub fn stats(&self) -> &WriteStats {
-        &self.stats
-    }
-
     /// Writes a document that is new or changed.
     pub async fn put(&mut self, document: DocumentRef<'_>) -> Result<()> {
         if !self.tally.add(document.key, document.body.len()) {

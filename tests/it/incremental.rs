@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use firebank::archive::{ArchiveError, Count, ReadMode, Repository, Selection, Snapshot};
+use firebank::archive::{ArchiveError, Count, Parameters, ReadMode, Repository, Selection, Snapshot};
 use firebank::backup::{BackupError, BackupOptions, BackupStats, Parent, backup};
 use firebank::document::{CollectionPath, DocumentPath, Fields, KeyRange, Value, canonical};
 use firebank::firestore::{BulkWriter, Firestore, WriteFailure, WriteOptions};
@@ -981,19 +981,24 @@ async fn stored_bytes(repository: &Repository) -> u64 {
 /// Scattered changes cost what changed, whatever the ranges.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_night_stores_little_more_than_what_changed() {
-    nights_store_little_more_than_what_changed(20_000, 6).await;
+    nights_store_little_more_than_what_changed(20_000, 6, 256).await;
 }
 
 /// The same at the size that file backup tools were measured at: 168 MB as JSON.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes; the small one shows the same"]
 async fn a_night_of_a_larger_database_stores_little_more_than_what_changed() {
-    nights_store_little_more_than_what_changed(200_000, 3).await;
+    nights_store_little_more_than_what_changed(200_000, 3, 2048).await;
 }
 
-async fn nights_store_little_more_than_what_changed(documents: usize, nights: usize) {
+async fn nights_store_little_more_than_what_changed(documents: usize, nights: usize, page_records: u32) {
     let mut shop = Scattered::open(documents as u64).await;
-    let repository = repository(firebank::archive::Parameters::with_seed(3)).await;
+    // Pages are as long as 64 ranges let them be.
+    let repository = repository(Parameters {
+        page_records,
+        ..Parameters::with_seed(3)
+    })
+    .await;
     back_up(&shop.database, &repository, 1).await;
     let (updated, few) = (documents / 125, documents / 1000);
     for ranges in [1, 16, 64, 1, 64, 16].into_iter().take(nights) {
@@ -1009,6 +1014,8 @@ async fn nights_store_little_more_than_what_changed(documents: usize, nights: us
         );
         let grown = stored_bytes(&repository).await - before;
         assert_eq!(stats.stored_bytes, grown);
+        let checkpoints = format!("sessions/{}/checkpoints", night.snapshot.id);
+        assert_eq!(objects(&repository, &checkpoints).await.len(), ranges);
         let ratio = grown as f64 / bare as f64;
         assert!(ratio <= 1.5, "{ranges} ranges: {grown} for {bare} bytes");
     }
