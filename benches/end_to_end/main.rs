@@ -4,20 +4,20 @@
 //! The database is the sandbox in a process of its own. A figure and its yardsticks take turns within one run, so that what
 //! the machine does beside hits both. The bounds are ratios; the verdict goes by the median of the runs.
 
-mod process;
-mod report;
+#[path = "../measure/mod.rs"]
+mod measure;
 mod yardsticks;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 use clap::{Parser, ValueEnum};
 use tempfile::TempDir;
 
-use process::{Cost, Sandbox, firebank, run};
-use report::{Bound, Row};
-use yardsticks::{SOURCE_PROJECT, TARGET_PROJECT, Yardstick};
+use measure::process::{Cost, Sandbox, YARDSTICK, asked_to_measure, run, synthetic};
+use measure::report::{self, Bound, Row};
+use measure::repository::Repository;
+use yardsticks::{TARGET_PROJECT, Yardstick};
 
 #[derive(Debug, Parser)]
 #[command(about = "Measures whole operations against what they are made of")]
@@ -62,9 +62,6 @@ enum Part {
     Memory,
 }
 
-/// A process that `cargo bench` started to measure has this as its first argument.
-const YARDSTICK: &str = "yardstick";
-
 #[derive(Debug, Parser)]
 struct Internal {
     #[command(subcommand)]
@@ -76,11 +73,7 @@ fn main() -> anyhow::Result<()> {
     if arguments.get(1).is_some_and(|first| first == YARDSTICK) {
         return Internal::parse_from(&arguments[1..]).yardstick.run();
     }
-    // `cargo test --benches` and those who list tests call it too, without saying `--bench`.
-    if !arguments
-        .iter()
-        .any(|argument| argument == "--bench" || argument == "--help")
-    {
+    if !asked_to_measure(&arguments) {
         return Ok(());
     }
     let options = Options::parse();
@@ -104,7 +97,7 @@ impl<'a> Bench<'a> {
             "at least ten documents and one run"
         );
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
-        let source = Sandbox::start(&synthetic(options.documents, options))?;
+        let source = Sandbox::start(&synthetic(options.documents, options.document_bytes))?;
         let canonical = folder.path().join("canonical");
         let bench = Self {
             options,
@@ -181,7 +174,7 @@ impl<'a> Bench<'a> {
     }
 
     fn slow_source(&self) -> anyhow::Result<Row> {
-        let mut options = synthetic(self.options.documents, self.options);
+        let mut options = synthetic(self.options.documents, self.options.document_bytes);
         options.extend([
             "--bytes-per-second=40000000".to_owned(),
             "--latency-ms=5".to_owned(),
@@ -276,7 +269,7 @@ impl<'a> Bench<'a> {
 
     fn memory(&self) -> anyhow::Result<Vec<Row>> {
         let few = self.options.documents / 10;
-        let few_source = Sandbox::start(&synthetic(few, self.options))?;
+        let few_source = Sandbox::start(&synthetic(few, self.options.document_bytes))?;
         let target_options = if self.options.keep_writes {
             Vec::new()
         } else {
@@ -306,41 +299,7 @@ impl<'a> Bench<'a> {
     }
 }
 
-fn synthetic(documents: u64, options: &Options) -> Vec<String> {
-    vec![
-        format!("--synthetic={documents}"),
-        format!("--synthetic-bytes={}", options.document_bytes),
-    ]
-}
-
-/// A repository in a folder of its own, removed when this is dropped.
-struct Repository {
-    folder: TempDir,
-}
-
 impl Repository {
-    fn create(parent: &Path) -> anyhow::Result<Self> {
-        let repository = Self {
-            folder: tempfile::tempdir_in(parent)?,
-        };
-        run(&mut repository.command("init"))?;
-        Ok(repository)
-    }
-
-    fn command(&self, name: &str) -> Command {
-        let mut command = firebank();
-        command
-            .arg(name)
-            .arg("--repository")
-            .arg(self.folder.path().join("repository"));
-        command.args(["--quiet", "--json", "--project", SOURCE_PROJECT]);
-        command
-    }
-
-    fn backup(&self, source: &Sandbox) -> anyhow::Result<Cost> {
-        Ok(run(self.command("backup").args(["--emulator", &source.address]))?.0)
-    }
-
     fn restore(&self, target: &Sandbox) -> anyhow::Result<Cost> {
         let mut command = self.command("restore");
         command.args([

@@ -10,31 +10,22 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use anyhow::Context;
-use bytes::{Buf, BufMut, Bytes};
+use bytes::Bytes;
 use clap::Subcommand;
-use firebank::document::{DatabaseName, DocumentPath, KeyRange, Timestamp, wire};
-use firebank::firestore::{ConnectOptions, Firestore, ScanOptions, Target};
+use firebank::document::{DatabaseName, KeyRange, wire};
+use firebank::firestore::ScanOptions;
 use firestore::gcloud_sdk::google::firestore::v1 as pb;
-use firestore::gcloud_sdk::prost_types;
 use futures::TryStreamExt;
 use prost::Message;
 use tonic::client::Grpc;
-use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::Channel;
-use tonic::{Request, Status};
 
-use super::process::{Cost, Stopwatch, run};
+use crate::measure::process::{Cost, Stopwatch, measure_by_itself};
+use crate::measure::raw::{RawCodec, as_administrator, channels, connect, drain, root, single_threaded};
 
-/// The database that is read.
-pub(crate) const SOURCE_PROJECT: &str = "demo-source";
 /// The database that is written.
 pub(crate) const TARGET_PROJECT: &str = "demo-target";
 
-/// As many as `backup` has by default.
-const READ_CONNECTIONS: usize = 4;
-const READ_STREAMS: usize = 8;
 /// As many as `restore` has by default.
 const WRITE_CONNECTIONS: usize = 2;
 const REQUESTS_IN_FLIGHT: usize = 16;
@@ -63,25 +54,24 @@ pub(crate) enum Yardstick {
 impl Yardstick {
     /// Starts this benchmark again to measure, and waits for it.
     pub(crate) fn measure(&self) -> anyhow::Result<Cost> {
-        let mut command = std::process::Command::new(std::env::current_exe()?);
-        command.arg("yardstick");
-        match self {
-            Self::Drain { address } => command.arg("drain").arg(address),
-            Self::Copy { address, file } => command.arg("copy").arg(address).arg(file),
-            Self::Compress { file } => command.arg("compress").arg(file),
-            Self::Decompress { file } => command.arg("decompress").arg(file),
-            Self::Hash { file } => command.arg("hash").arg(file),
-            Self::BatchWrite { source, target } => command.arg("batch-write").args([source, target]),
+        let arguments: Vec<&std::ffi::OsStr> = match self {
+            Self::Drain { address } => vec!["drain".as_ref(), address.as_ref()],
+            Self::Copy { address, file } => vec!["copy".as_ref(), address.as_ref(), file.as_ref()],
+            Self::Compress { file } => vec!["compress".as_ref(), file.as_ref()],
+            Self::Decompress { file } => vec!["decompress".as_ref(), file.as_ref()],
+            Self::Hash { file } => vec!["hash".as_ref(), file.as_ref()],
+            Self::BatchWrite { source, target } => {
+                vec!["batch-write".as_ref(), source.as_ref(), target.as_ref()]
+            }
         };
-        let (_, printed) = run(&mut command)?;
-        serde_json::from_slice(&printed).context("the yardstick printed something else than what it measured")
+        measure_by_itself(&arguments)
     }
 
     /// Measures, in the process that was started for it, and prints the result.
     pub(crate) fn run(self) -> anyhow::Result<()> {
         let cost = match self {
             // One thread is the cheapest way: nothing moves between cores.
-            Self::Drain { address } => single_threaded(drain(address))?,
+            Self::Drain { address } => single_threaded(drain(address, false))?,
             Self::Copy { address, file } => single_threaded(copy(address, file))?,
             Self::Compress { file } => each_block(&blocks(&file)?, compressor)?,
             Self::Decompress { file } => {
@@ -104,13 +94,6 @@ impl Yardstick {
         serde_json::to_writer(std::io::stdout().lock(), &cost)?;
         Ok(())
     }
-}
-
-fn single_threaded(work: impl Future<Output = anyhow::Result<Cost>>) -> anyhow::Result<Cost> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(work)
 }
 
 fn blocks(file: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
@@ -164,14 +147,6 @@ fn decompressor() -> anyhow::Result<impl FnMut(&[u8]) -> anyhow::Result<()>> {
     })
 }
 
-async fn connect(address: &str) -> anyhow::Result<Firestore> {
-    let database = DatabaseName::new(SOURCE_PROJECT, DatabaseName::DEFAULT_DATABASE);
-    let target = Target::Emulator {
-        host_port: address.to_owned(),
-    };
-    Ok(Firestore::connect(ConnectOptions::new(database, target)).await?)
-}
-
 async fn copy(address: String, file: PathBuf) -> anyhow::Result<Cost> {
     let source = connect(&address).await?;
     let read_time = source.current_read_time().await?;
@@ -185,73 +160,6 @@ async fn copy(address: String, file: PathBuf) -> anyhow::Result<Cost> {
     }
     file.flush()?;
     stopwatch.stop()
-}
-
-async fn drain(address: String) -> anyhow::Result<Cost> {
-    let source = connect(&address).await?;
-    let read_time = source.current_read_time().await?;
-    let boundaries = source.split(&KeyRange::all(), read_time, READ_STREAMS).await?;
-    let names = boundaries
-        .iter()
-        .map(|key| DocumentPath::from_key(key.as_bytes()))
-        .collect::<Result<Vec<_>, _>>()?;
-    let starts = std::iter::once(None).chain(names.iter().map(Some));
-    let ends = names.iter().map(Some).chain([None]);
-    let channels = channels(&address, READ_CONNECTIONS)?;
-
-    let stopwatch = Stopwatch::start()?;
-    let streams = starts
-        .zip(ends)
-        .zip(channels.iter().cycle())
-        .map(|((start, end), channel)| async move {
-            let mut grpc = Grpc::new(channel.clone());
-            grpc.ready().await?;
-            let path = PathAndQuery::from_static("/google.firestore.v1.Firestore/RunQuery");
-            let request = as_administrator(range_query(start, end, read_time));
-            let mut answers = grpc.server_streaming(request, path, RawCodec).await?.into_inner();
-            while answers.message().await?.is_some() {}
-            anyhow::Ok(())
-        });
-    futures::future::try_join_all(streams).await?;
-    stopwatch.stop()
-}
-
-/// All documents between two names.
-fn range_query(start: Option<&DocumentPath>, end: Option<&DocumentPath>, read_time: Timestamp) -> Bytes {
-    use pb::structured_query::{CollectionSelector, Direction, FieldReference, Order};
-    let root = root(SOURCE_PROJECT);
-    let before = |name: &DocumentPath| pb::Cursor {
-        values: vec![pb::Value {
-            value_type: Some(pb::value::ValueType::ReferenceValue(format!("{root}/{name}"))),
-        }],
-        before: true,
-    };
-    let query = pb::StructuredQuery {
-        from: vec![CollectionSelector {
-            collection_id: String::new(),
-            all_descendants: true,
-        }],
-        order_by: vec![Order {
-            field: Some(FieldReference {
-                field_path: "__name__".to_owned(),
-            }),
-            direction: Direction::Ascending.into(),
-        }],
-        start_at: start.map(before),
-        end_at: end.map(before),
-        ..Default::default()
-    };
-    let time = prost_types::Timestamp {
-        seconds: read_time.seconds,
-        nanos: read_time.nanos as i32,
-    };
-    let request = pb::RunQueryRequest {
-        parent: root.clone(),
-        query_type: Some(pb::run_query_request::QueryType::StructuredQuery(query)),
-        consistency_selector: Some(pb::run_query_request::ConsistencySelector::ReadTime(time)),
-        ..Default::default()
-    };
-    request.encode_to_vec().into()
 }
 
 async fn batch_write(source: String, target: String) -> anyhow::Result<Cost> {
@@ -315,69 +223,4 @@ async fn write_requests(source: &str) -> anyhow::Result<Vec<Bytes>> {
         requests.push(request(writes));
     }
     Ok(requests)
-}
-
-fn root(project: &str) -> String {
-    DatabaseName::new(project, DatabaseName::DEFAULT_DATABASE).root()
-}
-
-/// Connections as the tool's own.
-fn channels(address: &str, count: usize) -> anyhow::Result<Vec<Channel>> {
-    let endpoint = Channel::from_shared(format!("http://{address}"))?
-        .tcp_nodelay(true)
-        .initial_stream_window_size(2 << 20)
-        .initial_connection_window_size(10 << 20);
-    Ok((0..count).map(|_| endpoint.connect_lazy()).collect())
-}
-
-fn as_administrator(message: Bytes) -> Request<Bytes> {
-    let mut request = Request::new(message);
-    request.metadata_mut().insert(
-        "authorization",
-        tonic::metadata::MetadataValue::from_static("Bearer owner"),
-    );
-    request
-}
-
-/// Passes bytes through.
-#[derive(Clone, Copy, Debug, Default)]
-struct RawCodec;
-
-impl Codec for RawCodec {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for RawCodec {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.reserve(item.len());
-        buffer.put(item);
-        Ok(())
-    }
-}
-
-impl Decoder for RawCodec {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(128 << 10, 32 << 10)
-    }
 }

@@ -1,5 +1,6 @@
 //! Processes and what they cost: CPU seconds of user and system, wall time, and the most memory that was resident.
 
+use std::ffi::OsStr;
 use std::io::{BufReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
@@ -75,6 +76,23 @@ pub(crate) fn run(command: &mut Command) -> anyhow::Result<(Cost, Vec<u8>)> {
     Ok((cost, printed))
 }
 
+/// A process that `cargo bench` started to measure has this as its first argument.
+pub(crate) const YARDSTICK: &str = "yardstick";
+
+/// Starts this benchmark again to measure one yardstick, and waits for it.
+pub(crate) fn measure_by_itself(arguments: &[&OsStr]) -> anyhow::Result<Cost> {
+    let mut command = Command::new(std::env::current_exe()?);
+    let (_, printed) = run(command.arg(YARDSTICK).args(arguments))?;
+    serde_json::from_slice(&printed).context("the yardstick printed something else than what it measured")
+}
+
+/// Whether it is `cargo bench` that starts this: `cargo test --benches` and those who list tests do too, without saying `--bench`.
+pub(crate) fn asked_to_measure(arguments: &[String]) -> bool {
+    arguments
+        .iter()
+        .any(|argument| argument == "--bench" || argument == "--help")
+}
+
 /// The command line tool, with nothing of this process's environment.
 pub(crate) fn firebank() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_firebank"));
@@ -123,4 +141,12 @@ impl Drop for Sandbox {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// The options of a sandbox that makes up so many documents.
+pub(crate) fn synthetic(documents: u64, document_bytes: usize) -> Vec<String> {
+    vec![
+        format!("--synthetic={documents}"),
+        format!("--synthetic-bytes={document_bytes}"),
+    ]
 }

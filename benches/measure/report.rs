@@ -69,6 +69,11 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     }
 }
 
+/// Tells something beside the figures.
+pub(crate) fn note(text: &str) -> anyhow::Result<()> {
+    Ok(writeln!(std::io::stderr(), "{text}")?)
+}
+
 /// Prints the rows, for people or as JSON.
 pub(crate) fn print(rows: &[Row], json: bool) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
