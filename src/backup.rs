@@ -17,7 +17,7 @@
 //!                           R: its run roots that are too large to stand in the snapshot
 //! N + 3       gets          N: snapshots in the repository, among which the parent is chosen
 //! C + 3       creations     C: ranges, a checkpoint each; pins, plan, snapshot
-//! 2           heads         of the plan, and of the mark that the parent was forgotten
+//! 3           heads         of the plan, at the beginning and before the commit, and of the mark that the parent was forgotten
 //! 2           listings      of the snapshots, and of the checkpoints
 //! ```
 //!

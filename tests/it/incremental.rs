@@ -851,7 +851,7 @@ async fn an_unchanged_night_costs_what_the_formula_says() {
         ];
         let expected = [
             2,
-            2,
+            3,
             snapshots + 3,
             roots + blocks.len() + pages,
             ranges.len() + 3,
