@@ -54,8 +54,11 @@ impl Night {
 }
 
 impl ChangingDatabase {
-    pub(crate) async fn start(documents: u64, document_bytes: usize) -> anyhow::Result<Self> {
-        let sandbox = Sandbox::start(&synthetic(documents, document_bytes))?;
+    /// Starts a sandbox, with more options than the documents' if need be.
+    pub(crate) async fn start(documents: u64, document_bytes: usize, more: &[&str]) -> anyhow::Result<Self> {
+        let mut options = synthetic(documents, document_bytes);
+        options.extend(more.iter().map(|&option| option.to_owned()));
+        let sandbox = Sandbox::start(&options)?;
         let connection = raw::connect(&sandbox.address).await?;
         let read_time = connection.current_read_time().await?;
         let mut paths = Vec::with_capacity(documents as usize);

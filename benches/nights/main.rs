@@ -3,12 +3,14 @@
 //! `cargo bench --bench nights` makes all the figures; after `--` come options, such as `--only stored --nights 10`.
 //! The database is the sandbox in a process of its own, and changes every night as [`changing`] says: 0.8 % of the documents are
 //! updated, 0.1 % inserted, 0.1 % deleted, all over the key space. Bytes are those that the repository's folder grew
-//! by, everything counted; times are of whole processes, next to a yardstick that takes its turn in the same run.
+//! by, index and manifests included; what is left of finished sessions, which the next `clean` deletes, is told apart. Times are
+//! of whole processes, next to a yardstick that takes its turn in the same run.
 
 mod changing;
 #[path = "../measure/mod.rs"]
 mod measure;
 mod other_tools;
+mod series;
 mod yardsticks;
 
 use std::fs;
@@ -20,10 +22,11 @@ use clap::{Parser, ValueEnum};
 use tempfile::TempDir;
 
 use changing::{ChangingDatabase, Night};
-use measure::process::{YARDSTICK, asked_to_measure};
+use measure::process::{Cost, YARDSTICK, asked_to_measure};
 use measure::report::{self, Bound, Row};
 use measure::repository::Repository;
 use other_tools::{Tool, ToolRepository, export};
+use series::Series;
 use yardsticks::Yardstick;
 
 #[derive(Debug, Parser)]
@@ -75,6 +78,15 @@ enum Part {
     Tools,
 }
 
+/// Where wall times are measured: a source that is as fast as the machine, and one that is more like the real one.
+const SOURCES: [(&str, &[&str]); 2] = [
+    ("", &[]),
+    (
+        ", 40 MB/s and 5 ms",
+        &["--bytes-per-second=40000000", "--latency-ms=5"],
+    ),
+];
+
 #[derive(Debug, Parser)]
 struct Internal {
     #[command(subcommand)]
@@ -117,8 +129,8 @@ impl Bench<'_> {
             }
             match part {
                 Part::Stored => rows.extend(self.stored().await?),
-                Part::Unchanged => rows.push(self.unchanged().await?),
-                Part::Changed => rows.push(self.changed().await?),
+                Part::Unchanged => rows.extend(self.unchanged().await?),
+                Part::Changed => rows.extend(self.changed().await?),
                 Part::Memory => rows.extend(self.memory().await?),
                 Part::Tools => rows.extend(self.tools().await?),
             }
@@ -126,13 +138,13 @@ impl Bench<'_> {
         Ok(rows)
     }
 
-    async fn database(&self) -> anyhow::Result<ChangingDatabase> {
-        ChangingDatabase::start(self.options.documents, self.options.document_bytes).await
+    async fn database(&self, more: &[&str]) -> anyhow::Result<ChangingDatabase> {
+        ChangingDatabase::start(self.options.documents, self.options.document_bytes, more).await
     }
 
     /// The same nights in one repository for each number of ranges.
     async fn stored(&self) -> anyhow::Result<Vec<Row>> {
-        let mut database = self.database().await?;
+        let mut database = self.database(&[]).await?;
         let mut series = Vec::new();
         for &ranges in &self.options.ranges {
             let repository = Repository::create(self.folder.path())?;
@@ -144,54 +156,71 @@ impl Bench<'_> {
                 series.back_up(&database, alone)?;
             }
         }
-        Ok(series.iter().flat_map(Series::rows).collect())
-    }
-
-    async fn unchanged(&self) -> anyhow::Result<Row> {
-        let database = self.database().await?;
-        let repository = Repository::create(self.folder.path())?;
-        repository.backup(&database.sandbox)?;
-        let mut runs = Vec::new();
-        for _ in 0..self.options.runs {
-            let drain = self.drain_names(&database)?;
-            let (cost, backup) = repository.backup_with(&database.sandbox, &["--read", "names"])?;
-            ensure!(
-                backup.unchanged_documents == database.documents(),
-                "the backup found changes where there are none"
-            );
-            runs.push((cost.wall, drain));
+        let mut rows = Vec::new();
+        for series in &series {
+            rows.extend(series.rows()?);
         }
-        let what = "unchanged night / draining the names, wall";
-        Ok(Row::new(what, "s", Bound::AtMost(1.3), &runs))
+        Ok(rows)
     }
 
-    async fn changed(&self) -> anyhow::Result<Row> {
-        let mut database = self.database().await?;
-        let repository = Repository::create(self.folder.path())?;
-        repository.backup(&database.sandbox)?;
-        let mut runs = Vec::new();
-        for _ in 0..self.options.runs {
-            let night = database.pass_a_night().await?;
-            let drain = self.drain_names(&database)?;
-            let fetch = self.fetch(&database, &night)?;
-            let (cost, backup) = repository.backup_with(&database.sandbox, &["--read", "names"])?;
-            let found = backup.new_documents + backup.changed_documents;
-            ensure!(
-                (found, backup.deleted_documents) == (night.changed.len() as u64, night.deleted),
-                "the backup found other changes than were made: {backup:?}"
-            );
-            runs.push((cost.wall, drain + fetch));
+    async fn unchanged(&self) -> anyhow::Result<Vec<Row>> {
+        let what = "unchanged night / draining the names";
+        let mut rows = Vec::new();
+        for (source, options) in SOURCES {
+            let database = self.database(options).await?;
+            let repository = Repository::create(self.folder.path())?;
+            repository.backup(&database.sandbox)?;
+            let mut runs = Vec::new();
+            for _ in 0..self.options.runs {
+                let drain = self.drain_names(&database)?;
+                let (cost, backup) = repository.backup_with(&database.sandbox, &["--read", "names"])?;
+                ensure!(
+                    backup.unchanged_documents == database.documents(),
+                    "the backup found changes where there are none: {backup:?}"
+                );
+                runs.push((cost, drain));
+            }
+            rows.extend(times(what, source, &runs));
         }
-        let what = "1 % night / (draining the names + fetching the changed), wall";
-        Ok(Row::new(what, "s", Bound::AtMost(1.3), &runs))
+        Ok(rows)
     }
 
-    fn drain_names(&self, database: &ChangingDatabase) -> anyhow::Result<f64> {
+    async fn changed(&self) -> anyhow::Result<Vec<Row>> {
+        let what = "1 % night / (draining the names + fetching the changed)";
+        let mut rows = Vec::new();
+        for (source, options) in SOURCES {
+            let mut database = self.database(options).await?;
+            let repository = Repository::create(self.folder.path())?;
+            repository.backup(&database.sandbox)?;
+            let mut runs = Vec::new();
+            for _ in 0..self.options.runs {
+                let night = database.pass_a_night().await?;
+                let drain = self.drain_names(&database)?;
+                let fetch = self.fetch(&database, &night)?;
+                let (cost, backup) = repository.backup_with(&database.sandbox, &["--read", "names"])?;
+                let found = backup.new_documents + backup.changed_documents;
+                ensure!(
+                    (found, backup.deleted_documents) == (night.changed.len() as u64, night.deleted),
+                    "the backup found other changes than were made: {backup:?}"
+                );
+                let yardstick = Cost {
+                    cpu: drain.cpu + fetch.cpu,
+                    wall: drain.wall + fetch.wall,
+                    peak_bytes: 0,
+                };
+                runs.push((cost, yardstick));
+            }
+            rows.extend(times(what, source, &runs));
+        }
+        Ok(rows)
+    }
+
+    fn drain_names(&self, database: &ChangingDatabase) -> anyhow::Result<Cost> {
         let address = database.sandbox.address.clone();
-        Ok(Yardstick::DrainNames { address }.measure()?.wall)
+        Yardstick::DrainNames { address }.measure()
     }
 
-    fn fetch(&self, database: &ChangingDatabase, night: &Night) -> anyhow::Result<f64> {
+    fn fetch(&self, database: &ChangingDatabase, night: &Night) -> anyhow::Result<Cost> {
         let paths = self.folder.path().join("changed");
         let mut out = std::io::BufWriter::new(fs::File::create(&paths)?);
         for (path, _) in &night.changed {
@@ -200,14 +229,14 @@ impl Bench<'_> {
         out.flush()?;
         drop(out);
         let address = database.sandbox.address.clone();
-        Ok(Yardstick::Fetch { address, paths }.measure()?.wall)
+        Yardstick::Fetch { address, paths }.measure()
     }
 
     /// The peak of the last of many nights, and of the first ones, for a tenth of the documents and for all.
     async fn memory(&self) -> anyhow::Result<Vec<Row>> {
         let mut rows = Vec::new();
         for documents in [self.options.memory_documents / 10, self.options.memory_documents] {
-            let mut database = ChangingDatabase::start(documents, self.options.document_bytes).await?;
+            let mut database = ChangingDatabase::start(documents, self.options.document_bytes, &[]).await?;
             let repository = Repository::create(self.folder.path())?;
             let (mut peaks, mut layers) = (Vec::new(), 0);
             while layers < self.options.layers {
@@ -235,14 +264,14 @@ impl Bench<'_> {
             row(format!("night upon {layers} layers"), last.peak_bytes);
             let what =
                 format!("night upon {layers} layers of {documents} documents / draining the names, wall");
-            rows.push(Row::new(&what, "s", None, &[(last.wall, drain)]));
+            rows.push(Row::new(&what, "s", None, &[(last.wall, drain.wall)]));
         }
         Ok(rows)
     }
 
     /// Two nights of exported files, beside the same two nights of this tool.
     async fn tools(&self) -> anyhow::Result<Vec<Row>> {
-        let mut database = self.database().await?;
+        let mut database = self.database(&[]).await?;
         let exports = self.folder.path().join("exports");
         fs::create_dir_all(&exports)?;
         let repository = Repository::create(self.folder.path())?;
@@ -264,9 +293,12 @@ impl Bench<'_> {
             for (index, (_, tool)) in tools.iter().enumerate() {
                 stored[index].push(tool.back_up(&exports, night)? as f64);
             }
-            let before = stored_bytes(&repository.path())?;
+            let path = repository.path();
+            let bytes =
+                || Ok::<_, anyhow::Error>(stored_bytes(&path)? - stored_bytes(&path.join("sessions"))?);
+            let before = bytes()?;
             repository.backup(&database.sandbox)?;
-            stored[tools.len()].push((stored_bytes(&repository.path())? - before) as f64);
+            stored[tools.len()].push((bytes()? - before) as f64);
         }
         let names = tools
             .iter()
@@ -289,105 +321,27 @@ impl Bench<'_> {
     }
 }
 
-/// The nights of one repository.
-struct Series {
-    repository: Repository,
-    ranges: usize,
-    /// The repository's bytes, after the first night and after each of the others.
-    bytes: Vec<f64>,
-    /// What the changed documents of each night take alone.
-    alone: Vec<f64>,
-    /// The nights, from 0, in which layers were merged.
-    merged: Vec<usize>,
-    layers: usize,
-}
-
-impl Series {
-    fn begin(repository: Repository, ranges: usize, database: &ChangingDatabase) -> anyhow::Result<Self> {
-        let mut series = Self {
-            repository,
-            ranges,
-            bytes: Vec::new(),
-            alone: Vec::new(),
-            merged: Vec::new(),
-            layers: 0,
-        };
-        series.take(database)?;
-        Ok(series)
-    }
-
-    fn back_up(&mut self, database: &ChangingDatabase, alone: f64) -> anyhow::Result<()> {
-        let layers = self.layers;
-        self.take(database)?;
-        if self.layers <= layers {
-            self.merged.push(self.alone.len());
-        }
-        self.alone.push(alone);
-        Ok(())
-    }
-
-    fn take(&mut self, database: &ChangingDatabase) -> anyhow::Result<()> {
-        let ranges = self.ranges.to_string();
-        let options = ["--ranges", &ranges, "--parallel", &ranges];
-        let (_, backup) = self.repository.backup_with(&database.sandbox, &options)?;
-        ensure!(
-            backup.documents == database.documents(),
-            "the backup has {} documents and the database {}",
-            backup.documents,
-            database.documents()
-        );
-        self.layers = backup.layers;
-        self.bytes.push(stored_bytes(&self.repository.path())? as f64);
-        Ok(())
-    }
-
-    fn rows(&self) -> Vec<Row> {
-        let megabytes = |stored: f64, yardstick: f64| (stored / 1e6, yardstick / 1e6);
-        let nights: Vec<_> = self
-            .bytes
-            .windows(2)
-            .zip(&self.alone)
-            .map(|(bytes, alone)| megabytes(bytes[1] - bytes[0], *alone))
-            .collect();
-        let plain: Vec<_> = (0..nights.len())
-            .filter(|night| !self.merged.contains(night))
-            .map(|night| nights[night])
-            .collect();
-        let ratio = |night: &&(f64, f64)| night.0 / night.1;
-        let worst = plain.iter().max_by(|a, b| ratio(a).total_cmp(&ratio(b)));
-        let sum = |pick: fn(&(f64, f64)) -> f64| nights.iter().map(pick).sum::<f64>();
-        let (first, last) = (self.bytes[0], self.bytes[self.bytes.len() - 1]);
-
-        let row = |what: &str, bound: Option<Bound>, runs: &[(f64, f64)]| {
-            let what = format!("{} ranges: {what}", self.ranges);
-            Row::new(&what, "MB", bound, runs)
-        };
-        let alone = "changed documents, zstd -3";
-        let mut rows = vec![row(
-            &format!("a night, median / {alone}"),
-            Some(Bound::AtMost(1.5)),
-            &plain,
-        )];
-        if let Some(worst) = worst {
-            rows.push(row(
-                &format!("the worst night / {alone}"),
-                Some(Bound::AtMost(1.5)),
-                &[*worst],
-            ));
-        }
-        let all = format!(
-            "all {} nights, layers merged in {} / {alone}",
-            nights.len(),
-            self.merged.len()
-        );
-        rows.push(row(&all, None, &[(sum(|night| night.0), sum(|night| night.1))]));
-        let grown = format!(
-            "repository after {} nights / after the first backup",
-            nights.len()
-        );
-        rows.push(row(&grown, Some(Bound::AtMost(1.8)), &[megabytes(last, first)]));
-        rows
-    }
+/// Wall time with its bound, and CPU time of the processes, the sandbox's excepted.
+fn times(what: &str, source: &str, runs: &[(Cost, Cost)]) -> [Row; 2] {
+    let pairs = |pick: fn(&Cost) -> f64| -> Vec<_> {
+        let pairs = runs.iter().map(|(cost, yardstick)| (pick(cost), pick(yardstick)));
+        pairs.collect()
+    };
+    let bound = Bound::AtMost(1.3);
+    [
+        Row::new(
+            &format!("{what}{source}, wall"),
+            "s",
+            bound,
+            &pairs(|cost| cost.wall),
+        ),
+        Row::new(
+            &format!("{what}{source}, CPU"),
+            "s",
+            None,
+            &pairs(|cost| cost.cpu),
+        ),
+    ]
 }
 
 /// What zstd -3 makes of the documents that a night has changed, in bytes.
@@ -395,9 +349,12 @@ fn compressed(night: &Night) -> anyhow::Result<f64> {
     Ok(zstd::encode_all(&night.canonical_bytes()[..], 3)?.len() as f64)
 }
 
-/// The lengths of all files in a folder.
+/// The lengths of all files in a folder; 0 when there is none.
 fn stored_bytes(folder: &Path) -> anyhow::Result<u64> {
     let mut bytes = 0;
+    if !folder.exists() {
+        return Ok(bytes);
+    }
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         bytes += match entry.file_type()?.is_dir() {
