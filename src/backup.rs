@@ -183,8 +183,8 @@ pub enum BackupError {
     },
     /// Somebody asked it to stop.
     #[error(
-        "stopped with {finished} of {ranges} key ranges finished; what was read is kept. `firebank backup --resume` goes on \
-         from there while the database can be read at the same time, for an hour after it began (session {session})"
+        "stopped with {finished} of {ranges} key ranges finished: there is no snapshot of it, and what was read is kept. \
+         `firebank backup --resume` goes on from there while the database can be read at the same time, for an hour after it began (session {session})"
     )]
     Stopped {
         /// Its session.

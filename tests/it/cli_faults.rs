@@ -421,7 +421,7 @@ fn a_signal_ends_a_backup_without_a_snapshot() {
     let message = String::from_utf8(ended.stderr).unwrap();
     assert_eq!(ended.status.code(), Some(130), "{message}");
     assert!(
-        message.contains("interrupted") && message.contains("no snapshot"),
+        message.contains("no snapshot") && message.contains("--resume"),
         "{message}"
     );
     assert_eq!(ended.stdout, b"");

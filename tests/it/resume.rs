@@ -125,7 +125,7 @@ fn sigint_does_too() {
 
 fn stops_at_a_checkpoint(name: &str) {
     let shop = slow_shop();
-    let child = start_backup(&shop, &["--ranges", "2", "--parallel", "2"]);
+    let child = start_backup(&shop, &["--ranges", "1"]);
     let start = Instant::now();
     while documents_sent(&shop) < u64::from(DOCUMENTS) / 2 {
         assert!(start.elapsed() < Duration::from_secs(60), "it does not read");
@@ -136,7 +136,7 @@ fn stops_at_a_checkpoint(name: &str) {
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert_eq!(ended.status.code(), Some(130), "{said}");
     assert!(said.contains("backup --resume"), "{said}");
-    assert!(said.contains("0 of 2 key ranges finished"), "{said}");
+    assert!(said.contains("0 of 1 key ranges finished"), "{said}");
     assert!(!checkpoints(&shop).is_empty(), "{said}");
     shop.sandbox.faults().clear();
     let before = documents_sent(&shop);
@@ -144,7 +144,7 @@ fn stops_at_a_checkpoint(name: &str) {
     assert_eq!(resumed["documents"], DOCUMENTS);
     // What was on its way when the signal came is read again.
     let read = documents_sent(&shop) - before;
-    assert!(read < u64::from(DOCUMENTS) * 9 / 10, "{read} read again");
+    assert!(read < u64::from(DOCUMENTS) * 3 / 4, "{read} read again");
     shop.run(["verify", "--read-data"]).done();
     let whole = shop.firebank(["backup", "--full", "--json"]).json();
     assert_eq!(whole["new_bytes"], 0, "{whole}");
