@@ -9,8 +9,8 @@ use tracing::info;
 use super::{BackupError, BackupOptions, parent, plan};
 use crate::archive::session::UPLOAD_BUDGET;
 use crate::archive::{
-    OpenSession, Plan, ReadMode, Repository, Session, SessionOptions, Snapshot, SnapshotKind, SnapshotReader,
-    UnfinishedRange,
+    ArchiveError, OpenSession, Plan, ReadMode, Repository, Session, SessionOptions, Snapshot, SnapshotKind,
+    SnapshotReader, UnfinishedRange,
 };
 use crate::clock;
 use crate::document::Timestamp;
@@ -29,8 +29,30 @@ pub(super) struct Begun {
     pub(super) ranges: Vec<UnfinishedRange>,
 }
 
+/// How often to look again for snapshots to build upon when one that was found is forgotten in the same moment.
+const ATTEMPTS: u32 = 3;
+
 /// Begins a new session at the read time.
 pub(super) async fn begin(
+    database: &Firestore,
+    repository: &Repository,
+    options: &BackupOptions,
+    read_time: Timestamp,
+    progress: &Progress,
+) -> Result<Begun, BackupError> {
+    for _ in 1..ATTEMPTS {
+        match try_begin(database, repository, options, read_time, progress).await {
+            // Its session is aborted; the next look does not find the snapshot any more.
+            Err(BackupError::Archive(error @ ArchiveError::PinGone { .. })) => {
+                info!("{error}: looking again")
+            }
+            begun => return begun,
+        }
+    }
+    try_begin(database, repository, options, read_time, progress).await
+}
+
+async fn try_begin(
     database: &Firestore,
     repository: &Repository,
     options: &BackupOptions,
