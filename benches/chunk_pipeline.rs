@@ -12,8 +12,8 @@ use std::sync::LazyLock;
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use firebank::archive::{
-    DamageReport, DataSubset, Plan, Repository, Selection, Session, SessionOptions, Snapshot, SnapshotDraft,
-    SnapshotKind, check_contents,
+    DamageReport, DataSubset, Plan, ReadMode, Repository, Selection, Session, SessionOptions, Snapshot,
+    SnapshotDraft, SnapshotKind, check_contents,
 };
 use firebank::document::{
     DatabaseName, DocumentBatch, DocumentPath, DocumentRef, Fields, KeyRange, Timestamp, Value, canonical,
