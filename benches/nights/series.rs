@@ -101,13 +101,13 @@ impl Series {
         };
         let alone = "changed documents, zstd -3";
         let mut rows = vec![row(
-            &format!("a night, median / {alone}"),
+            &format!("a night that merges no layers, median / {alone}"),
             Some(Bound::AtMost(1.5)),
             &plain,
         )];
         if let Some(worst) = worst {
             rows.push(row(
-                &format!("the worst night / {alone}"),
+                &format!("the worst night but those that merge / {alone}"),
                 Some(Bound::AtMost(1.5)),
                 &[*worst],
             ));
