@@ -121,6 +121,8 @@ pub(crate) enum Outcome {
     NeedsLook,
 }
 
+/// Threads that compress, hash and wait for disks. Each may keep memory of its own, so many of them cost more than they bring.
+const BLOCKING_THREADS: usize = 8;
 /// How long an interrupted backup takes to reach a place where it can go on.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
 /// How long an interrupted command waits for its leases to be removed.
@@ -186,6 +188,7 @@ fn start(cli: Cli) -> anyhow::Result<Outcome> {
     start_log(&cli.global)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
         .build()
         .context("cannot start the runtime")?;
     let left = cli.command.left_by_an_interruption();
