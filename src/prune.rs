@@ -209,11 +209,7 @@ pub fn plan_snapshots(
             }
         }
     }
-    let replaced: BTreeMap<SnapshotId, SnapshotId> = listing
-        .snapshots
-        .iter()
-        .filter_map(|snapshot| Some((snapshot.replaces?, snapshot.id)))
-        .collect();
+    let replaced = replaced(&listing.snapshots);
     let mut groups: BTreeMap<Group, Vec<Snapshot>> = BTreeMap::new();
     for snapshot in listing.snapshots {
         if filter.accepts(&snapshot) {
@@ -239,6 +235,24 @@ pub fn plan_snapshots(
         return Err(PruneError::KeepsNothing("the snapshots".to_owned()));
     }
     Ok(plan)
+}
+
+/// Snapshots that others stand in for, each with the one that does. A compaction that was stopped when it had committed, and
+/// done again, leaves two that stand in for the same one: they read the same, and the one with fewer layers does for both.
+fn replaced(snapshots: &[Snapshot]) -> BTreeMap<SnapshotId, SnapshotId> {
+    let mut merged: Vec<(SnapshotId, &Snapshot)> = snapshots
+        .iter()
+        .filter_map(|snapshot| Some((snapshot.replaces?, snapshot)))
+        .collect();
+    merged.sort_by_key(|(_, snapshot)| (snapshot.runs.len(), snapshot.id));
+    let mut replaced = BTreeMap::new();
+    for (original, snapshot) in merged {
+        match replaced.get(&original) {
+            Some(&stands_in) => replaced.insert(snapshot.id, stands_in),
+            None => replaced.insert(original, snapshot.id),
+        };
+    }
+    replaced
 }
 
 /// One group by the rules. The snapshots come newest first.

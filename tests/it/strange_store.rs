@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use chrono::TimeDelta;
 use firebank::store::Store;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
@@ -29,8 +31,8 @@ pub(crate) struct Habits {
     pub(crate) no_delete: Option<String>,
     /// Requests from this one on, counted from 1, fail.
     pub(crate) stops_at: Option<u64>,
-    /// Its clock is ahead by so much.
-    pub(crate) ahead: chrono::TimeDelta,
+    /// Its clock is ahead by so much: what is written bears such times.
+    pub(crate) ahead: TimeDelta,
     /// Requests take up to so long, and listings see some of what is created or deleted meanwhile.
     pub(crate) delay: Option<Duration>,
 }
@@ -43,26 +45,37 @@ pub(crate) struct StrangeStore {
     requests: AtomicU64,
     deleted: Arc<Mutex<Vec<String>>>,
     listed: Mutex<Vec<String>>,
+    ahead: WrittenAhead,
 }
+
+/// By how much the clock was ahead when each object was written.
+type WrittenAhead = Arc<Mutex<HashMap<Path, TimeDelta>>>;
 
 impl StrangeStore {
     pub(crate) fn new() -> Arc<Self> {
-        Self::over(InMemory::new())
+        Self::over(Arc::default(), WrittenAhead::default())
     }
 
-    fn over(inner: InMemory) -> Arc<Self> {
+    fn over(inner: Arc<InMemory>, ahead: WrittenAhead) -> Arc<Self> {
         Arc::new(Self {
-            inner: Arc::new(inner),
+            inner,
             habits: Mutex::default(),
             requests: AtomicU64::new(0),
             deleted: Arc::default(),
             listed: Mutex::default(),
+            ahead,
         })
     }
 
     /// A copy with the same objects, that behaves.
     pub(crate) fn fork(&self) -> Arc<Self> {
-        Self::over(self.inner.fork())
+        let ahead = self.ahead.lock().unwrap().clone();
+        Self::over(Arc::new(self.inner.fork()), Arc::new(Mutex::new(ahead)))
+    }
+
+    /// The same objects as another process sees them, with habits of its own.
+    pub(crate) fn beside(&self) -> Arc<Self> {
+        Self::over(Arc::clone(&self.inner), Arc::clone(&self.ahead))
     }
 
     pub(crate) fn store(self: &Arc<Self>) -> Store {
@@ -122,8 +135,13 @@ fn refused(path: &Path) -> Error {
     }
 }
 
-fn told(habits: &Habits, mut meta: ObjectMeta) -> ObjectMeta {
-    meta.last_modified += habits.ahead;
+fn told(ahead: &WrittenAhead, mut meta: ObjectMeta) -> ObjectMeta {
+    meta.last_modified += ahead
+        .lock()
+        .unwrap()
+        .get(&meta.location)
+        .copied()
+        .unwrap_or_default();
     meta
 }
 
@@ -141,6 +159,9 @@ impl ObjectStore for StrangeStore {
             return Err(refused(location));
         }
         let put = self.inner.put_opts(location, payload, opts).await;
+        if put.is_ok() {
+            self.ahead.lock().unwrap().insert(location.clone(), habits.ahead);
+        }
         pause(habits.delay).await;
         put
     }
@@ -157,7 +178,7 @@ impl ObjectStore for StrangeStore {
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         let habits = self.begin().await?;
         let mut result = self.inner.get_opts(location, options).await?;
-        result.meta = told(&habits, result.meta);
+        result.meta = told(&self.ahead, result.meta);
         pause(habits.delay).await;
         Ok(result)
     }
@@ -196,8 +217,9 @@ impl ObjectStore for StrangeStore {
             Err(error) => return futures::stream::once(async { Err(error) }).boxed(),
         };
         let first = self.inner.list(prefix);
+        let ahead = Arc::clone(&self.ahead);
         let Some(delay) = habits.delay else {
-            return first.map_ok(move |meta| told(&habits, meta)).boxed();
+            return first.map_ok(move |meta| told(&ahead, meta)).boxed();
         };
         let (inner, prefix) = (Arc::clone(&self.inner), prefix.cloned());
         let listed = async move {
@@ -211,12 +233,12 @@ impl ObjectStore for StrangeStore {
             let mut shown: Vec<Result<ObjectMeta>> = Vec::new();
             for meta in &before {
                 if is_in(&after, meta) || rand::random() {
-                    shown.push(Ok(told(&habits, meta.clone())));
+                    shown.push(Ok(told(&ahead, meta.clone())));
                 }
             }
             for meta in after {
                 if !is_in(&before, &meta) && rand::random() {
-                    shown.push(Ok(told(&habits, meta)));
+                    shown.push(Ok(told(&ahead, meta)));
                 }
             }
             Ok::<_, Error>(futures::stream::iter(shown))
