@@ -2,7 +2,7 @@
 //!
 //! Plan, then execute: a dry run is the plan, printed. The plan is made from one listing; snapshots that are taken meanwhile
 //! are not in it and stay. What is safe beside other processes is the archive's matter: see
-//! [`sweep`](crate::archive::sweep).
+//! [`sweep`](fn@crate::archive::sweep).
 
 mod json_files;
 pub mod retention;

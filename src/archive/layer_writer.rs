@@ -5,7 +5,7 @@
 //! included, and its checkpoint carries them; the commit, which reads all checkpoints anyway, writes the held records
 //! of neighbouring ranges together, in key order. That is as durable as a chunk, takes no request more, leaves no small
 //! chunks behind for a sweep, and gives the same chunks in whatever ranges the database was read. What all ranges of a
-//! session hold is bounded ([`HOLD_TOTAL`]): the one that goes beyond its share writes chunks of its own, which are then
+//! session hold is bounded (`HOLD_TOTAL`): the one that goes beyond its share writes chunks of its own, which are then
 //! large enough to be worth it.
 
 use std::sync::Arc;

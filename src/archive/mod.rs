@@ -7,7 +7,7 @@
 //! [`Session::layer_writer`] (what changed since the parent) or [`Session::exact_range_writer`] (reused bodies) →
 //! [`RangeWriter::finish`] → [`Session::commit`].
 //! Reading: [`Repository::resolve`] → [`Repository::reader`] → [`SnapshotReader::records`] (names only),
-//! [`SnapshotReader::documents`], [`SnapshotReader::get`]; [`changes`] between two; what takes long holds a [`Lease`]. Checking:
+//! [`SnapshotReader::documents`], [`SnapshotReader::get`]; [`fn@changes`] between two; what takes long holds a [`Lease`]. Checking:
 //! [`check_contents`], [`check_presence`]. Deleting: [`Repository::forget`], then [`fn@sweep`].
 //!
 //! The archive knows neither Firestore nor the operations; it takes and gives documents as bytes.
