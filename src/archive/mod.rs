@@ -15,6 +15,7 @@
 mod budget;
 pub mod changes;
 pub mod check;
+pub mod checkpoint;
 pub mod chunk;
 mod commit;
 pub mod compact;
@@ -26,6 +27,7 @@ pub mod error;
 pub mod filter;
 pub mod forget;
 mod heap;
+pub mod heartbeat;
 pub mod ids;
 pub mod index_page;
 mod index_writer;
@@ -48,6 +50,7 @@ pub mod sweep;
 
 pub use changes::{Change, ChangeBatch, ChangeKind, changes};
 pub use check::{CheckStats, DamageReport, DataSubset, check_contents, check_presence};
+pub use checkpoint::UnfinishedRange;
 pub use chunk::ChunkKind;
 pub use compact::{due_runs, merge_range};
 pub use counts::{Count, Counts};
@@ -61,7 +64,7 @@ pub use reader::SnapshotReader;
 pub use record::{BodyLocation, RecordBatch, RecordRef};
 pub use repository::{Parameters, Repository, SnapshotFilter, SnapshotListing};
 pub use selection::Selection;
-pub use session::{Plan, Session, SessionOptions, SnapshotDraft, Totals, UnfinishedRange};
+pub use session::{Plan, Session, SessionOptions, SnapshotDraft, Totals};
 pub use sessions::OpenSession;
 pub use snapshot::{
     Consistency, Decision, RangeTime, ReadMode, RunRef, Snapshot, SnapshotKind, SnapshotStats,

@@ -5,12 +5,10 @@
 //! stays while the session is undecided. Workers begin only from the plan. The commit is one create-only put; so is an abort,
 //! and whichever comes first decides.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use futures::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 
 use super::budget::ByteBudget;
@@ -18,22 +16,20 @@ use super::chunk::{BuiltChunk, FrameTable, with_decoder};
 use super::counts::Counts;
 use super::envelope::{self, MAX_JSON_LEN};
 use super::error::{ArchiveError, DamageKind, Result};
+use super::heartbeat::Heartbeat;
 use super::ids::{ChunkId, ChunkRef, SessionId, SnapshotId};
 use super::known::{Known, known_chunks};
 use super::layer_writer::{HeldJoiner, LayerWriter};
 use super::range_writer::{RangeOutput, RangeWriter, WriteStats};
 use super::repository::{Parameters, Repository};
-use super::sealed::{self, MAX_SEALED_LEN, SealedKind};
 use super::selection::Selection;
 use super::snapshot::{
     AbortRecord, Consistency, Decision, ReadMode, RunRef, Snapshot, SnapshotKind, SnapshotStats,
     range_as_hex, rfc3339,
 };
-use crate::document::{DatabaseName, DocumentKey, KeyRange, Timestamp};
+use crate::document::{DatabaseName, KeyRange, Timestamp};
 use crate::store::StoreError;
 
-/// How often a worker shows that it lives.
-pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(30);
 /// Bytes of finished chunks that a session's writers hold until they are uploaded.
 pub const UPLOAD_BUDGET: u64 = 64 << 20;
 
@@ -140,34 +136,8 @@ pub struct Totals {
 /// A session under way, seen by one worker. Dropping it stops its heartbeat; what it wrote stays for a resume.
 #[derive(Debug)]
 pub struct Session {
-    shared: Arc<SessionShared>,
+    pub(super) shared: Arc<SessionShared>,
     _heartbeat: Heartbeat,
-}
-
-/// A range of a session that nobody has finished.
-#[derive(Clone, Debug)]
-pub struct UnfinishedRange {
-    /// The range.
-    pub range: KeyRange,
-    checkpoint: Option<RangeOutput>,
-    next: u64,
-}
-
-impl UnfinishedRange {
-    /// A range that nobody has begun.
-    pub fn new(range: KeyRange) -> Self {
-        Self {
-            range,
-            checkpoint: None,
-            next: 1,
-        }
-    }
-
-    /// The last document that need not be read again, and how many there are up to it.
-    pub fn covered(&self) -> Option<(&DocumentKey, u64)> {
-        let checkpoint = self.checkpoint.as_ref()?;
-        Some((checkpoint.cursor.as_ref()?, checkpoint.stats.documents))
-    }
 }
 
 /// What range writers need of their session.
@@ -182,7 +152,7 @@ pub(crate) struct SessionShared {
     /// Chunks that this worker stored: only those that are durable.
     written: Mutex<HashMap<ChunkId, Known>>,
     /// Checkpoints that this worker wrote, by name: the commit need not fetch them.
-    finished: Mutex<HashMap<String, RangeOutput>>,
+    pub(super) finished: Mutex<HashMap<String, RangeOutput>>,
 }
 
 /// A chunk that is durable now.
@@ -335,80 +305,6 @@ impl Session {
     /// A writer of what changed in the range since the plan's parent.
     pub fn layer_writer(&self, range: KeyRange) -> LayerWriter {
         LayerWriter::new(Arc::clone(&self.shared), range)
-    }
-
-    /// The plan's ranges that are not finished, in key order, with how far they have got.
-    pub async fn unfinished_ranges(&self) -> Result<Vec<UnfinishedRange>> {
-        let folder = format!("{}/checkpoints", self.shared.id.folder());
-        let mut written: HashMap<String, u64> = HashMap::new();
-        let mut finished: HashSet<String> = HashSet::new();
-        let mut objects = self.shared.repository.store().list(&folder);
-        while let Some(object) = objects.try_next().await? {
-            let Some((range, number)) = object.name.rsplit_once('-') else {
-                continue;
-            };
-            match number.parse() {
-                Ok(0) => {
-                    finished.insert(range.to_owned());
-                }
-                Ok(number) => {
-                    let newest = written.entry(range.to_owned()).or_insert(number);
-                    *newest = number.max(*newest);
-                }
-                Err(_) => {}
-            }
-        }
-        let mut unfinished = Vec::new();
-        for range in &self.shared.plan.ranges {
-            let name = self.shared.checkpoint_name(range, 0)?;
-            let name = name.trim_end_matches("-0");
-            if finished.contains(name) {
-                continue;
-            }
-            let written = written.get(name).copied();
-            let checkpoint = match written {
-                Some(number) => Some(self.shared.read_checkpoint(&format!("{name}-{number}")).await?),
-                None => None,
-            };
-            unfinished.push(UnfinishedRange {
-                range: range.clone(),
-                checkpoint: checkpoint.filter(|checkpoint| checkpoint.range == *range),
-                next: written.unwrap_or(0) + 1,
-            });
-        }
-        Ok(unfinished)
-    }
-
-    /// Like [`Session::range_writer`], for a range that goes on where its last checkpoint ended.
-    pub fn resume_range_writer(&self, unfinished: UnfinishedRange) -> RangeWriter {
-        let mut writer = self.range_writer(unfinished.range);
-        if let Some(checkpoint) = unfinished.checkpoint {
-            let reads = writer.reads().clone();
-            writer = RangeWriter::resume(Arc::clone(&self.shared), reads, checkpoint, unfinished.next);
-        }
-        writer
-    }
-
-    /// The ranges that are finished, by any worker, in key order.
-    pub async fn finished_ranges(&self) -> Result<Vec<RangeOutput>> {
-        let folder = format!("{}/checkpoints", self.shared.id.folder());
-        let names: Vec<String> = self
-            .shared
-            .repository
-            .store()
-            .list(&folder)
-            .map_ok(|object| object.name)
-            .try_filter(|name| std::future::ready(name.ends_with("-0")))
-            .try_collect()
-            .await?;
-        let mut outputs: Vec<RangeOutput> = futures::stream::iter(names)
-            .map(|name| async move { self.shared.read_checkpoint(&name).await })
-            .buffer_unordered(16)
-            .try_collect()
-            .await?;
-        outputs.retain(|output| output.cursor.is_none());
-        outputs.sort_by(|a, b| a.range.start.cmp(&b.range.start));
-        Ok(outputs)
     }
 
     /// Makes the snapshot of all finished ranges. When another worker was faster, its snapshot is the answer.
@@ -599,54 +495,6 @@ impl SessionShared {
         Ok(Stored { chunk, found })
     }
 
-    /// Writes down how far a range has got. Another worker of the same range may have been there before: then its word stands
-    /// as well.
-    pub(crate) async fn write_progress(&self, output: &RangeOutput, number: u64) -> Result<()> {
-        let name = self.checkpoint_name(&output.range, number)?;
-        let sealed = sealed::encode(SealedKind::Checkpoint, output)?;
-        match self.repository.store().put_new(&name, sealed).await {
-            Ok(()) | Err(StoreError::AlreadyExists { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Number 0 is that of a finished range.
-    fn checkpoint_name(&self, range: &KeyRange, number: u64) -> Result<String> {
-        let digest = blake3::hash(&sealed::pack(range)?).to_hex();
-        Ok(format!(
-            "{}/checkpoints/{}-{number}",
-            self.id.folder(),
-            &digest[..16]
-        ))
-    }
-
-    /// Writes a range's checkpoint; when another worker finished the same range first, its output is the one that counts.
-    pub(crate) async fn write_checkpoint(&self, output: RangeOutput) -> Result<RangeOutput> {
-        let name = self.checkpoint_name(&output.range, 0)?;
-        let sealed = sealed::encode(SealedKind::Checkpoint, &output)?;
-        match self.repository.store().put_new(&name, sealed).await {
-            Ok(()) => {
-                let mut finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
-                finished.insert(name, output.clone());
-                Ok(output)
-            }
-            Err(StoreError::AlreadyExists { .. }) => self.read_checkpoint(&name).await,
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    async fn read_checkpoint(&self, name: &str) -> Result<RangeOutput> {
-        let own = || {
-            let finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
-            finished.get(name).cloned()
-        };
-        if let Some(output) = own() {
-            return Ok(output);
-        }
-        let bytes = self.repository.store().get_at_most(name, MAX_SEALED_LEN).await?;
-        sealed::decode(name, SealedKind::Checkpoint, &bytes)
-    }
-
     fn snapshot(&self, draft: SnapshotDraft, run: Option<RunRef>, stats: WriteStats) -> Result<Snapshot> {
         let all_counted = draft.parent.is_none() || self.plan.parent.is_some();
         let totals = match draft.totals {
@@ -740,32 +588,4 @@ fn verify_frames(name: &str, table: FrameTable, bytes: &[u8]) -> Result<FrameTab
         })?;
     }
     Ok(table)
-}
-
-/// Shows from time to time that a worker lives, with new objects: nothing in a repository is ever overwritten.
-#[derive(Debug)]
-struct Heartbeat(tokio::task::JoinHandle<()>);
-
-impl Heartbeat {
-    fn start(repository: &Repository, session: SessionId, at_once: bool) -> Self {
-        let store = repository.store().clone();
-        Self(tokio::spawn(async move {
-            let worker = SessionId::random();
-            for beat in 0u64.. {
-                if beat > 0 || !at_once {
-                    tokio::time::sleep(HEARTBEAT_EVERY).await;
-                }
-                let name = format!("{}/heartbeats/{worker}-{beat}", session.folder());
-                if let Err(error) = store.put_new(&name, bytes::Bytes::from_static(b"{}\n")).await {
-                    tracing::warn!(%session, "no heartbeat: {error}");
-                }
-            }
-        }))
-    }
-}
-
-impl Drop for Heartbeat {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryStreamExt};
 
+use super::checkpoint::is_of_finished_range;
 use super::envelope::{self, MAX_JSON_LEN};
 use super::error::Result;
 use super::ids::SessionId;
@@ -40,7 +41,7 @@ impl Repository {
                 .entry(id)
                 .or_insert_with(|| (object.last_modified, HashSet::new()));
             *last_sign = object.last_modified.max(*last_sign);
-            if object.name.contains("/checkpoints/") && object.name.ends_with("-0") {
+            if is_of_finished_range(&object.name) {
                 finished.insert(object.name);
             }
         }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::options::GlobalOptions;
 use super::{Outcome, output};
-use crate::archive::session::HEARTBEAT_EVERY;
+use crate::archive::heartbeat::HEARTBEAT_EVERY;
 use crate::archive::{OpenSession, ReadMode, SnapshotKind};
 use crate::clock;
 
