@@ -17,13 +17,16 @@ use firebank::archive::ReadMode;
 use proptest::collection::vec;
 use proptest::option::weighted;
 use proptest::prelude::*;
-use proptest::test_runner::TestRunner;
+use proptest::test_runner::{Config as ProptestConfig, RngAlgorithm, TestRng, TestRunner};
 use world::{Edit, Reading, Tally, World};
 
 use crate::support::sandbox;
 
-/// Sequences that are tried; `PROPTEST_CASES` sets another number.
+/// Sequences that are tried, always the same ones, so that a test run says the same twice and a sequence of few merges
+/// does not come by chance. `PROPTEST_CASES=N` tries N new ones instead.
 const CASES: u32 = 16;
+/// Of the seeds that were tried the one that does most of everything.
+const SEED: u8 = 2;
 
 /// What is done. Snapshots are picked by number, from the newest on and around.
 ///
@@ -140,11 +143,15 @@ fn every_snapshot_is_what_it_recorded() {
         source_file: Some(file!()),
         ..ProptestConfig::default()
     };
-    if std::env::var_os("PROPTEST_CASES").is_none() {
+    let mut runner = if std::env::var_os("PROPTEST_CASES").is_some() {
+        TestRunner::new(config.clone())
+    } else {
         config.cases = CASES;
-    }
+        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[SEED; 32]);
+        TestRunner::new_with_rng(config.clone(), rng)
+    };
     let cases = config.cases as usize;
-    let tried = TestRunner::new(config).run(&vec(step(), 10..30), |steps| {
+    let tried = runner.run(&vec(step(), 10..30), |steps| {
         let of_case = runtime.block_on(live_through(&address, steps));
         tally.lock().unwrap().add(of_case);
         Ok(())
