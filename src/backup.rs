@@ -77,6 +77,9 @@ pub struct BackupOptions {
     /// How to read; `None`: names where there is a parent, else whole documents. Without a parent there is nothing to
     /// compare names with, and whole documents are read in any case.
     pub read: Option<ReadMode>,
+    /// Point at what is stored already instead of storing it again. `false` is for a repository that has damaged chunks:
+    /// then, without a [parent](Parent::None), the snapshot needs nothing that was there before it.
+    pub deduplicate: bool,
     /// Words to find the snapshot by.
     pub tags: Vec<String>,
     /// The machine that takes it.
@@ -101,6 +104,7 @@ impl Default for BackupOptions {
             ranges: None,
             parent: Parent::default(),
             read: None,
+            deduplicate: true,
             tags: Vec::new(),
             host: None,
             description: None,

@@ -96,6 +96,7 @@ async fn try_begin(
         extra: BTreeMap::new(),
     };
     let pins = match &parent {
+        _ if !options.deduplicate => Vec::new(),
         Some(_) => Vec::new(),
         None => parent::newest_of_every_selection(&listing),
     };

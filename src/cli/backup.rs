@@ -79,6 +79,9 @@ struct Options {
     /// Build upon no snapshot: read and list every document anew. Data that is stored already is not stored again
     #[arg(long)]
     full: bool,
+    /// Store everything anew, also what is stored already: after `verify` has found damaged chunks
+    #[arg(long, requires = "full")]
+    no_dedup: bool,
     /// Go on with the newest backup of the same database and selection that was not finished, as of its time; begin a new
     /// one if there is none, or if it is older than an hour
     #[arg(long, conflicts_with_all = ["full", "parent"])]
@@ -172,6 +175,7 @@ impl Options {
                 Read::Full => Some(ReadMode::Full),
                 Read::Names => Some(ReadMode::Names),
             },
+            deduplicate: !self.no_dedup,
             tags: self.tags,
             host: self
                 .host

@@ -89,6 +89,10 @@ impl VerifyCommand {
     }
 }
 
+/// Nights build upon what is there, so they would carry the damage on.
+const ADVICE: &str = "If the database still has the documents, `firebank backup --full --no-dedup` stores all of them anew, \
+and the backups after it build upon that one.";
+
 fn report(global: &GlobalOptions, stats: &VerifyStats) -> anyhow::Result<Outcome> {
     let output = global.output();
     for damage in &stats.damage {
@@ -116,6 +120,7 @@ fn report(global: &GlobalOptions, stats: &VerifyStats) -> anyhow::Result<Outcome
             "DAMAGED in {}: {checked}.",
             output::count(stats.damage_count, "place")
         ))?;
+        output.line(ADVICE)?;
     }
     output.json(&Summary {
         intact: stats.is_intact(),

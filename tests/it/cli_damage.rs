@@ -333,3 +333,49 @@ fn damage_is_told_to_people() {
 fn shop_can_show(shop: &Shop, path: &str) -> bool {
     shop.run(["show", ID, path]).code == 0
 }
+
+/// How a repository comes back to health: a full backup stores missing chunks again, and one that reuses nothing also those
+/// that are there and wrong; the nights after it build upon it.
+fn heals(damage: fn(Vec<u8>) -> Option<Vec<u8>>, full: &[&str]) {
+    let (shop, before) = Shop::backed_up();
+    for object in objects(&shop, Kind::Chunk(1)) {
+        let file = shop.repository().join(object);
+        match damage(std::fs::read(&file).unwrap()) {
+            Some(bytes) => std::fs::write(&file, bytes).unwrap(),
+            None => std::fs::remove_file(&file).unwrap(),
+        }
+    }
+    let verify = |snapshot: &str| shop.run(["verify", "--read-data", snapshot]);
+    let found = verify(&before);
+    assert_eq!(found.code, 3, "{found}");
+    assert!(found.stdout.contains("backup --full --no-dedup"), "{found}");
+    assert_eq!(verify(&shop.back_up()).code, 3, "a night carries the damage on");
+    let healed = shop.firebank([&["--json", "backup"], full].concat()).json();
+    verify(healed["snapshot"].as_str().unwrap()).done();
+    verify(&shop.back_up()).done();
+    assert_eq!(
+        verify(&before).code,
+        3,
+        "what was damaged stays so, and is said to be"
+    );
+}
+
+#[test]
+fn a_full_backup_stores_missing_chunks_again() {
+    heals(|_| None, &["--full"]);
+}
+
+#[test]
+fn a_full_backup_stores_chunks_that_were_cut_again() {
+    heals(|bytes| Some(bytes[..bytes.len() - 1].to_vec()), &["--full"]);
+}
+
+#[test]
+fn a_full_backup_without_deduplication_needs_nothing_that_was_there() {
+    let flip = |mut bytes: Vec<u8>| {
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        Some(bytes)
+    };
+    heals(flip, &["--full", "--no-dedup"]);
+}
