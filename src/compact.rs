@@ -1,7 +1,8 @@
 //! Compaction: merges layers of a snapshot into fewer, from the archive alone, without reading the database.
 //!
 //! The merged snapshot reads the same and stands in for the old one, which is forgotten; what only that needed goes with the next
-//! `clean`. Other snapshots keep their own stacks.
+//! `clean`. Other snapshots keep their own stacks. Bodies stay where they are, but for those in chunks that are mostly dead: see
+//! [`SparseChunks`].
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -12,7 +13,8 @@ use tracing::info;
 
 use crate::archive::compact::tile;
 use crate::archive::{
-    ArchiveError, Plan, ReadMode, Repository, Session, SessionOptions, Snapshot, due_runs, merge_range,
+    ArchiveError, Plan, ReadMode, Repository, Session, SessionOptions, Snapshot, SparseChunks, due_runs,
+    merge_range,
 };
 use crate::clock;
 
@@ -63,6 +65,17 @@ async fn merge(
     parallel: usize,
 ) -> Result<Snapshot, ArchiveError> {
     let reader = repository.reader(snapshot).await?;
+    // As long as only some of the layers are merged, the others may need the rest of a chunk.
+    let sparse = Arc::new(match *runs == (0..snapshot.runs.len()) {
+        true => SparseChunks::find(&reader, &repository.snapshots().await?).await?,
+        false => SparseChunks::default(),
+    });
+    if !sparse.is_empty() {
+        info!(
+            chunks = sparse.len(),
+            "copying what is left in mostly dead chunks"
+        );
+    }
     let boundaries = reader.chunk_boundaries(runs, 2 * parallel).await?;
     let plan = Plan {
         kind: snapshot.kind,
@@ -88,9 +101,9 @@ async fn merge(
                 merged??;
             }
         }
-        let (reader, runs) = (reader.clone(), runs.clone());
+        let (reader, runs, sparse) = (reader.clone(), runs.clone(), Arc::clone(&sparse));
         let writer = session.exact_range_writer(range);
-        running.spawn(async move { merge_range(&reader, &runs, writer).await.map(drop) });
+        running.spawn(async move { merge_range(&reader, &runs, &sparse, writer).await.map(drop) });
     }
     while let Some(merged) = running.join_next().await {
         merged??;

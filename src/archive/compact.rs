@@ -1,8 +1,8 @@
 //! Compaction: which runs of a stack to merge, and the merge of a part of their keys.
 //!
 //! Merging is lazy: a merge of a few dozen runs streams as well as one of two, so what a compaction saves is index pages that a
-//! nightly comparison reads. Only index pages are written. Bodies stay where they are, and an index chunk in whose
-//! interval no other merged run has a key is listed as it is.
+//! nightly comparison reads. Only index pages are written. Bodies stay where they are, but for those in chunks that are
+//! [mostly dead](super::sparse), and an index chunk in whose interval no other merged run has a key is listed as it is.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use super::merge::{Merge, Part, RunCursor};
 use super::range_writer::{Flow, RangeOutput, RangeWriter, StoredDocument};
 use super::reader::{Run, SnapshotReader};
 use super::snapshot::RunRef;
+use super::sparse::SparseChunks;
 use crate::document::{DocumentKey, KeyRange};
 
 /// Runs that a stack may have before some of its layers are merged.
@@ -83,10 +84,11 @@ impl SnapshotReader {
 }
 
 /// Merges some runs of a snapshot's stack, as far as they are in the writer's range, which it must own exactly. Tombstones
-/// are dropped when the oldest run takes part: nothing is left that they would hide.
+/// are dropped when the oldest run takes part: nothing is left that they would hide. Bodies are copied out of `sparse` chunks.
 pub async fn merge_range(
     reader: &SnapshotReader,
     runs: &Range<usize>,
+    sparse: &Arc<SparseChunks>,
     mut writer: RangeWriter,
 ) -> Result<RangeOutput> {
     let keep_tombstones = runs.end < reader.runs().len();
@@ -96,7 +98,7 @@ pub async fn merge_range(
         RunCursor::new(blocks, Arc::clone(run), range.clone(), false)
     };
     let merged = reader.runs().get(runs.clone()).unwrap_or_default();
-    let mut merge = Merge::compacting(merged.iter().map(cursor).collect(), keep_tombstones);
+    let mut merge = Merge::compacting(merged.iter().map(cursor).collect(), keep_tombstones, sparse);
     while let Some(part) = merge.next_part().await? {
         let batch = match part {
             Part::Chunk(entry) => {
@@ -105,8 +107,12 @@ pub async fn merge_range(
             }
             Part::Records(batch) => batch,
         };
+        let mut copies = sparse.copies(reader, &batch);
         for record in batch.iter() {
             let flow = match record.body {
+                Some(body) if sparse.contains(&body.chunk) => {
+                    writer.push(copies.next(record.key).await?).await?
+                }
                 Some(body) => {
                     let document = StoredDocument {
                         key: record.key,

@@ -15,6 +15,7 @@ use super::index_page::PageCursor;
 use super::reader::{Blocks, Run};
 use super::record::RecordBatch;
 use super::run::{DirectoryBlock, IndexEntry};
+use super::sparse::SparseChunks;
 use crate::document::KeyRange;
 
 /// Records of a batch at most.
@@ -309,7 +310,8 @@ pub(crate) struct Merge {
     heap: KeyHeap,
     started: bool,
     tombstones: bool,
-    whole_chunks: bool,
+    /// Whether index chunks are given as a whole: those whose records point into none of these.
+    whole_chunks: Option<Arc<SparseChunks>>,
     epoch: u64,
     key: Vec<u8>,
 }
@@ -322,16 +324,16 @@ impl Merge {
             cursors,
             started: false,
             tombstones,
-            whole_chunks: false,
+            whole_chunks: None,
             epoch: 0,
             key: Vec::new(),
         }
     }
 
     /// A merge of a part of a stack for a compaction: see [`Part`]. Its cursors must not read ahead.
-    pub(crate) fn compacting(cursors: Vec<RunCursor>, tombstones: bool) -> Self {
+    pub(crate) fn compacting(cursors: Vec<RunCursor>, tombstones: bool, sparse: &Arc<SparseChunks>) -> Self {
         Self {
-            whole_chunks: true,
+            whole_chunks: Some(Arc::clone(sparse)),
             ..Self::new(cursors, tombstones)
         }
     }
@@ -349,12 +351,14 @@ impl Merge {
 
     /// The index chunk that comes next as a whole.
     fn whole_chunk(&self, top: usize) -> Option<&IndexEntry> {
+        let sparse = self.whole_chunks.as_ref()?;
         let entry = self.cursors[top].chunk_start()?;
         let alone = match self.heap.second(&self.cursors) {
             Some(second) => self.cursors[second].key() > entry.last_key(),
             None => true,
         };
-        (alone && (self.tombstones || entry.tombstones() == 0)).then_some(entry)
+        let stays = !entry.data.iter().any(|chunk| sparse.contains(chunk));
+        (alone && stays && (self.tombstones || entry.tombstones() == 0)).then_some(entry)
     }
 
     /// The next records or the next index chunk; `None` when there is nothing more.
@@ -377,9 +381,7 @@ impl Merge {
             if *self.cursors[top].key() <= *self.key {
                 return Err(self.cursors[top].disorder());
             }
-            if self.whole_chunks
-                && let Some(entry) = self.whole_chunk(top)
-            {
+            if let Some(entry) = self.whole_chunk(top) {
                 if !batch.is_empty() {
                     break;
                 }

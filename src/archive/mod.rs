@@ -46,6 +46,7 @@ pub mod selection;
 pub mod session;
 pub mod sessions;
 pub mod snapshot;
+pub mod sparse;
 pub mod sweep;
 
 pub use changes::{Change, ChangeBatch, ChangeKind, changes};
@@ -69,4 +70,5 @@ pub use sessions::OpenSession;
 pub use snapshot::{
     Consistency, Decision, RangeTime, ReadMode, RunRef, Snapshot, SnapshotKind, SnapshotStats,
 };
+pub use sparse::SparseChunks;
 pub use sweep::{SweepOptions, SweepStats, plan_sweep, sweep};

@@ -6,6 +6,8 @@
     reason = "a test that cannot go on should stop"
 )]
 
+use std::sync::Arc;
+
 use firebank::archive::*;
 use firebank::document::*;
 use firebank::progress::Progress;
@@ -90,7 +92,7 @@ async fn merge(
     let session = Session::begin(repository, options).await.unwrap();
     let reader = repository.reader(snapshot).await.unwrap();
     for range in session.plan().ranges.clone() {
-        let output = merge_range(&reader, &runs, session.exact_range_writer(range))
+        let output = merge_range(&reader, &runs, &Arc::default(), session.exact_range_writer(range))
             .await
             .unwrap();
         assert_eq!(output.stats.chunks_written, 0);

@@ -132,3 +132,47 @@ fn a_failed_compaction_leaves_the_backup_as_it_is() {
     shop.run(["compact"]).fails(1, &[&names[2]]);
     assert!(shop.snapshots().contains(&taken[2].0));
 }
+
+/// The data chunks that a session wrote.
+fn data_chunks(shop: &Shop, session: &str) -> usize {
+    let is_data = |name: &String| std::fs::read(shop.repository().join(name)).unwrap()[9] == 1;
+    files_below(&shop.repository())
+        .into_iter()
+        .filter(|name| name.starts_with("chunks/") && name.ends_with(&format!("-{session}")))
+        .filter(is_data)
+        .count()
+}
+
+#[test]
+fn what_is_left_in_mostly_dead_chunks_is_copied_out_of_them() {
+    let (shop, taken) = nights(400, 50, 5);
+    let change = |numbers: &mut dyn Iterator<Item = u32>, night| {
+        shop.put(SHOP, numbers.map(|number| document(number, night)).collect());
+        shop.back_up();
+        let newest = shop.snapshots().remove(0);
+        let shown = shop.run(["show", &newest, "--json"]).json();
+        assert_eq!(shown["layers"], 1, "its layers are merged");
+        newest
+    };
+    let first = &taken[0].0;
+    // The first snapshot needs all of its chunk, and keeps it.
+    let merged = change(&mut (0..10).chain(300..400).chain(100..201), 6);
+    assert_eq!(data_chunks(&shop, &merged), 0);
+    assert_eq!(data_chunks(&shop, first), 1);
+    shop.run(["clean", "--keep-last", "1", "--yes"]).done();
+    assert_eq!(data_chunks(&shop, first), 1, "40 bodies are needed");
+    shop.run(["verify", "--read-data"]).done();
+    // Now nobody does.
+    let merged = change(&mut (200..401), 7);
+    assert_eq!(data_chunks(&shop, &merged), 1);
+    assert_restores(&shop, &merged, &shop.contents(SHOP));
+    shop.run(["clean", "--keep-last", "1", "--yes"]).done();
+    assert_eq!(data_chunks(&shop, first), 0);
+    shop.run(["verify", "--read-data"]).done();
+    assert_restores(&shop, &merged, &shop.contents(SHOP));
+    let next = shop.firebank(["backup", "--json"]).json();
+    assert_eq!(
+        (&next["layers"], &next["unchanged_documents"]),
+        (&1.into(), &401.into())
+    );
+}
