@@ -14,7 +14,7 @@ use crate::firestore::{self, BulkWriter, Firestore, Write};
 use crate::json::{Checked, JsonError, check, read_documents};
 use crate::path_filter::PathFilter;
 use crate::progress::Progress;
-use crate::restore::{RestoreCounts, RestoreMode, RestoreOptions, RestorePlan, RestoreStats};
+use crate::restore::{DRAIN_PATIENCE, RestoreCounts, RestoreMode, RestoreOptions, RestorePlan, RestoreStats};
 
 /// Documents that wait for the writer.
 const WAITING_DOCUMENTS: usize = 1_000;
@@ -31,6 +31,14 @@ pub enum ImportError {
     /// The database could not be written.
     #[error(transparent)]
     Firestore(#[from] firestore::Error),
+    /// Somebody asked it to stop.
+    #[error(
+        "stopped after {documents} documents: what was written stays written; the same command again writes it again"
+    )]
+    Stopped {
+        /// Documents that were handed to the database.
+        documents: u64,
+    },
     /// The thread that reads is gone.
     #[error("the thread that reads the files stopped: {0}")]
     Worker(#[from] tokio::task::JoinError),
@@ -94,14 +102,27 @@ pub async fn import(
         })
     });
     let mut counts = RestoreCounts::default();
-    while let Some((path, body)) = documents.recv().await {
+    loop {
+        let next = tokio::select! {
+            biased;
+            () = options.stop.requested() => {
+                writer.drain(DRAIN_PATIENCE).await?;
+                let documents = writer.stats().written;
+                return Err(ImportError::Stopped { documents });
+            }
+            next = documents.recv() => next,
+        };
+        let Some((path, body)) = next else { break };
         counts.documents += 1;
         counts.bytes += body.len() as u64;
         let write = match options.mode {
             RestoreMode::Overwrite => Write::put(&path, &body),
             RestoreMode::CreateOnly => Write::create(&path, &body),
         };
-        writer.write(write).await?;
+        tokio::select! {
+            written = writer.write(write) => written?,
+            () = options.stop.requested() => continue,
+        }
         progress.add(1, body.len() as u64);
     }
     reading.await?.map_err(ImportError::Changed)?;
@@ -109,7 +130,7 @@ pub async fn import(
     counts.written = writes.written;
     counts.failed = writes.failed;
     counts.left_out = writes.left_out;
-    Ok(counts.stats(writes, start.elapsed()))
+    Ok(counts.stats(writes, Vec::new(), start.elapsed()))
 }
 
 async fn check_file(file: PathBuf) -> Result<Checked, ImportError> {

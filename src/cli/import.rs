@@ -8,6 +8,7 @@ use super::options::GlobalOptions;
 use super::write_args::WriteArgs;
 use super::{Outcome, UsageError, json_restore};
 use crate::path_filter::PathFilter;
+use crate::stop::Stop;
 
 #[derive(Args, Debug)]
 pub(crate) struct ImportCommand {
@@ -22,9 +23,9 @@ pub(crate) struct ImportCommand {
 }
 
 impl ImportCommand {
-    pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
+    pub(crate) async fn run(self, global: &GlobalOptions, stop: Stop) -> anyhow::Result<Outcome> {
         let filter = PathFilter::new(&self.only).map_err(|error| UsageError::new(error.to_string()))?;
         let target = global.database()?;
-        json_restore::run(global, &self.files, &target, filter, &self.write).await
+        json_restore::run(global, &self.files, &target, filter, &self.write, stop).await
     }
 }

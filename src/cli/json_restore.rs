@@ -14,6 +14,7 @@ use crate::import::{import, plan_import};
 use crate::path_filter::PathFilter;
 use crate::progress::Progress;
 use crate::restore::RestorePlan;
+use crate::stop::Stop;
 
 #[derive(Serialize)]
 struct Plan<'a> {
@@ -30,6 +31,7 @@ pub(crate) async fn run(
     target: &DatabaseName,
     filter: PathFilter,
     write: &WriteArgs,
+    stop: Stop,
 ) -> anyhow::Result<Outcome> {
     let source = match files {
         [file] => file.display().to_string(),
@@ -49,7 +51,8 @@ pub(crate) async fn run(
     }
     write.confirm(global, target)?;
     let database = global.connect_to(target.clone()).await?;
-    let options = write.restore_options(&database, filter.clone());
+    let mut options = write.restore_options(&database, filter.clone());
+    options.stop = stop;
     let dead_letter_file = options.dead_letter_file.clone();
     let progress = Arc::new(Progress::new());
     let display = ProgressDisplay::start("restoring", &progress, global.quiet);

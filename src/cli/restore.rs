@@ -1,6 +1,6 @@
 //! `firebank restore`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -9,21 +9,31 @@ use serde::Serialize;
 
 use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
+use super::restore_session::SessionArgs;
 use super::snapshot_filter::SnapshotFilterArgs;
 use super::snapshots::find_filtered;
 use super::write_args::{WriteArgs, report, show_plan};
 use super::{Outcome, UsageError, json_restore, output};
-use crate::archive::{Repository, Snapshot};
+use crate::archive::{Repository, Snapshot, SnapshotFilter};
 use crate::document::DatabaseName;
 use crate::path_filter::PathFilter;
 use crate::progress::Progress;
-use crate::restore::{RestorePlan, plan_restore, restore};
+use crate::restore::{RestoreError, RestorePlan, SessionOptions, plan_restore, restore, retry};
+use crate::stop::Stop;
 
 #[derive(Args, Debug)]
 pub(crate) struct RestoreCommand {
     /// A snapshot (its id, a unique prefix of it, or `latest`), or a JSON backup's file
-    #[arg(value_name = "SNAPSHOT|FILE.json")]
+    #[arg(
+        value_name = "SNAPSHOT|FILE.json",
+        required_unless_present = "retry",
+        default_value = "",
+        hide_default_value = true
+    )]
     source: String,
+    /// Write again what an earlier restore or import left in this dead-letter file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["source", "resume", "dry_run"])]
+    retry: Option<PathBuf>,
     /// Restore only what this pattern chooses, such as `products`, `users/u1` or `users/*/orders`; may be repeated
     #[arg(long, value_name = "PATTERN")]
     only: Vec<String>,
@@ -39,25 +49,64 @@ pub(crate) struct RestoreCommand {
     #[command(flatten)]
     write: WriteArgs,
     #[command(flatten)]
+    session: SessionArgs,
+    #[command(flatten)]
     latest: SnapshotFilterArgs,
 }
 
 impl RestoreCommand {
-    pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
+    pub(crate) async fn run(self, global: &GlobalOptions, stop: Stop) -> anyhow::Result<Outcome> {
         let filter = PathFilter::new(&self.only).map_err(|error| UsageError::new(error.to_string()))?;
+        if let Some(file) = self.retry.clone() {
+            return self.retry(global, &file, filter, stop).await;
+        }
         if let Some(file) = json_file(global, &self.source)? {
             let target = self.json_target(global)?;
-            return json_restore::run(global, &[file], &target, filter, &self.write).await;
+            return json_restore::run(global, &[file], &target, filter, &self.write, stop).await;
         }
         let repository = global.open_repository().await?;
-        let snapshot = find_filtered(global, &repository, &self.source, &self.latest).await?;
+        let mut snapshot = find_filtered(global, &repository, &self.source, &self.latest).await?;
         let target = self.target(global, &snapshot)?;
         if self.write.dry_run {
             return dry_run(global, &repository, &snapshot, &target, &filter).await;
         }
         self.write.confirm(global, &target)?;
-        self.write_snapshot(global, &repository, &snapshot, target, filter)
+        let is_latest = self.source == "latest";
+        let session = self
+            .session
+            .options(global, repository.id(), snapshot.id, is_latest, &target)
+            .await?;
+        if let Some(unfinished) = &session.resume
+            && unfinished.snapshot() != snapshot.id
+        {
+            let id = unfinished.snapshot().to_string();
+            snapshot = repository.resolve(&id, &SnapshotFilter::default()).await?;
+            tracing::warn!("going on with the restore of snapshot {id}, which is not the latest any more");
+        }
+        self.write_snapshot(global, &repository, &snapshot, target, filter, session, stop)
             .await
+    }
+
+    /// Writes again what failed.
+    async fn retry(
+        self,
+        global: &GlobalOptions,
+        file: &Path,
+        filter: PathFilter,
+        stop: Stop,
+    ) -> anyhow::Result<Outcome> {
+        let target = self.json_target(global)?;
+        self.write.confirm(global, &target)?;
+        let database = global.connect_to(target.clone()).await?;
+        let mut options = self.write.restore_options(&database, filter.clone());
+        options.stop = stop;
+        let dead_letter_file = options.dead_letter_file.clone();
+        let progress = Arc::new(Progress::new());
+        let display = ProgressDisplay::start("writing again", &progress, global.quiet);
+        let stats = retry(file, &database, options, &progress).await?;
+        drop(display);
+        let source = file.display().to_string();
+        report(global, &source, &target, &stats, &filter, &dead_letter_file)
     }
 
     /// A JSON backup goes where the command line points: the original tools restored them so.
@@ -104,6 +153,7 @@ impl RestoreCommand {
         Ok(target)
     }
 
+    #[expect(clippy::too_many_arguments, reason = "everything that was found out before")]
     async fn write_snapshot(
         self,
         global: &GlobalOptions,
@@ -111,9 +161,17 @@ impl RestoreCommand {
         snapshot: &Snapshot,
         target: DatabaseName,
         filter: PathFilter,
+        session: SessionOptions,
+        stop: Stop,
     ) -> anyhow::Result<Outcome> {
         let database = global.connect_to(target.clone()).await?;
-        let options = self.write.restore_options(&database, filter.clone());
+        let mut options = self.write.restore_options(&database, filter.clone());
+        if let (Some(unfinished), None) = (&session.resume, &self.write.dead_letter_file) {
+            options.dead_letter_file = unfinished.dead_letter_file().to_owned();
+        }
+        options.skip_damaged = self.session.skip_damaged;
+        options.session = Some(session);
+        options.stop = stop;
         let dead_letter_file = options.dead_letter_file.clone();
         let progress = Arc::new(Progress::new());
         if options.filter.is_all() {
@@ -123,13 +181,16 @@ impl RestoreCommand {
         let display = ProgressDisplay::start("restoring", &progress, global.quiet);
         let restored = restore(&reader, &database, options, &progress).await;
         drop(display);
-        let stats = restored.with_context(|| {
-            format!(
-                "the restore of snapshot {} into {target} stopped after {}",
-                snapshot.id,
-                output::count(progress.documents(), "document")
-            )
-        })?;
+        let stats = match restored {
+            Err(stopped @ RestoreError::Stopped { .. }) => return Err(stopped.into()),
+            restored => restored.with_context(|| {
+                format!(
+                    "the restore of snapshot {} into {target} stopped after {}; --resume goes on from there",
+                    snapshot.id,
+                    output::count(progress.documents(), "document")
+                )
+            })?,
+        };
         report(
             global,
             &format!("snapshot {}", snapshot.id),

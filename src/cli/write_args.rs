@@ -13,7 +13,7 @@ use crate::clock;
 use crate::document::DatabaseName;
 use crate::firestore::{Firestore, WriteOptions};
 use crate::path_filter::PathFilter;
-use crate::restore::{RestoreMode, RestoreOptions, RestorePlan, RestoreStats};
+use crate::restore::{Gap, RestoreMode, RestoreOptions, RestorePlan, RestoreStats};
 
 /// How to write, for every command that does.
 #[derive(Args, Debug)]
@@ -125,6 +125,30 @@ fn outcome_of_choice(filter: &PathFilter, documents: u64) -> Outcome {
     Outcome::NeedsLook
 }
 
+/// Gaps that are listed for people.
+const LISTED_GAPS: usize = 50;
+
+fn tell_of_gaps(gaps: &[Gap]) {
+    if gaps.is_empty() {
+        return;
+    }
+    let known: u64 = gaps.iter().filter_map(|gap| gap.documents).sum();
+    let more = match gaps.iter().any(|gap| gap.documents.is_none()) {
+        true => " and those of stretches that the damage hides",
+        false => "",
+    };
+    tracing::error!(
+        "the snapshot is damaged, and {}{more} could not be restored:",
+        output::count(known, "document")
+    );
+    for gap in gaps.iter().take(LISTED_GAPS) {
+        tracing::error!("{}", output::printable(&gap.to_string()));
+    }
+    if let Some(left @ 1..) = gaps.len().checked_sub(LISTED_GAPS) {
+        tracing::error!("… and {left} more, which --json lists");
+    }
+}
+
 /// What `--json` prints of a restore.
 #[derive(Serialize)]
 struct Summary<'a> {
@@ -136,6 +160,7 @@ struct Summary<'a> {
     existing: u64,
     failed: u64,
     dead_letter_file: Option<&'a Path>,
+    gaps: &'a [Gap],
     foreign_references: u64,
     requests: u64,
     retries: u64,
@@ -181,6 +206,7 @@ pub(super) fn report(
             dead_letter_file.display()
         );
     }
+    tell_of_gaps(&stats.gaps);
     output.json(&Summary {
         source,
         target: target.to_string(),
@@ -190,12 +216,13 @@ pub(super) fn report(
         existing: stats.existing,
         failed: stats.failed,
         dead_letter_file: (stats.failed > 0).then_some(dead_letter_file),
+        gaps: &stats.gaps,
         foreign_references: stats.writes.absolute_references,
         requests: stats.writes.requests,
         retries: stats.writes.retries,
         seconds: stats.duration.as_secs_f64(),
     })?;
-    Ok(if stats.failed > 0 {
+    Ok(if stats.failed > 0 || !stats.gaps.is_empty() {
         Outcome::NeedsLook
     } else {
         outcome_of_choice(filter, stats.documents)
