@@ -44,7 +44,7 @@ pub use raw::Method;
 pub use retry::RetryPolicy;
 pub use scan::ScanOptions;
 pub use stats::{RequestCounts, RequestStats};
-pub use throttle::{Clock, SystemClock, Throttle};
+pub use throttle::{Clock, SystemClock, Throttle, ramp_time, write_time};
 
 use crate::document::DatabaseName;
 
