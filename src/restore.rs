@@ -12,12 +12,18 @@
 //! Several key ranges feed one writer, so that neighbouring writes lie far apart in the key space: writes in key order would
 //! all go to one tablet of the database at a time.
 
+mod beside;
+mod check;
+mod conflicts;
 mod decide;
 mod failures;
 mod plan;
 mod ranges;
 mod read;
+mod references;
+mod renames;
 mod retry;
+mod rules;
 mod session;
 mod write;
 
@@ -31,16 +37,27 @@ use futures::{StreamExt, stream};
 use tokio::sync::mpsc;
 
 use crate::archive::{ArchiveError, Lease, SessionId, SnapshotReader};
-use crate::document::{KeyRange, PathError};
+use crate::document::{DatabaseName, DocumentPath, FieldMask, KeyRange, PathError, Timestamp};
 use crate::firestore::{self, BulkWriter, Firestore, WriteOptions, WriteStats};
 use crate::path_filter::PathFilter;
 use crate::progress::Progress;
 use crate::stop::Stop;
-use decide::Decide;
-pub use plan::{RestorePlan, plan_restore};
+pub(crate) use check::Checks;
+pub use check::{TtlField, Warning, WarningKind};
+pub(crate) use conflicts::Conflicts;
+use decide::{Decide, Purpose};
+pub(crate) use decide::{plan as plan_document, write as write_document};
+use failures::Refusal;
+pub(crate) use plan::Tally;
+pub use plan::{RestorePlan, check_restore, plan_restore};
 pub use read::Gap;
 use read::Reading;
+pub(crate) use references::References;
+pub use references::{ReferenceCounts, ReferenceMode};
+pub use renames::{Rename, RenameError, Renames};
 pub use retry::{RetryError, retry};
+pub use rules::{Fates, RestoreMode};
+pub(crate) use rules::{Found, Look, Rules};
 use session::RestoreSession;
 pub use session::{RestoreSessions, SessionOptions, UnfinishedRestore};
 pub(crate) use write::DRAIN_PATIENCE;
@@ -49,16 +66,6 @@ use write::{End, RangeState, Ranges, Writing};
 /// Batches that wait for the writer. A few are enough: the readers refill faster than a database writes.
 const WAITING_BATCHES: usize = 4;
 
-/// What happens to a document that exists.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum RestoreMode {
-    /// It is replaced.
-    #[default]
-    Overwrite,
-    /// It is left alone.
-    CreateOnly,
-}
-
 /// What to restore, and how.
 #[derive(Clone, Debug)]
 pub struct RestoreOptions {
@@ -66,6 +73,17 @@ pub struct RestoreOptions {
     pub filter: PathFilter,
     /// What happens to a document that exists.
     pub mode: RestoreMode,
+    /// Restore only these fields, and only of documents that exist. A field that the snapshot does not have is removed, but not
+    /// in a merge.
+    pub fields: Option<FieldMask>,
+    /// Leave documents alone that were changed after this time, and count them as conflicts.
+    pub unmodified_since: Option<Timestamp>,
+    /// Collections that are restored under another name.
+    pub renames: Renames,
+    /// Where references point.
+    pub references: ReferenceMode,
+    /// Fields that the database deletes documents by once their time has passed: plans warn of them.
+    pub ttl_fields: Vec<TtlField>,
     /// How to write.
     pub write: WriteOptions,
     /// How many key ranges of the snapshot are read at the same time.
@@ -83,10 +101,20 @@ pub struct RestoreOptions {
 impl RestoreOptions {
     /// Everything, with the defaults for a database.
     pub fn new(database: &Firestore, dead_letter_file: impl Into<PathBuf>) -> Self {
+        Self::for_target(database.is_emulator(), dead_letter_file)
+    }
+
+    /// The same before there is a connection.
+    pub fn for_target(is_emulator: bool, dead_letter_file: impl Into<PathBuf>) -> Self {
         Self {
             filter: PathFilter::all(),
             mode: RestoreMode::Overwrite,
-            write: WriteOptions::new(database),
+            fields: None,
+            unmodified_since: None,
+            renames: Renames::default(),
+            references: ReferenceMode::Rewrite,
+            ttl_fields: Vec::new(),
+            write: WriteOptions::for_target(is_emulator),
             parallel: READERS,
             dead_letter_file: dead_letter_file.into(),
             skip_damaged: false,
@@ -98,14 +126,65 @@ impl RestoreOptions {
     /// What decides which documents are written and how, by the option's name: a restore is resumed with the same.
     fn described(&self) -> BTreeMap<String, String> {
         let mut options = BTreeMap::new();
-        options.insert("--mode".to_owned(), format!("{:?}", self.mode));
+        let mut note = |name: &str, value: String| {
+            options.insert(name.to_owned(), value);
+        };
+        note("--mode", format!("{:?}", self.mode));
+        note("--references", format!("{:?}", self.references));
         if !self.filter.is_all() {
-            options.insert("--only".to_owned(), self.filter.patterns().join(" "));
+            note("--only", self.filter.patterns().join(" "));
+            note("--exclude", self.filter.excluded().join(" "));
+        }
+        if let Some(fields) = &self.fields {
+            note("--fields", format!("{fields:?}"));
+        }
+        if let Some(time) = self.unmodified_since {
+            note("--if-unmodified-since", time.to_string());
+        }
+        if !self.renames.is_empty() {
+            note("--rename-collection", format!("{:?}", self.renames));
         }
         if self.skip_damaged {
-            options.insert("--skip-damaged".to_owned(), "yes".to_owned());
+            note("--skip-damaged", "yes".to_owned());
         }
         options
+    }
+
+    /// Says no to options that contradict each other: [`RestoreError::Options`].
+    pub fn check(&self) -> Result<(), RestoreError> {
+        rules::check(self.mode, self.fields.as_ref(), self.unmodified_since)
+    }
+
+    /// What decides about a document, from a database, if it is known, into another one.
+    pub(crate) fn rules(
+        &self,
+        source: Option<&DatabaseName>,
+        target: &DatabaseName,
+    ) -> Result<Rules, RestoreError> {
+        self.check()?;
+        Ok(Rules {
+            mode: self.mode,
+            fields: self.fields.clone(),
+            unmodified_since: self.unmodified_since,
+            references: References::new(self.references, source, target, &self.renames),
+        })
+    }
+
+    /// Where a document is restored.
+    pub(crate) fn renamed(&self, path: DocumentPath) -> Result<DocumentPath, RestoreError> {
+        Ok(renames::renamed(&self.renames, &path)?.unwrap_or(path))
+    }
+
+    /// The ranges of a snapshot that were chosen, cut so that all of each is renamed alike.
+    fn pieces(&self, reader: &SnapshotReader) -> Vec<KeyRange> {
+        let selected = reader.snapshot().selection.key_ranges();
+        let chosen = self.filter.ranges().iter().flat_map(|chosen| {
+            selected
+                .iter()
+                .map(|selected| selected.intersection(chosen))
+                .filter(|range| !range.is_empty())
+        });
+        self.renames.pieces(&chosen.collect::<Vec<_>>())
     }
 }
 
@@ -125,6 +204,10 @@ pub struct RestoreCounts {
     pub failed: u64,
     /// Writes that were refused because somebody asked for that, as of documents that exist in [`RestoreMode::CreateOnly`].
     pub left_out: u64,
+    /// What was decided.
+    pub fates: Fates,
+    /// References in what is written.
+    pub references: ReferenceCounts,
 }
 
 impl RestoreCounts {
@@ -135,6 +218,8 @@ impl RestoreCounts {
         self.written += other.written;
         self.failed += other.failed;
         self.left_out += other.left_out;
+        self.fates += other.fates;
+        self.references += other.references;
     }
 }
 
@@ -145,7 +230,7 @@ pub struct RestoreStats {
     pub documents: u64,
     /// Bytes of their fields, in canonical form.
     pub bytes: u64,
-    /// Documents that the database has taken.
+    /// Writes and deletions that the database has taken.
     pub written: u64,
     /// Documents that were there already and stay as they were ([`RestoreMode::CreateOnly`]).
     pub existing: u64,
@@ -154,6 +239,14 @@ pub struct RestoreStats {
     /// What was left out because the snapshot is damaged there ([`RestoreOptions::skip_damaged`]).
     pub gaps: Vec<Gap>,
     /// How the writer fared, in this process.
+    /// What was decided about the documents, and what the database said to it. Documents are known to be created or changed
+    /// only where the database was looked at.
+    pub fates: Fates,
+    /// Documents that were changed too late and stay as they are: the first thousand of them, in path order.
+    pub conflicts: Vec<DocumentPath>,
+    /// References in what was written.
+    pub references: ReferenceCounts,
+    /// How the writer fared.
     pub writes: WriteStats,
     /// How long it took, in this process.
     pub duration: Duration,
@@ -173,6 +266,26 @@ pub enum RestoreError {
         "the snapshot names a document that has no path: {0}; `firebank verify --read-data` shows what is damaged"
     )]
     Path(#[from] PathError),
+    /// Options that contradict each other. Nothing was written.
+    #[error("{0}")]
+    Options(String),
+    /// A renamed collection comes to lie where other documents are restored. Nothing was written.
+    #[error(
+        "`{rename}` would put documents where `{path}` is restored to as well: leave one of them out with --only or \
+         --exclude, or rename the other collection too"
+    )]
+    Collision {
+        /// Which name.
+        rename: String,
+        /// A document that is there.
+        path: DocumentPath,
+    },
+    /// Documents refer to other databases, and that was not wanted. Nothing was written.
+    #[error(
+        "{} of the chosen documents refer to documents of other databases, such as `{}`: nothing was written, as \
+         --references fail says", .0.documents, .0.examples.first().map_or("", DocumentPath::as_str)
+    )]
+    ForeignReferences(Box<Warning>),
     /// Somebody asked it to stop.
     #[error("stopped after {}: what was written stays written{}", documents_in_words(*documents), going_on(*session))]
     Stopped {
@@ -260,17 +373,34 @@ async fn restore_all(
     progress: &Progress,
 ) -> Result<RestoreStats, RestoreError> {
     let start = Instant::now();
+    let target = database.database();
+    if options.references == ReferenceMode::Fail {
+        let (_, tally) = plan::look_through(reader, target, &options).await?;
+        refuse_foreign(&tally)?;
+    }
+    let conflicts = Conflicts::default();
+    let sink = options.sink(conflicts.clone());
+    let writer = BulkWriter::new(database, options.write.clone(), sink);
+    let purpose = Purpose::Write(writer.encoder());
+    let decide = Decide::new(
+        reader,
+        target,
+        Some(database),
+        &options,
+        conflicts.clone(),
+        purpose,
+    )?;
+    decide.check_renames().await?;
+
     let (mut session, ranges) = begin(reader, database, &options).await?;
     let done = ranges.counts();
     progress.add(done.documents, done.bytes);
     let rest: Vec<(usize, KeyRange)> = (ranges.states().iter().enumerate())
         .filter_map(|(number, state)| Some((number, state.rest()?)))
         .collect();
-
-    let writer = BulkWriter::new(database, options.write.clone(), options.sink());
     let reading = Reading {
         reader: reader.clone(),
-        decide: Decide::new(reader, options.filter.clone(), options.mode, writer.encoder()),
+        decide,
         filter: options.filter.clone(),
         skip_damaged: options.skip_damaged,
     };
@@ -306,8 +436,20 @@ async fn restore_all(
     if let Some(session) = session {
         session.remove().await;
     }
-    let gaps = ranges.gaps().to_vec();
-    Ok(ranges.counts().stats(writes, gaps, start.elapsed()))
+    let mut stats = ranges
+        .counts()
+        .stats(writes, &options, &conflicts, start.elapsed());
+    stats.gaps = ranges.gaps().to_vec();
+    Ok(stats)
+}
+
+/// Fails when documents refer to other databases.
+pub(crate) fn refuse_foreign(tally: &Tally) -> Result<(), RestoreError> {
+    let is_foreign = |warning: &&Warning| warning.kind == WarningKind::ForeignReferences;
+    match tally.warnings.iter().find(is_foreign) {
+        Some(warning) => Err(RestoreError::ForeignReferences(Box::new(warning.clone()))),
+        None => Ok(()),
+    }
 }
 
 /// Cuts the snapshot into ranges and begins a session where one is wanted, or takes up an earlier one.
@@ -335,11 +477,12 @@ async fn begin(
         unfinished.check(&plan(&[]))?;
         return Ok((Some(sessions.resume(unfinished)), unfinished.ranges()));
     }
-    let pieces = match ranges::split_ranges(reader, options.filter.ranges(), options.parallel).await {
+    let chosen = options.pieces(reader);
+    let pieces = match ranges::split_ranges(reader, &chosen, options.parallel).await {
         Err(error) if options.skip_damaged => {
             // Where the index cannot be cut it is read in one piece, and around what is damaged.
             error.into_damage()?;
-            options.filter.ranges().to_vec()
+            chosen
         }
         pieces => pieces?,
     };
@@ -353,14 +496,29 @@ async fn begin(
 
 impl RestoreCounts {
     /// With how the writer fared.
-    pub(crate) fn stats(self, writes: WriteStats, gaps: Vec<Gap>, duration: Duration) -> RestoreStats {
+    pub(crate) fn stats(
+        self,
+        writes: WriteStats,
+        options: &RestoreOptions,
+        conflicts: &Conflicts,
+        duration: Duration,
+    ) -> RestoreStats {
+        let mut fates = self.fates;
+        match options.refusal_means() {
+            Refusal::Existing => fates.existing += self.left_out,
+            Refusal::LeftOut => fates.left_out += self.left_out,
+            Refusal::Conflict => fates.conflicts += self.left_out,
+        }
         RestoreStats {
             documents: self.documents,
             bytes: self.bytes,
             written: self.written,
-            existing: self.left_out,
+            existing: fates.existing,
             failed: self.failed,
-            gaps,
+            fates,
+            conflicts: conflicts.paths(),
+            references: self.references,
+            gaps: Vec::new(),
             writes,
             duration,
         }

@@ -47,7 +47,7 @@ pub use raw::Method;
 pub use retry::RetryPolicy;
 pub use scan::ScanOptions;
 pub use stats::{RequestCounts, RequestStats};
-pub use throttle::{Clock, SystemClock, Throttle, ThrottleOptions};
+pub use throttle::{Clock, SystemClock, Throttle, ThrottleOptions, ramp_time, write_time};
 
 use crate::document::DatabaseName;
 

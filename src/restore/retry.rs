@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use super::{DRAIN_PATIENCE, RestoreCounts, RestoreOptions, RestoreStats};
+use super::{Conflicts, DRAIN_PATIENCE, RestoreCounts, RestoreOptions, RestoreStats};
 use crate::firestore::{self, BulkWriter, DeadLetterError, DeadLetters, Firestore, Write, WriteFailure};
 use crate::progress::Progress;
 
@@ -112,7 +112,7 @@ pub async fn retry(
     counts.written = writes.written;
     counts.failed = writes.failed;
     counts.left_out = writes.left_out;
-    Ok(counts.stats(writes, Vec::new(), start.elapsed()))
+    Ok(counts.stats(writes, &options, &Conflicts::default(), start.elapsed()))
 }
 
 /// Whether both names mean one file that exists.
