@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
+use futures::stream::{self, BoxStream, Stream, StreamExt, TryStreamExt};
 
 use super::beside::{Beside, OwnedFound, Step};
 use super::check::{Checks, examine};
@@ -16,7 +16,7 @@ use super::plan::Tally;
 use super::renames::{Renames, renamed};
 use super::rules::{Action, Fate, Found, Look, Rules};
 use super::{ReferenceCounts, References, RestoreCounts, RestoreError, RestoreOptions};
-use crate::archive::{DocumentSink, RecordBatch, SnapshotReader};
+use crate::archive::{ArchiveError, DocumentSink, RecordBatch, SnapshotReader};
 use crate::document::{DatabaseName, DocumentKey, DocumentPath, DocumentRef, KeyRange};
 use crate::firestore::{EncodedWrites, Firestore, Precondition, Write, WriteEncoder};
 use crate::path_filter::PathFilter;
@@ -138,11 +138,7 @@ impl Decide {
     fn blind(&self, range: KeyRange) -> BoxStream<'static, Result<Decided, RestoreError>> {
         let encode = Encode::new(Arc::clone(&self.shared), None);
         if self.shared.filter.is_all() {
-            return self
-                .reader
-                .documents_into(range, encode)
-                .map(|decided| decided?)
-                .boxed();
+            return one_by_one(self.reader.documents_into(range, encode));
         }
         // Chosen by name first, so that nothing is fetched that is not chosen.
         let shared = Arc::clone(&self.shared);
@@ -151,10 +147,7 @@ impl Decide {
             .records(range)
             .map_ok(move |batch| chosen(&shared.filter, &batch))
             .try_filter(|batch| std::future::ready(!batch.is_empty()));
-        self.reader
-            .bodies_into(records, encode)
-            .map(|decided| decided?)
-            .boxed()
+        one_by_one(self.reader.bodies_into(records, encode))
     }
 
     /// With a look at the database: each step's bodies are fetched while the next step is found.
@@ -190,7 +183,7 @@ impl Decide {
             let records = stream::once(std::future::ready(Ok(wanted)));
             let mut decided = self.reader.bodies_into(records, encode).boxed();
             while let Some(decided) = decided.try_next().await? {
-                all.push(decided?);
+                all.extend(decided?);
             }
         }
         let mut out = self.shared.out();
@@ -258,6 +251,16 @@ fn chosen(filter: &PathFilter, batch: &RecordBatch) -> RecordBatch {
     chosen
 }
 
+/// What sinks have made, in its order.
+fn one_by_one(
+    sinks: impl Stream<Item = Result<<Encode as DocumentSink>::Output, ArchiveError>> + Send + 'static,
+) -> BoxStream<'static, Result<Decided, RestoreError>> {
+    sinks
+        .map(|decided| Ok::<_, RestoreError>(stream::iter(decided??.into_iter().map(Ok))))
+        .try_flatten()
+        .boxed()
+}
+
 /// Encodes chosen documents where they are decoded: their bytes are at hand there, and all cores take part.
 struct Encode {
     shared: Arc<Shared>,
@@ -269,6 +272,8 @@ struct Encode {
     counts: RestoreCounts,
     /// The last document that was looked at, where that says how far everything is.
     last: Option<Vec<u8>>,
+    /// What makes a request each: so much is done at a time, and a cursor need not wait for a whole window of documents.
+    ready: Vec<Decided>,
     failed: Option<RestoreError>,
 }
 
@@ -281,6 +286,7 @@ impl Encode {
             path: String::new(),
             counts: RestoreCounts::default(),
             last: None,
+            ready: Vec::new(),
             failed: None,
         }
     }
@@ -302,6 +308,10 @@ impl Encode {
             }
         }
         self.path = path.into();
+        if matches!(&self.out, Out::Writes(encoder) if encoder.has_full()) {
+            let decided = self.decided();
+            self.ready.push(decided);
+        }
         Ok(())
     }
 
@@ -449,7 +459,7 @@ fn invalid(path: &DocumentPath, source: crate::document::CanonicalError) -> Rest
 }
 
 impl DocumentSink for Encode {
-    type Output = Result<Decided, RestoreError>;
+    type Output = Result<Vec<Decided>, RestoreError>;
 
     fn push(&mut self, document: DocumentRef<'_>) {
         if self.failed.is_none() {
@@ -460,7 +470,11 @@ impl DocumentSink for Encode {
     fn pass_on(&mut self) -> Self::Output {
         match self.failed.take() {
             Some(failed) => Err(failed),
-            None => Ok(self.decided()),
+            None => {
+                let rest = self.decided();
+                self.ready.push(rest);
+                Ok(std::mem::take(&mut self.ready))
+            }
         }
     }
 
