@@ -72,11 +72,6 @@ impl Shared {
         }
     }
 
-    /// Whether equal bodies say enough.
-    pub(super) fn skips_equal_bodies(&self) -> bool {
-        self.rules.skips_equal_bodies()
-    }
-
     fn out(&self) -> Out {
         match &self.purpose {
             Purpose::Write(encoder) => Out::Writes(encoder.another()),
@@ -88,6 +83,7 @@ impl Shared {
     pub(super) fn settle(&self, path: &DocumentPath, fate: Fate, step: &mut Step) {
         step.counts.fates.note(fate);
         step.tally.note(path, fate);
+        step.tally.writes += u64::from(self.rules.sends_anyway(fate));
         if fate == Fate::Conflict {
             self.conflicts.note(path);
         }
@@ -128,9 +124,7 @@ impl Decide {
     /// What is to be written for the documents of a range. The stream's end says that all of the range is decided.
     pub(super) fn range(&self, range: KeyRange) -> BoxStream<'static, Result<Decided, RestoreError>> {
         match (&self.shared.database, self.shared.look()) {
-            (Some(database), look @ (Look::Times | Look::Documents)) => {
-                self.beside(Beside::new(self, database.clone(), look, range))
-            }
+            (Some(database), Look::Documents) => self.beside(Beside::new(self, database.clone(), range)),
             _ => self.blind(range),
         }
     }
@@ -308,17 +302,12 @@ impl Encode {
 
     fn decide(&mut self, path: &DocumentPath, body: &[u8], found: Found<'_>) -> Result<(), RestoreError> {
         let rules = &self.shared.rules;
-        match &mut self.out {
-            Out::Writes(encoder) => {
-                let outcome = write(rules, path, body, found, |write| Ok(encoder.write(write)?))?;
-                self.counts.note(&outcome);
-                outcome.note_conflict(path, &self.shared.conflicts);
-            }
-            Out::Tally(tally, checks) => {
-                let outcome = plan(rules, path, body, found, tally, checks)?;
-                self.counts.note(&outcome);
-            }
-        }
+        let outcome = match &mut self.out {
+            Out::Writes(encoder) => write(rules, path, body, found, |write| Ok(encoder.write(write)?))?,
+            Out::Tally(tally, checks) => plan(rules, path, body, found, tally, checks)?,
+        };
+        self.counts.note(&outcome);
+        outcome.note_conflict(path, &self.shared.conflicts);
         Ok(())
     }
 
@@ -412,6 +401,7 @@ pub(crate) fn plan(
         .decide(Cow::Borrowed(&body), found)
         .map_err(|error| invalid(path, error))?;
     tally.note(path, decision.fate);
+    tally.writes += u64::from(rules.sends_anyway(decision.fate));
     if decision.action != Action::Nothing {
         tally.writes += 1;
         examine(path, &body, checks, &mut tally.warnings).map_err(|error| invalid(path, error))?;
