@@ -137,13 +137,14 @@ impl RestoreOptions {
             note("--exclude", self.filter.excluded().join(" "));
         }
         if let Some(fields) = &self.fields {
-            note("--fields", format!("{fields:?}"));
+            note("--fields", fields.to_string());
         }
         if let Some(time) = self.unmodified_since {
             note("--if-unmodified-since", time.to_string());
         }
         if !self.renames.is_empty() {
-            note("--rename-collection", format!("{:?}", self.renames));
+            let renames: Vec<String> = self.renames.iter().map(ToString::to_string).collect();
+            note("--rename-collection", renames.join(" "));
         }
         if self.skip_damaged {
             note("--skip-damaged", "yes".to_owned());
@@ -239,7 +240,6 @@ pub struct RestoreStats {
     pub failed: u64,
     /// What was left out because the snapshot is damaged there ([`RestoreOptions::skip_damaged`]).
     pub gaps: Vec<Gap>,
-    /// How the writer fared, in this process.
     /// What was decided about the documents, and what the database said to it. Documents are known to be created or changed
     /// only where the database was looked at.
     pub fates: Fates,
@@ -247,7 +247,7 @@ pub struct RestoreStats {
     pub conflicts: Vec<DocumentPath>,
     /// References in what was written.
     pub references: ReferenceCounts,
-    /// How the writer fared.
+    /// How the writer fared, in this process.
     pub writes: WriteStats,
     /// How long it took, in this process.
     pub duration: Duration,

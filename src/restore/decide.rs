@@ -15,9 +15,10 @@ use super::conflicts::Conflicts;
 use super::plan::Tally;
 use super::renames::{Renames, renamed};
 use super::rules::{Action, Fate, Found, Look, Rules};
-use super::{ReferenceCounts, References, RestoreCounts, RestoreError, RestoreOptions};
+use super::{ReferenceCounts, RestoreCounts, RestoreError, RestoreOptions};
 use crate::archive::{ArchiveError, DocumentSink, RecordBatch, SnapshotReader};
-use crate::document::{DatabaseName, DocumentKey, DocumentPath, DocumentRef, KeyRange};
+use crate::document::wire::{ReferencesSeen, WireError};
+use crate::document::{CanonicalError, DatabaseName, DocumentKey, DocumentPath, DocumentRef, KeyRange};
 use crate::firestore::{EncodedWrites, Firestore, Precondition, Write, WriteEncoder};
 use crate::path_filter::PathFilter;
 
@@ -71,11 +72,6 @@ impl Shared {
         }
     }
 
-    /// Whether equal bodies say enough.
-    pub(super) fn skips_equal_bodies(&self) -> bool {
-        self.rules.skips_equal_bodies()
-    }
-
     fn out(&self) -> Out {
         match &self.purpose {
             Purpose::Write(encoder) => Out::Writes(encoder.another()),
@@ -87,6 +83,7 @@ impl Shared {
     pub(super) fn settle(&self, path: &DocumentPath, fate: Fate, step: &mut Step) {
         step.counts.fates.note(fate);
         step.tally.note(path, fate);
+        step.tally.writes += u64::from(self.rules.sends_anyway(fate));
         if fate == Fate::Conflict {
             self.conflicts.note(path);
         }
@@ -127,9 +124,7 @@ impl Decide {
     /// What is to be written for the documents of a range. The stream's end says that all of the range is decided.
     pub(super) fn range(&self, range: KeyRange) -> BoxStream<'static, Result<Decided, RestoreError>> {
         match (&self.shared.database, self.shared.look()) {
-            (Some(database), look @ (Look::Times | Look::Documents)) => {
-                self.beside(Beside::new(self, database.clone(), look, range))
-            }
+            (Some(database), Look::Documents) => self.beside(Beside::new(self, database.clone(), range)),
             _ => self.blind(range),
         }
     }
@@ -317,17 +312,12 @@ impl Encode {
 
     fn decide(&mut self, path: &DocumentPath, body: &[u8], found: Found<'_>) -> Result<(), RestoreError> {
         let rules = &self.shared.rules;
-        match &mut self.out {
-            Out::Writes(encoder) => {
-                let outcome = write(rules, path, body, found, |write| Ok(encoder.write(write)?))?;
-                self.counts.note(&outcome);
-                outcome.note_conflict(path, &self.shared.conflicts);
-            }
-            Out::Tally(tally, checks) => {
-                let outcome = plan(rules, path, body, found, tally, checks)?;
-                self.counts.note(&outcome);
-            }
-        }
+        let outcome = match &mut self.out {
+            Out::Writes(encoder) => write(rules, path, body, found, |write| Ok(encoder.write(write)?))?,
+            Out::Tally(tally, checks) => plan(rules, path, body, found, tally, checks)?,
+        };
+        self.counts.note(&outcome);
+        outcome.note_conflict(path, &self.shared.conflicts);
         Ok(())
     }
 
@@ -378,31 +368,29 @@ pub(crate) fn write(
     path: &DocumentPath,
     body: &[u8],
     found: Found<'_>,
-    write: impl FnOnce(Write<'_>) -> Result<crate::document::wire::ReferencesSeen, RestoreError>,
+    write: impl FnOnce(Write<'_>) -> Result<ReferencesSeen, RestoreError>,
 ) -> Result<Outcome, RestoreError> {
-    let mut references = ReferenceCounts::default();
-    // Which references a body has shows when it is encoded; only where they change it must be known before.
+    // Where nothing has to be compared and nothing changes, what is to be known of the references shows on the way.
     let plain = rules.references.is_plain() && found == Found::Unknown;
     let body = match plain {
         true => Cow::Borrowed(body),
-        false => restored(&rules.references, path, body, &mut references)?,
+        false => restored(rules, path, body)?,
     };
     let decision = rules.decide(body, found).map_err(|error| invalid(path, error))?;
     let precondition = decision.precondition;
     let seen = match &decision.action {
-        Action::Nothing => {
-            return Ok(Outcome {
-                fate: decision.fate,
-                references: ReferenceCounts::default(),
-            });
-        }
+        Action::Nothing => ReferencesSeen::default(),
         Action::Put(body) => write(Write::put(path, body).on(precondition))?,
         Action::Patch { body, mask } => write(Write::patch(path, body, mask).on(precondition))?,
     };
-    if plain {
-        references.rewritten = seen.relative;
-        references.foreign = seen.absolute;
-    }
+    let references = match plain {
+        true => ReferenceCounts {
+            rewritten: seen.relative,
+            foreign: seen.absolute,
+            ..ReferenceCounts::default()
+        },
+        false => references_of(rules, path, &decision.action)?,
+    };
     Ok(Outcome {
         fate: decision.fate,
         references,
@@ -418,40 +406,45 @@ pub(crate) fn plan(
     tally: &mut Tally,
     checks: &Checks,
 ) -> Result<Outcome, RestoreError> {
-    let mut references = ReferenceCounts::default();
-    let body = restored(&rules.references, path, body, &mut references)?;
+    let body = restored(rules, path, body)?;
     let decision = rules
         .decide(Cow::Borrowed(&body), found)
         .map_err(|error| invalid(path, error))?;
     tally.note(path, decision.fate);
-    let written = decision.action != Action::Nothing;
-    if written {
+    tally.writes += u64::from(rules.sends_anyway(decision.fate));
+    if decision.action != Action::Nothing {
         tally.writes += 1;
         examine(path, &body, checks, &mut tally.warnings).map_err(|error| invalid(path, error))?;
     }
     Ok(Outcome {
         fate: decision.fate,
-        references: match written {
-            true => references,
-            false => ReferenceCounts::default(),
-        },
+        references: references_of(rules, path, &decision.action)?,
     })
 }
 
-fn restored<'a>(
-    references: &References,
-    path: &DocumentPath,
-    body: &'a [u8],
-    counts: &mut ReferenceCounts,
-) -> Result<Cow<'a, [u8]>, RestoreError> {
-    references
-        .restored(body, counts)
+fn restored<'a>(rules: &Rules, path: &DocumentPath, body: &'a [u8]) -> Result<Cow<'a, [u8]>, RestoreError> {
+    rules
+        .references
+        .restored(body)
         .map_err(|error| invalid(path, error))
 }
 
+fn references_of(
+    rules: &Rules,
+    path: &DocumentPath,
+    action: &Action<'_>,
+) -> Result<ReferenceCounts, RestoreError> {
+    let counted = match action {
+        Action::Nothing => return Ok(ReferenceCounts::default()),
+        Action::Put(body) => rules.references.count(body),
+        Action::Patch { body, .. } => rules.references.count(body),
+    };
+    counted.map_err(|error| invalid(path, error))
+}
+
 /// The error of a body that does not read.
-fn invalid(path: &DocumentPath, source: crate::document::CanonicalError) -> RestoreError {
-    let error = crate::document::wire::WireError::InvalidBody {
+fn invalid(path: &DocumentPath, source: CanonicalError) -> RestoreError {
+    let error = WireError::InvalidBody {
         document: path.to_string(),
         source,
     };

@@ -129,7 +129,7 @@ impl Reading {
                     if let Some(up_to) = &decided.up_to {
                         rest.start = Some(up_to.next());
                     }
-                    steps.send(Ok(Step::Decided(decided))).await?;
+                    steps.send(Ok(Step::Decided(Box::new(decided)))).await?;
                 }
                 Some(Err(error)) => break error,
             }
