@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use prost::Message;
+use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::batch::{Batch, Sealed, SpareBuffers, request_head};
-use super::{WriteFailure, WriteMode, WriteStats};
-use crate::document::DocumentPath;
+use super::{Mark, OwnedChange, Precondition, WriteFailure, WriteStats};
+use crate::document::{DocumentPath, canonical, changed_fields};
 use crate::firestore::connect::Lane;
 use crate::firestore::retry::{Backoff, is_retryable, is_retryable_code};
 use crate::firestore::{Error, Firestore, Method, Result, Throttle};
+use crate::stop::Stop;
 
 /// `BatchWriteResponse` without the times of the writes, which nobody asks for.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -34,23 +36,41 @@ struct WriteStatus {
 pub(super) struct Outcome {
     /// The batch's bytes, which are no longer under way.
     pub(super) bytes: usize,
-    /// Of the paths that are done.
-    pub(super) hashes: Vec<u64>,
+    pub(super) done: Vec<Done>,
     pub(super) written: u64,
-    pub(super) failures: Vec<WriteFailure>,
+    pub(super) failures: Vec<(Option<Mark>, WriteFailure)>,
+}
+
+/// A write that is done, well or not.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Done {
+    /// Of its path.
+    pub(super) hash: u64,
+    pub(super) mark: Option<Mark>,
 }
 
 /// Sends batches to a database.
 pub(super) struct Sender {
     firestore: Firestore,
     throttle: Arc<Throttle>,
-    mode: WriteMode,
     head: bytes::Bytes,
     root: Arc<str>,
     spare: Arc<SpareBuffers>,
+    /// Asks to send nothing more.
+    stop: Stop,
     retries: AtomicU64,
     requests: AtomicU64,
     sent_bytes: AtomicU64,
+}
+
+/// What became of a part of a batch.
+enum Delivered {
+    /// Each of its writes is done.
+    Done,
+    /// It was too much, or one of its writes is to blame: to be sent as two.
+    Halves(Batch, Batch),
+    /// Nothing more is to be sent, and some of it was not.
+    Stopped,
 }
 
 /// What a refused request asks for.
@@ -66,19 +86,14 @@ enum Refusal {
 }
 
 impl Sender {
-    pub(super) fn new(
-        firestore: Firestore,
-        throttle: Arc<Throttle>,
-        mode: WriteMode,
-        spare: Arc<SpareBuffers>,
-    ) -> Self {
+    pub(super) fn new(firestore: Firestore, throttle: Arc<Throttle>, spare: Arc<SpareBuffers>) -> Self {
         Self {
             head: request_head(&firestore.database().resource()),
             root: firestore.inner.root.as_str().into(),
             firestore,
             throttle,
-            mode,
             spare,
+            stop: Stop::default(),
             retries: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
@@ -89,39 +104,87 @@ impl Sender {
         self.root.clone()
     }
 
+    /// From now on nothing more is sent: what is not yet, is not done.
+    pub(super) fn stop(&self) {
+        self.stop.request();
+    }
+
     pub(super) fn add_counts(&self, stats: &mut WriteStats) {
         stats.retries += self.retries.load(Relaxed);
         stats.requests += self.requests.load(Relaxed);
         stats.sent_bytes += self.sent_bytes.load(Relaxed);
     }
 
-    /// Sends a batch until each of its writes is written or has failed for good. An error means that there is no
-    /// point in going on with any.
-    pub(super) async fn deliver(&self, batch: Batch) -> Result<Outcome> {
+    /// Sends a batch until each of its writes is written or has failed for good, or nothing more is to be sent. An error means
+    /// that there is no point in going on with any.
+    ///
+    /// The batch's place in time is taken at the call, so that batches are sent in the order in which they are given.
+    pub(super) fn deliver(
+        self: Arc<Self>,
+        batch: Batch,
+    ) -> impl Future<Output = Result<Outcome>> + Send + 'static {
+        let wait = self.throttle.reserve(batch.len());
+        async move {
+            tokio::select! {
+                biased;
+                () = self.stop.requested() => return Ok(Outcome::default()),
+                () = self.throttle.wait(wait) => {}
+            }
+            self.deliver_in_time(batch).await
+        }
+    }
+
+    async fn deliver_in_time(&self, batch: Batch) -> Result<Outcome> {
         let mut outcome = Outcome {
             bytes: batch.byte_len(),
             ..Outcome::default()
         };
+        // Each write's first place in time is taken.
+        let mut paid = batch.len();
         let mut waiting = vec![batch];
-        while let Some(batch) = waiting.pop() {
+        while let Some(mut batch) = waiting.pop() {
+            let most = self.throttle.request_writes();
+            if batch.len() > most {
+                waiting.push(batch.split_off(most));
+            }
             let sealed = batch.seal();
-            let hashes: Vec<u64> = sealed.entries.iter().map(|entry| entry.hash).collect();
-            match self.deliver_part(sealed, &mut outcome).await? {
-                Some((first, second)) => waiting.extend([second, first]),
-                None => outcome.hashes.extend(hashes),
+            let done: Vec<Done> = sealed
+                .entries
+                .iter()
+                .map(|entry| Done {
+                    hash: entry.hash,
+                    mark: entry.mark,
+                })
+                .collect();
+            match self.deliver_part(sealed, &mut paid, &mut outcome).await? {
+                Delivered::Done => outcome.done.extend(done),
+                Delivered::Halves(first, second) => waiting.extend([second, first]),
+                Delivered::Stopped => break,
             }
         }
         Ok(outcome)
     }
 
     /// Sends writes until they are done, or gives back two halves to send on their own.
-    async fn deliver_part(&self, mut part: Sealed, outcome: &mut Outcome) -> Result<Option<(Batch, Batch)>> {
+    async fn deliver_part(
+        &self,
+        mut part: Sealed,
+        paid: &mut usize,
+        outcome: &mut Outcome,
+    ) -> Result<Delivered> {
         let policy = self.firestore.inner.retry.clone();
         // Requests that fail as a whole, and writes that fail within answered requests, are counted apart: a bad
         // connection must not use up what a contended document may need.
         let mut unanswered = Backoff::new(policy.clone());
         let mut undone = Backoff::new(policy.clone());
         loop {
+            let owed = part.entries.len().saturating_sub(*paid);
+            *paid = paid.saturating_sub(part.entries.len());
+            tokio::select! {
+                biased;
+                () = self.stop.requested() => return Ok(Delivered::Stopped),
+                () = self.throttle.acquire(owed) => {}
+            }
             let status = match self.send_once(&part).await {
                 Ok(statuses) => {
                     unanswered.progressed();
@@ -133,7 +196,7 @@ impl Sender {
                         .await?;
                     if again.is_empty() {
                         self.spare.give(part.bytes);
-                        return Ok(None);
+                        return Ok(Delivered::Done);
                     }
                     if again.len() < part.entries.len() {
                         undone.progressed();
@@ -154,13 +217,14 @@ impl Sender {
                             message = status.message(),
                             "halving a request"
                         );
-                        return Ok(Some(part.unseal().halve()));
+                        let (first, second) = part.unseal().halve();
+                        return Ok(Delivered::Halves(first, second));
                     }
                     Refusal::Halve | Refusal::Search => {
                         outcome
                             .failures
                             .push(self.failure(&part, 0, status.code(), status.message()));
-                        return Ok(None);
+                        return Ok(Delivered::Done);
                     }
                     Refusal::Stop => {
                         return Err(Error::from_status(
@@ -174,20 +238,37 @@ impl Sender {
                 },
             };
             self.retries.fetch_add(part.entries.len() as u64, Relaxed);
-            self.throttle.push_back();
             let (backoff, status) = match status {
                 Some(status) => (&mut unanswered, status),
                 // Never the last attempt: writes that have had theirs are failures by now.
                 None => (&mut undone, Status::aborted("some writes are to be tried again")),
             };
-            self.firestore
-                .wait_or_fail(Method::BatchWrite, None, backoff, status)
-                .await?;
+            tokio::select! {
+                biased;
+                () = self.stop.requested() => return Ok(Delivered::Stopped),
+                waited = self.firestore.wait_or_fail(Method::BatchWrite, None, backoff, status) => waited?,
+            }
         }
     }
 
     async fn send_once(&self, part: &Sealed) -> Result<Vec<(Code, String)>, Status> {
-        self.throttle.acquire(part.entries.len()).await;
+        let sent_at = Instant::now();
+        let answer = self.send_request(part).await;
+        let writes = part.entries.len();
+        match &answer {
+            Ok(statuses) => {
+                let refused = statuses.iter().filter(|(code, _)| is_push_back(*code)).count();
+                self.throttle.answered(writes, refused, sent_at.elapsed());
+            }
+            Err(status) if is_retryable(status) => {
+                self.throttle.answered(writes, writes, sent_at.elapsed());
+            }
+            Err(_) => {}
+        }
+        answer
+    }
+
+    async fn send_request(&self, part: &Sealed) -> Result<Vec<(Code, String)>, Status> {
         self.requests.fetch_add(1, Relaxed);
         self.sent_bytes
             .fetch_add((self.head.len() + part.bytes.len()) as u64, Relaxed);
@@ -229,11 +310,12 @@ impl Sender {
                 code if is_retryable_code(code) && entry.attempts < attempts => {
                     part.copy_to(index, &mut again);
                 }
-                Code::AlreadyExists if entry.in_doubt && self.mode == WriteMode::CreateOnly => {
-                    let failure = self.failure(part, index, code, &message);
-                    match self.is_stored(&failure).await? {
+                // Its precondition held, perhaps, until the write itself was applied.
+                code if entry.in_doubt && entry.precondition != Precondition::None => {
+                    let (mark, failure) = self.failure(part, index, code, &message);
+                    match self.is_applied(&failure).await? {
                         true => outcome.written += 1,
-                        false => outcome.failures.push(failure),
+                        false => outcome.failures.push((mark, failure)),
                     }
                 }
                 code => outcome.failures.push(self.failure(part, index, code, &message)),
@@ -242,37 +324,50 @@ impl Sender {
         Ok(again)
     }
 
-    /// Whether the database holds what the write was to put there: then it was this write that an answer was lost for.
-    async fn is_stored(&self, failure: &WriteFailure) -> Result<bool> {
+    /// Whether the database is as the write was to leave it: then it was this write that an answer was lost for.
+    async fn is_applied(&self, failure: &WriteFailure) -> Result<bool> {
         let stored = self
             .firestore
             .get_documents(std::slice::from_ref(&failure.path), None)
             .await?;
-        Ok(stored.found.last().map(|document| document.body) == failure.body.as_deref())
+        let stored = stored.found.last().map(|document| document.body);
+        Ok(match &failure.change {
+            OwnedChange::Put { body } => stored == Some(body),
+            OwnedChange::Patch { body, mask } => stored.is_some_and(|stored| has_fields(stored, body, mask)),
+            OwnedChange::Delete => stored.is_none(),
+        })
     }
 
-    fn failure(&self, part: &Sealed, index: usize, code: Code, reason: &str) -> WriteFailure {
-        match part.document(index, &self.root) {
-            Ok((path, body)) => WriteFailure {
-                path,
-                code,
-                reason: reason.to_owned(),
-                body,
-            },
+    fn failure(&self, part: &Sealed, index: usize, code: Code, reason: &str) -> (Option<Mark>, WriteFailure) {
+        let entry = &part.entries[index];
+        let (path, change, reason) = match part.read_back(index, &self.root) {
+            Ok((path, change)) => (path, change, reason.to_owned()),
             // What this writer has encoded itself reads back. If it ever does not, the failure still counts.
-            Err(unreadable) => WriteFailure {
-                path: unreadable_path(),
-                code,
-                reason: format!("{reason} (and the document cannot be shown: {unreadable})"),
-                body: None,
-            },
-        }
+            Err(unreadable) => (
+                unreadable_path(),
+                OwnedChange::Delete,
+                format!("{reason} (and the write cannot be shown: {unreadable})"),
+            ),
+        };
+        let failure = WriteFailure {
+            path,
+            code,
+            reason,
+            change,
+            precondition: entry.precondition,
+        };
+        (entry.mark, failure)
     }
 }
 
 #[expect(clippy::expect_used, reason = "a constant")]
 fn unreadable_path() -> DocumentPath {
     DocumentPath::parse("unknown/unknown").expect("two segments")
+}
+
+/// Whether a write's status says that the database has too much to do.
+fn is_push_back(code: Code) -> bool {
+    is_retryable_code(code)
 }
 
 fn refusal(status: &Status) -> Refusal {
@@ -291,5 +386,44 @@ fn refusal(status: &Status) -> Refusal {
         Code::InvalidArgument | Code::OutOfRange | Code::AlreadyExists | Code::DataLoss => Refusal::Search,
         _ if is_retryable(status) => Refusal::Retry,
         _ => Refusal::Stop,
+    }
+}
+
+/// Whether the fields that a mask names are the same in two bodies.
+fn has_fields(stored: &[u8], body: &[u8], mask: &[String]) -> bool {
+    let (Ok(stored), Ok(body)) = (canonical::decode(stored), canonical::decode(body)) else {
+        return false;
+    };
+    let below = |path: &str, above: &str| {
+        path.strip_prefix(above)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    changed_fields(&stored, &body).iter().all(|change| {
+        let changed = change.path.to_string();
+        !mask
+            .iter()
+            .any(|path| below(&changed, path) || below(path, &changed))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::typed_json::fields_from_str;
+
+    #[test]
+    fn a_patch_is_applied_when_its_fields_are_there() {
+        let body = |json: &str| canonical::encode(&fields_from_str(json).unwrap());
+        let stored = body(r#"{"a": {"b": 1, "c": 2}, "d": 3}"#);
+        let holds = |wanted: &str, mask: &[&str]| {
+            let mask: Vec<String> = mask.iter().map(ToString::to_string).collect();
+            has_fields(&stored, &body(wanted), &mask)
+        };
+        assert!(holds(r#"{"a": {"b": 1}}"#, &["a.b"]));
+        assert!(holds(r#"{"a": {"b": 1}}"#, &["a.b", "gone"]));
+        assert!(!holds(r#"{"a": {"b": 1}}"#, &["a"]));
+        assert!(!holds(r#"{"a": {"b": 2}}"#, &["a.b"]));
+        assert!(!holds("{}", &["d"]));
+        assert!(!holds(r#"{"d": {"e": 1}}"#, &["d.e"]));
     }
 }
