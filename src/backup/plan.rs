@@ -5,7 +5,7 @@ use std::time::Duration;
 use tracing::info;
 
 use super::{BackupError, BackupOptions};
-use crate::archive::{Selection, SnapshotReader};
+use crate::archive::SnapshotReader;
 use crate::document::{DocumentKey, KeyRange, Timestamp};
 use crate::firestore::{self, Firestore};
 use crate::progress::Progress;
@@ -44,37 +44,11 @@ pub(super) async fn ranges_of_parent(
             boundaries.map_err(|error| BackupError::of_parent(parent.id(), error))?
         }
     };
-    Ok(cut(&options.selection, &boundaries))
-}
-
-/// The ranges of a selection, cut at the boundaries, which ascend.
-fn cut(selection: &Selection, boundaries: &[DocumentKey]) -> Vec<KeyRange> {
-    let mut ranges = Vec::new();
-    for interval in selection.key_ranges() {
-        let inside = boundaries.iter().filter(|boundary| {
-            interval.contains(boundary.as_bytes()) && interval.start.as_ref() != Some(*boundary)
-        });
-        push_cut(&mut ranges, &interval, inside.cloned());
-    }
-    ranges
-}
-
-fn push_cut(
-    ranges: &mut Vec<KeyRange>,
-    interval: &KeyRange,
-    boundaries: impl IntoIterator<Item = DocumentKey>,
-) {
-    let mut from = interval.start.clone();
-    for boundary in boundaries {
-        ranges.push(KeyRange {
-            start: from.replace(boundary.clone()),
-            end: Some(boundary),
-        });
-    }
-    ranges.push(KeyRange {
-        start: from,
-        end: interval.end.clone(),
-    });
+    let selected = options.selection.key_ranges();
+    Ok(selected
+        .iter()
+        .flat_map(|interval| interval.cut_at(&boundaries))
+        .collect())
 }
 
 fn parts(documents: u64, least: u64, options: &BackupOptions) -> usize {
@@ -112,7 +86,7 @@ pub(super) async fn ranges_of_database(
         } else {
             Vec::new()
         };
-        push_cut(&mut ranges, &interval, boundaries);
+        ranges.extend(interval.cut_at(&boundaries));
     }
     Ok(ranges)
 }

@@ -5,9 +5,10 @@
 //! the documents are read whole.
 
 use std::cmp::Ordering;
+use std::collections::VecDeque;
 use std::pin::pin;
 
-use futures::stream::{self, BoxStream, Stream, StreamExt};
+use futures::stream::{self, Stream, StreamExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -36,57 +37,40 @@ pub async fn diff_live(
     options: &DiffOptions,
 ) -> Result<impl Stream<Item = Result<Vec<DocumentChange>, DiffError>> + Send + 'static + use<>, DiffError> {
     let boundaries = snapshot.page_boundaries(options.parallel).await?;
-    let starts = std::iter::once(None).chain(boundaries.iter().cloned().map(Some));
-    let ends = boundaries.iter().cloned().map(Some).chain([None]);
-    let mut ranges = Vec::new();
-    for (start, end) in starts.zip(ends) {
-        let part = KeyRange { start, end }.intersection(&options.range);
-        for selected in snapshot.snapshot().selection.key_ranges() {
-            ranges.push(part.intersection(&selected));
-        }
-    }
-    ranges.retain(|range| !range.is_empty());
-    let differences = ranges.into_iter().map(|range| {
-        Comparison {
-            snapshot: snapshot.clone(),
-            database: database.clone(),
-            read_time,
-            names_only: snapshot.snapshot().database == *database.database(),
-            fields: options.fields,
-        }
-        .differences(range)
-        .boxed()
-    });
-    let differences = side_by_side(differences.collect());
+    let comparison = Comparison {
+        snapshot: snapshot.clone(),
+        database: database.clone(),
+        read_time,
+        names_only: snapshot.snapshot().database == *database.database(),
+        fields: options.fields,
+    };
+    let selected = snapshot.snapshot().selection.key_ranges();
+    let ranges = selected
+        .iter()
+        .flat_map(|selected| selected.intersection(&options.range).cut_at(&boundaries));
+    let differences = side_by_side(comparison, ranges.collect());
     Ok(leased(vec![snapshot.clone()], differences))
 }
 
-/// Runs streams at the same time and gives what they give one after the other.
-fn side_by_side<T: Send + 'static>(
-    streams: Vec<BoxStream<'static, Result<T, DiffError>>>,
-) -> impl Stream<Item = Result<T, DiffError>> + Send + 'static {
+/// Compares ranges at the same time, and gives the differences of one after those of the other.
+fn side_by_side(
+    comparison: Comparison,
+    ranges: Vec<KeyRange>,
+) -> impl Stream<Item = Result<Vec<DocumentChange>, DiffError>> + Send + 'static {
     // Dropping the set stops them all.
     let mut tasks = JoinSet::new();
-    let mut receivers = Vec::new();
-    for mut stream in streams {
+    let mut receivers = VecDeque::new();
+    for range in ranges {
         let (to, from) = mpsc::channel(WAITING_BATCHES);
-        receivers.push(from);
-        tasks.spawn(async move {
-            while let Some(item) = stream.next().await {
-                let failed = item.is_err();
-                if to.send(item).await.is_err() || failed {
-                    return;
-                }
-            }
-        });
+        receivers.push_back(from);
+        tasks.spawn(comparison.clone().send_differences(range, to));
     }
-    receivers.reverse();
     stream::try_unfold((tasks, receivers), |(mut tasks, mut receivers)| async move {
-        while let Some(receiver) = receivers.last_mut() {
-            if let Some(item) = receiver.recv().await {
-                return Ok(Some((item?, (tasks, receivers))));
+        while let Some(receiver) = receivers.front_mut() {
+            if let Some(changes) = receiver.recv().await {
+                return Ok(Some((changes?, (tasks, receivers))));
             }
-            receivers.pop();
+            receivers.pop_front();
             // A task that was stopped has not said all.
             while let Some(ended) = tasks.try_join_next() {
                 ended?;
@@ -135,23 +119,16 @@ impl Suspects {
 }
 
 impl Comparison {
-    fn differences(
+    /// Sends what is different in a range, or why that cannot be told.
+    async fn send_differences(
         self,
         range: KeyRange,
-    ) -> impl Stream<Item = Result<Vec<DocumentChange>, DiffError>> + Send + 'static {
-        let (to, from) = mpsc::channel(1);
-        let work = async move {
-            let result = self.compare(range, &to).await;
-            if let Err(error) = result {
-                // Nobody to tell when the receiver is gone.
-                let _ = to.send(Err(error)).await;
-            }
-        };
-        let received = stream::unfold(from, |mut from| async move {
-            from.recv().await.map(|changes| (changes, from))
-        });
-        // The work goes on while the stream is polled, and ends with it.
-        stream::select(stream::once(work).map(|()| None), received.map(Some)).filter_map(std::future::ready)
+        to: mpsc::Sender<Result<Vec<DocumentChange>, DiffError>>,
+    ) {
+        if let Err(error) = self.compare(range, &to).await {
+            // Nobody to tell when the receiver is gone.
+            let _ = to.send(Err(error)).await;
+        }
     }
 
     async fn compare(

@@ -338,6 +338,29 @@ impl KeyRange {
         merged
     }
 
+    /// The parts that ascending boundaries cut the range into: they tile it. Boundaries outside of it, at its start, or
+    /// met before are passed over; of a range that is empty there is nothing.
+    pub fn cut_at<'a>(&self, boundaries: impl IntoIterator<Item = &'a DocumentKey>) -> Vec<Self> {
+        if self.is_empty() {
+            return Vec::new();
+        }
+        let mut parts = Vec::new();
+        let mut start = self.start.clone();
+        for boundary in boundaries {
+            if self.contains(boundary.as_bytes()) && start.as_ref().is_none_or(|start| start < boundary) {
+                parts.push(Self {
+                    start: start.replace(boundary.clone()),
+                    end: Some(boundary.clone()),
+                });
+            }
+        }
+        parts.push(Self {
+            start,
+            end: self.end.clone(),
+        });
+        parts
+    }
+
     /// The keys that lie in both.
     pub fn intersection(&self, other: &Self) -> Self {
         Self {
@@ -513,6 +536,28 @@ mod tests {
 
     fn key(path: &str) -> DocumentKey {
         DocumentPath::parse(path).unwrap().key()
+    }
+
+    #[test]
+    fn cuts_tile_the_range() {
+        let keys = ["a/1", "a/2", "a/3", "a/4"].map(key);
+        let whole = KeyRange::all().cut_at(&keys);
+        assert_eq!(whole.len(), 5);
+        assert_eq!((&whole[0].start, &whole[4].end), (&None, &None));
+        assert!(
+            whole
+                .windows(2)
+                .all(|pair| pair[0].end.is_some() && pair[0].end == pair[1].start)
+        );
+        // Only what lies inside cuts, and once.
+        let range = |start: usize, end: usize| KeyRange {
+            start: Some(keys[start].clone()),
+            end: Some(keys[end].clone()),
+        };
+        let twice = keys.iter().flat_map(|key| [key, key]);
+        assert_eq!(range(0, 3).cut_at(twice), [range(0, 1), range(1, 2), range(2, 3)]);
+        assert_eq!(range(1, 2).cut_at(&[]), [range(1, 2)]);
+        assert_eq!(range(2, 2).cut_at(&keys), []);
     }
 
     #[test]

@@ -257,7 +257,7 @@ impl Probing<'_> {
             .filter(|start| inside(range, start))
             .collect();
         boundaries.extend(thinned(starts, MOST_COLLECTIONS));
-        for piece in cut(range, &boundaries) {
+        for piece in range.cut_at(&boundaries) {
             let piece = self.look_at(piece, None, None, None).await?;
             self.pieces.extend(piece);
         }
@@ -441,16 +441,6 @@ fn spread(piece: &Piece) -> usize {
     usize::MAX / 2 - same
 }
 
-/// The ranges that boundaries cut a range into.
-fn cut(range: &KeyRange, boundaries: &BTreeSet<DocumentKey>) -> Vec<KeyRange> {
-    let starts = std::iter::once(range.start.clone()).chain(boundaries.iter().cloned().map(Some));
-    let ends = boundaries.iter().cloned().map(Some).chain([range.end.clone()]);
-    starts
-        .zip(ends)
-        .map(|(start, end)| KeyRange { start, end })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -474,17 +464,5 @@ mod tests {
             assert_eq!(thin.len(), wanted);
             assert!(thin.windows(2).all(|pair| pair[0] < pair[1]));
         }
-    }
-
-    #[test]
-    fn cuts_tile_the_range() {
-        let boundaries: BTreeSet<DocumentKey> = keys(5).into_iter().collect();
-        let cuts = cut(&KeyRange::all(), &boundaries);
-        assert_eq!(cuts.len(), 6);
-        assert_eq!((&cuts[0].start, &cuts[5].end), (&None, &None));
-        assert!(
-            cuts.windows(2)
-                .all(|pair| pair[0].end.is_some() && pair[0].end == pair[1].start)
-        );
     }
 }
