@@ -105,9 +105,10 @@ impl Comparer {
             ReadMode::Full => ScanOptions::new(range.clone(), comparison.read_time),
             ReadMode::Names => ScanOptions::names(range.clone(), comparison.read_time),
         };
+        let selection = &comparison.parent.snapshot().selection;
         Self {
             records: Records::new(&comparison.parent, range.clone()),
-            documents: Documents::new(Reading::new(comparison.database.clone(), options)),
+            documents: Documents::new(Reading::new(comparison.database.clone(), selection, options)),
             until_sample: next_sample(comparison.sampled),
             comparison,
             range,
@@ -244,12 +245,10 @@ impl Comparer {
             return Ok(());
         };
         let parent = self.comparison.parent.snapshot();
-        if parent.selection.contains(document.key) {
-            changes.compared.added();
-            let mean = parent.body_bytes.checked_div(parent.documents).unwrap_or(0);
-            take(self.mode, changes, document, mean as usize)?;
-            self.passed(changes, true);
-        }
+        changes.compared.added();
+        let mean = parent.body_bytes.checked_div(parent.documents).unwrap_or(0);
+        take(self.mode, changes, document, mean as usize)?;
+        self.passed(changes, true);
         Ok(())
     }
 
@@ -274,7 +273,8 @@ impl Comparer {
             end: Some(DocumentKey::from_bytes(next.key)),
         };
         let (after, read_time) = (self.last.as_ref(), self.comparison.read_time);
-        match documents_left(&self.comparison.database, &gap, after, read_time).await? {
+        let selection = &self.comparison.parent.snapshot().selection;
+        match documents_left(&self.comparison.database, selection, &gap, after, read_time).await? {
             0 => {
                 self.gap_is_sure = true;
                 changes.deleted.append(&mut self.gap);

@@ -37,8 +37,12 @@ pub(super) async fn ranges_of_parent(
     let parts = options
         .ranges
         .unwrap_or_else(|| parts(documents, MIN_COMPARED_PER_RANGE, options));
-    let boundaries = match database.walks() {
-        true => database.split(&KeyRange::all(), read_time, parts.max(1)).await?,
+    let boundaries = match database.walks() && options.selection.collection_groups.is_empty() {
+        true => {
+            database
+                .split(&KeyRange::all(), &[], read_time, parts.max(1))
+                .await?
+        }
         false => {
             let boundaries = parent.page_boundaries(parts.max(1)).await;
             boundaries.map_err(|error| BackupError::of_parent(parent.id(), error))?
@@ -64,10 +68,11 @@ pub(super) async fn ranges_of_database(
     read_time: Timestamp,
     progress: &Progress,
 ) -> Result<Vec<KeyRange>, BackupError> {
-    let intervals = options.selection.key_ranges();
+    let all = KeyRange::all();
+    let intervals = options.selection.parts(&all);
     let mut counts = Vec::with_capacity(intervals.len());
-    for interval in &intervals {
-        counts.push(count(database, interval, None, read_time).await?);
+    for (interval, groups) in &intervals {
+        counts.push(count(database, interval, groups, None, read_time).await?);
     }
     let total: Option<u64> = counts.iter().copied().sum();
     if let Some(total) = total {
@@ -75,14 +80,14 @@ pub(super) async fn ranges_of_database(
     }
 
     let mut ranges = Vec::new();
-    for (interval, count) in intervals.into_iter().zip(counts) {
+    for ((interval, groups), count) in intervals.into_iter().zip(counts) {
         let parts = match (options.ranges, count) {
             (Some(ranges), _) => ranges.max(1),
             (None, Some(count)) => parts(count, MIN_DOCUMENTS_PER_RANGE, options),
             (None, None) => options.parallel.max(1),
         };
         let boundaries = if parts > 1 {
-            database.split(&interval, read_time, parts).await?
+            database.split(&interval, groups, read_time, parts).await?
         } else {
             Vec::new()
         };
@@ -96,10 +101,11 @@ pub(super) async fn ranges_of_database(
 pub(super) async fn count(
     database: &Firestore,
     range: &KeyRange,
+    groups: &[String],
     after: Option<&DocumentKey>,
     read_time: Timestamp,
 ) -> Result<Option<u64>, BackupError> {
-    let asked = database.count_after(range, after, Some(read_time));
+    let asked = database.count_after(range, groups, after, Some(read_time));
     match tokio::time::timeout(COUNT_PATIENCE, asked).await {
         Ok(Ok(count)) => Ok(Some(count)),
         Ok(Err(

@@ -74,10 +74,10 @@ pub(super) async fn back_up(
     let after = range.covered().map(|(covered, _)| covered.clone());
     let range = range.range;
     let (database, read_time) = (context.database.clone(), context.read_time);
+    let selection = context.selection.clone();
     let mut sink = Sink {
         writer,
         head,
-        groups: (!context.selection.collection_groups.is_empty()).then(|| context.selection.clone()),
         context,
         checkpoint_at: Instant::now(),
         stopping: false,
@@ -87,7 +87,7 @@ pub(super) async fn back_up(
             after,
             ..ScanOptions::new(range, read_time)
         };
-        Reading::new(database.clone(), options)
+        Reading::new(database.clone(), &selection, options)
     };
     let mut flow = Flow::Continue;
     let mut batches = read(range.clone(), after);
@@ -125,8 +125,6 @@ pub(super) async fn back_up(
 struct Sink {
     writer: RangeWriter,
     head: HeadKeeper,
-    /// What is selected, where a range of keys does not say it.
-    groups: Option<Selection>,
     context: RangeContext,
     /// When the last checkpoint was asked for.
     checkpoint_at: Instant,
@@ -140,13 +138,6 @@ impl Sink {
         let before = (self.writer.stats().documents, self.writer.stats().raw_bytes);
         let mut flow = Flow::Continue;
         for document in batch.iter() {
-            if self
-                .groups
-                .as_ref()
-                .is_some_and(|selection| !selection.contains(document.key))
-            {
-                continue;
-            }
             flow = self.writer.push(document).await?;
             match flow {
                 Flow::Continue => {}

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
 use super::{Outcome, UsageError, json_backup, output};
-use crate::archive::{ReadMode, Repository, Selection, Snapshot};
+use crate::archive::{Counts, ReadMode, Repository, Selection, Snapshot};
 use crate::backup::{BackupOptions, BackupStats, Parent, backup};
 use crate::document::CollectionPath;
 use crate::progress::Progress;
@@ -22,6 +22,10 @@ pub(crate) struct BackupCommand {
     /// Root collections to back up, each with everything below it; without any, the whole database
     #[arg(value_name = "COLLECTION")]
     collections: Vec<String>,
+    /// Back up the documents of all collections with this id, wherever they are, and what is named besides; may be repeated.
+    /// Only they are read, and billed
+    #[arg(long = "collection-group", value_name = "NAME")]
+    collection_groups: Vec<String>,
     #[command(flatten)]
     options: Options,
 }
@@ -83,7 +87,7 @@ struct Options {
     /// one if there is none, or if it is older than an hour
     #[arg(long, conflicts_with_all = ["full", "parent"])]
     resume: bool,
-    /// Read collection by collection instead of all at once: slower, and a billed read more for every document. Done by
+    /// Read collection by collection instead of all at once, which collection groups never are: slower, and a billed read more for every document. Done by
     /// itself where the server refuses queries over all collections
     #[arg(long)]
     walk: bool,
@@ -104,6 +108,7 @@ impl BackupAllCommand {
     pub(crate) async fn run(self, global: &GlobalOptions, stop: Stop) -> anyhow::Result<Outcome> {
         BackupCommand {
             collections: Vec::new(),
+            collection_groups: Vec::new(),
             options: self.options,
         }
         .run(global, stop)
@@ -119,9 +124,18 @@ impl BackupCommand {
 
     pub(crate) async fn run(self, global: &GlobalOptions, stop: Stop) -> anyhow::Result<Outcome> {
         let collections = root_collections(&self.collections)?;
+        let groups = collection_groups(self.collection_groups)?;
         match self.options.format {
-            Format::Snapshot => self.options.take_snapshot(global, collections, stop).await,
+            Format::Snapshot => {
+                let selection = Selection::new(collections, groups);
+                self.options.take_snapshot(global, selection, stop).await
+            }
             Format::Json => {
+                if !groups.is_empty() {
+                    return Err(UsageError::new(
+                        "JSON files are of root collections: --collection-group goes with snapshots",
+                    ));
+                }
                 let folder = match self.options.output {
                     Some(folder) => folder,
                     None => global.repository_folder()?.ok_or_else(|| {
@@ -145,7 +159,7 @@ impl Options {
     async fn take_snapshot(
         self,
         global: &GlobalOptions,
-        collections: Vec<CollectionPath>,
+        selection: Selection,
         stop: Stop,
     ) -> anyhow::Result<Outcome> {
         if self.output.is_some() || self.include_migrations {
@@ -159,7 +173,7 @@ impl Options {
             database.walk();
         }
         let options = BackupOptions {
-            selection: Selection::new(collections, Vec::new()),
+            selection,
             parallel: usize::from(self.parallel),
             ranges: self.ranges.map(usize::from),
             parent: match (self.parent, self.full) {
@@ -193,12 +207,24 @@ impl Options {
 /// Says which of the named collections have no document: most likely a name with a typing error, and then a backup that
 /// lacks what somebody counts on.
 async fn without_documents(repository: &Repository, snapshot: &Snapshot) -> anyhow::Result<Outcome> {
-    let collections = &snapshot.selection.collections;
+    let Selection {
+        collections,
+        collection_groups,
+    } = &snapshot.selection;
+    let mut outcome = Outcome::Done;
+    for group in collection_groups {
+        if !snapshot.collection_groups.contains_key(group) && is_complete(&snapshot.collection_groups) {
+            tracing::error!(
+                "there are no documents in any collection `{}`: is it spelled right?",
+                output::printable(group)
+            );
+            outcome = Outcome::NeedsLook;
+        }
+    }
     if collections.is_empty() {
-        return Ok(Outcome::Done);
+        return Ok(outcome);
     }
     let reader = repository.reader(snapshot).await?;
-    let mut outcome = Outcome::Done;
     for collection in collections {
         let mut records = pin!(reader.records(collection.key_range()));
         if records.try_next().await?.is_none() {
@@ -214,6 +240,21 @@ pub(crate) fn has_no_documents(collection: &CollectionPath) -> Outcome {
         output::printable(collection.as_str())
     );
     Outcome::NeedsLook
+}
+
+/// Whether all names are there: what is beyond many counts under an empty name.
+fn is_complete(counts: &Counts) -> bool {
+    !counts.contains_key("")
+}
+
+fn collection_groups(names: Vec<String>) -> anyhow::Result<Vec<String>> {
+    let wrong = names.iter().find(|name| name.is_empty() || name.contains('/'));
+    match wrong {
+        None => Ok(names),
+        Some(name) => Err(UsageError::new(format!(
+            "`{name}` is no collection's id: a collection group is named by the last part of its collections' paths"
+        ))),
+    }
 }
 
 pub(crate) fn root_collections(names: &[String]) -> anyhow::Result<Vec<CollectionPath>> {

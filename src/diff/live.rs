@@ -44,26 +44,27 @@ pub async fn diff_live(
         names_only: snapshot.snapshot().database == *database.database(),
         fields: options.fields,
     };
-    let selected = snapshot.snapshot().selection.key_ranges();
-    let ranges = selected
-        .iter()
-        .flat_map(|selected| selected.intersection(&options.range).cut_at(&boundaries));
-    let differences = side_by_side(comparison, ranges.collect());
+    let mut ranges = Vec::new();
+    for (part, groups) in snapshot.snapshot().selection.parts(&options.range) {
+        let cut = part.cut_at(&boundaries).into_iter();
+        ranges.extend(cut.map(|range| (range, groups.to_vec())));
+    }
+    let differences = side_by_side(comparison, ranges);
     Ok(leased(vec![snapshot.clone()], differences))
 }
 
 /// Compares ranges at the same time, and gives the differences of one after those of the other.
 fn side_by_side(
     comparison: Comparison,
-    ranges: Vec<KeyRange>,
+    ranges: Vec<(KeyRange, Vec<String>)>,
 ) -> impl Stream<Item = Result<Vec<DocumentChange>, DiffError>> + Send + 'static {
     // Dropping the set stops them all.
     let mut tasks = JoinSet::new();
     let mut receivers = VecDeque::new();
-    for range in ranges {
+    for (range, groups) in ranges {
         let (to, from) = mpsc::channel(WAITING_BATCHES);
         receivers.push_back(from);
-        tasks.spawn(comparison.clone().send_differences(range, to));
+        tasks.spawn(comparison.clone().send_differences(range, groups, to));
     }
     stream::try_unfold((tasks, receivers), |(mut tasks, mut receivers)| async move {
         while let Some(receiver) = receivers.front_mut() {
@@ -123,9 +124,10 @@ impl Comparison {
     async fn send_differences(
         self,
         range: KeyRange,
+        groups: Vec<String>,
         to: mpsc::Sender<Result<Vec<DocumentChange>, DiffError>>,
     ) {
-        if let Err(error) = self.compare(range, &to).await {
+        if let Err(error) = self.compare(range, groups, &to).await {
             // Nobody to tell when the receiver is gone.
             let _ = to.send(Err(error)).await;
         }
@@ -134,11 +136,13 @@ impl Comparison {
     async fn compare(
         &self,
         range: KeyRange,
+        groups: Vec<String>,
         to: &mpsc::Sender<Result<Vec<DocumentChange>, DiffError>>,
     ) -> Result<(), DiffError> {
-        let scan = match self.names_only {
-            true => ScanOptions::names(range.clone(), self.read_time),
-            false => ScanOptions::new(range.clone(), self.read_time),
+        let scan = ScanOptions {
+            names_only: self.names_only,
+            groups,
+            ..ScanOptions::new(range.clone(), self.read_time)
         };
         let mut documents = Cursor::new(Box::pin(self.database.scan(scan)));
         let mut records = pin!(self.snapshot.records(range));
@@ -185,7 +189,6 @@ impl Comparison {
                 (record.create_time, record.update_time) != (document.create_time, document.update_time)
             }
             (Some(record), Some(document)) => !self.is_body_of(record, document.body),
-            (None, Some(document)) => self.snapshot.snapshot().selection.contains(document.key),
             _ => true,
         }
     }

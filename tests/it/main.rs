@@ -24,6 +24,7 @@ mod cli_input;
 mod cli_json;
 mod cli_safety;
 mod cli_support;
+mod collection_groups;
 mod compaction;
 mod conformance;
 mod consistency;
