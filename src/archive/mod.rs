@@ -44,8 +44,10 @@ pub mod run;
 mod sealed;
 pub mod selection;
 pub mod session;
+mod session_name;
 pub mod sessions;
 pub mod snapshot;
+mod stage;
 pub mod sweep;
 
 pub use changes::{Change, ChangeBatch, ChangeKind, changes};
@@ -65,6 +67,7 @@ pub use record::{BodyLocation, RecordBatch, RecordRef};
 pub use repository::{Parameters, Repository, SnapshotFilter, SnapshotListing};
 pub use selection::Selection;
 pub use session::{Plan, Session, SessionOptions, SnapshotDraft, Totals};
+pub use session_name::NamedSession;
 pub use sessions::OpenSession;
 pub use snapshot::{
     Consistency, Decision, RangeTime, ReadMode, RunRef, Snapshot, SnapshotKind, SnapshotStats,

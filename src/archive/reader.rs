@@ -373,6 +373,11 @@ impl SnapshotReader {
     /// Keys that cut the snapshot into up to `parts` ranges with about as many records each, ascending: for reading it
     /// in parallel. They are first keys of pages, so no range reads a page in vain; a small snapshot has fewer.
     pub async fn page_boundaries(&self, parts: usize) -> Result<Vec<DocumentKey>> {
+        self.page_boundaries_in(&KeyRange::all(), parts).await
+    }
+
+    /// The same for a range of it: keys inside of that.
+    pub async fn page_boundaries_in(&self, range: &KeyRange, parts: usize) -> Result<Vec<DocumentKey>> {
         let mut pages: Vec<(DocumentKey, u64)> = Vec::new();
         let mut blocks = self.blocks().boxed();
         while let Some(block) = blocks.try_next().await? {
@@ -380,6 +385,7 @@ impl SnapshotReader {
                 pages.push((page.first_key.clone(), u64::from(page.puts + page.tombstones)));
             }
         }
+        pages.retain(|(key, _)| range.contains(key.as_bytes()) && range.start.as_ref() != Some(key));
         pages.sort();
         let total: u64 = pages.iter().map(|(_, records)| records).sum();
         let mut boundaries: Vec<DocumentKey> = Vec::new();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tracing::info;
 
 use super::{BackupError, BackupOptions};
-use crate::archive::SnapshotReader;
+use crate::archive::{Plan, SnapshotReader, UnfinishedRange};
 use crate::document::{DocumentKey, KeyRange, Timestamp};
 use crate::firestore::{self, Firestore};
 use crate::progress::Progress;
@@ -94,6 +94,48 @@ pub(super) async fn ranges_of_database(
         ranges.extend(interval.cut_at(&boundaries));
     }
     Ok(ranges)
+}
+
+/// Where to cut what is left of a range, so that others can read some of it; nowhere where that is not worth while.
+pub(super) async fn split_points(
+    database: &Firestore,
+    parent: Option<&SnapshotReader>,
+    plan: &Plan,
+    rest: &UnfinishedRange,
+    parts: usize,
+    options: &BackupOptions,
+) -> Result<Vec<DocumentKey>, BackupError> {
+    let wanted = plan.selection.parts(&rest.range);
+    if database.walks() && wanted.iter().any(|(_, groups)| groups.is_empty()) {
+        return Ok(Vec::new());
+    }
+    if let Some(parent) = parent {
+        let boundaries = parent.page_boundaries_in(&rest.range, parts).await;
+        return boundaries.map_err(|error| BackupError::of_parent(parent.id(), error));
+    }
+    let mut boundaries = Vec::new();
+    let mut documents = Some(0);
+    for (range, groups) in &wanted {
+        let count = count(database, range, groups, None, rest.read_time).await?;
+        documents = documents.zip(count).map(|(sum, count)| sum + count);
+        if count == Some(0) {
+            continue;
+        }
+        if range.start != rest.range.start {
+            boundaries.extend(range.start.clone());
+        }
+        boundaries.extend(database.split(range, groups, rest.read_time, parts).await?);
+    }
+    if documents.is_some_and(|documents| documents < options.split_documents) {
+        return Ok(Vec::new());
+    }
+    // Every n-th, if there are too many.
+    let (found, most) = (boundaries.len(), parts.saturating_sub(1));
+    if found > most {
+        let evenly = (1..=most).map(|part| boundaries[part * (found + 1) / (most + 1) - 1].clone());
+        boundaries = evenly.collect();
+    }
+    Ok(boundaries)
 }
 
 /// How many documents there are, in all or after one; `None` where the server cannot tell, or not soon. Only what everything

@@ -90,6 +90,13 @@ impl Reading {
         Ok(None)
     }
 
+    /// Ends earlier, at a key past all that was read.
+    pub(super) fn shorten(&mut self, end: Option<DocumentKey>, after: Option<DocumentKey>) {
+        self.options.range.end = end;
+        self.options.after = after;
+        self.begin();
+    }
+
     /// Goes on with whole documents after the one with this key.
     pub(super) fn read_whole(&mut self, after: Option<DocumentKey>) {
         self.options.names_only = false;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use clap::{Args, ValueEnum};
 use futures::TryStreamExt;
 use serde::Serialize;
@@ -11,9 +12,9 @@ use serde::Serialize;
 use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
 use super::{Outcome, UsageError, json_backup, output};
-use crate::archive::{Counts, ReadMode, Repository, Selection, Snapshot};
+use crate::archive::{Consistency, Counts, ReadMode, Repository, Selection, Snapshot};
 use crate::backup::{BackupOptions, BackupStats, Parent, backup};
-use crate::document::CollectionPath;
+use crate::document::{CollectionPath, Timestamp};
 use crate::progress::Progress;
 use crate::stop::Stop;
 
@@ -87,6 +88,22 @@ struct Options {
     /// one if there is none, or if it is older than an hour
     #[arg(long, conflicts_with_all = ["full", "parent"])]
     resume: bool,
+    /// Work on the session of this name: the first process with it begins a backup, others with the same name share the work, on this
+    /// machine or another. Once the backup is there the name cannot be used again
+    #[arg(long, value_name = "NAME", conflicts_with = "resume")]
+    session: Option<String>,
+    /// Back up the database as it was then, such as 2026-01-31T22:00:00Z: any moment of the last hour, and with point-in-time
+    /// recovery any whole minute of the last seven days
+    #[arg(long, value_name = "TIME", value_parser = read_time, conflicts_with = "resume")]
+    read_time: Option<Timestamp>,
+    /// The database has point-in-time recovery: read as of the last whole minute, which can be read for seven days instead of an
+    /// hour
+    #[arg(long)]
+    pitr: bool,
+    /// Fail when the database can no longer be read at the time of the backup before all was read, instead of reading the rest at
+    /// a newer time
+    #[arg(long)]
+    require_consistent: bool,
     /// Read collection by collection instead of all at once, which collection groups never are: slower, and a billed read more for every document. Done by
     /// itself where the server refuses queries over all collections
     #[arg(long)]
@@ -192,6 +209,10 @@ impl Options {
                 .or_else(|| gethostname::gethostname().into_string().ok()),
             description: self.description,
             resume: self.resume,
+            session: self.session,
+            read_time: self.read_time,
+            pitr: self.pitr,
+            require_consistent: self.require_consistent,
             stop,
             ..BackupOptions::default()
         };
@@ -200,8 +221,34 @@ impl Options {
         let stats = backup(&database, &repository, options, &progress).await?;
         drop(display);
         report(global, &stats)?;
-        without_documents(&repository, &stats.snapshot).await
+        let complete = without_documents(&repository, &stats.snapshot).await?;
+        Ok(match is_mixed(&stats.snapshot) {
+            true => Outcome::NeedsLook,
+            false => complete,
+        })
     }
+}
+
+fn read_time(text: &str) -> Result<Timestamp, String> {
+    DateTime::parse_from_rfc3339(text)
+        .map(|time| Timestamp::from(time.with_timezone(&Utc)))
+        .map_err(|error| format!("{error}; a time looks like 2026-01-31T22:00:00Z"))
+}
+
+/// Says so where not all documents are of one moment.
+fn is_mixed(snapshot: &Snapshot) -> bool {
+    let Consistency::Mixed { ranges } = &snapshot.consistency else {
+        return false;
+    };
+    tracing::error!(
+        "the documents are of several moments, from {} to {}: the database could not be read at the first for long enough. {} of it \
+         are of later ones; `firebank show {} --json` lists them",
+        snapshot.read_time,
+        snapshot.latest_read_time(),
+        output::count(ranges.len() as u64, "range"),
+        snapshot.id,
+    );
+    true
 }
 
 /// Says which of the named collections have no document: most likely a name with a typing error, and then a backup that
@@ -275,6 +322,8 @@ struct Summary {
     snapshot: String,
     database: String,
     read_time: String,
+    /// Whether all documents are of that moment; else which ranges are of which.
+    consistency: Consistency,
     parent: Option<String>,
     layers: usize,
     read: ReadMode,
@@ -324,6 +373,7 @@ fn report(global: &GlobalOptions, stats: &BackupStats) -> anyhow::Result<()> {
         snapshot: snapshot.id.to_string(),
         database: snapshot.database.to_string(),
         read_time: snapshot.read_time.to_string(),
+        consistency: snapshot.consistency.clone(),
         parent: snapshot.parent.map(|parent| parent.to_string()),
         layers: snapshot.runs.len(),
         read: snapshot.stats.read,

@@ -272,6 +272,15 @@ impl DocumentKey {
 }
 
 impl DocumentKey {
+    /// The first place past this document's own key and before all that follows, what is below it included: a boundary, and no
+    /// key that a path has. As every segment's bytes begin with a tag greater than zero, one zero more is just that.
+    pub fn after(&self) -> Self {
+        let mut bytes = Vec::with_capacity(self.0.len() + 1);
+        bytes.extend_from_slice(&self.0);
+        bytes.push(0);
+        Self(bytes)
+    }
+
     /// Becomes the key with these bytes, in the memory that it has.
     pub(crate) fn assign(&mut self, bytes: &[u8]) {
         self.0.clear();

@@ -178,8 +178,9 @@ fn descending(query: &mut StructuredQuery, root: &str, names: &NameRange) {
     for order in &mut query.order_by {
         order.direction = Direction::Descending.into();
     }
-    query.start_at = names.end.as_ref().map(|end| cursor(root, end, false));
-    query.end_at = names.start.as_ref().map(|start| cursor(root, start, false));
+    query.start_at = names.end.as_ref().map(|end| cursor(root, end, names.through_end));
+    let start = names.start.as_ref();
+    query.end_at = start.map(|start| cursor(root, start, names.after_start));
 }
 
 /// The query over all collections, or over all with one id, bounded by names.
@@ -200,9 +201,15 @@ pub(super) fn query_by_name(
         }],
         start_at: match after {
             Some(last) => Some(cursor(root, last, false)),
-            None => names.start.as_ref().map(|first| cursor(root, first, true)),
+            None => names
+                .start
+                .as_ref()
+                .map(|first| cursor(root, first, !names.after_start)),
         },
-        end_at: names.end.as_ref().map(|end| cursor(root, end, true)),
+        end_at: names
+            .end
+            .as_ref()
+            .map(|end| cursor(root, end, !names.through_end)),
         ..Default::default()
     }
 }

@@ -382,6 +382,7 @@ impl Probing<'_> {
             let beyond = NameRange {
                 start: Some(nearer.clone()),
                 end: upper.clone(),
+                ..NameRange::default()
             };
             if self
                 .firestore
