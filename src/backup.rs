@@ -18,7 +18,7 @@
 //! N + 3       gets          N: snapshots in the repository, among which the parent is chosen
 //! C + 3       creations     C: ranges, a checkpoint each; pins, plan, snapshot
 //! 3           heads         of the plan, at the beginning and before the commit, and of the mark that the parent was forgotten
-//! 2           listings      of the snapshots, and of the checkpoints
+//! 2           listings      of the snapshots, and of what the session has
 //! ```
 //!
 //! and one creation for every 30 seconds that it takes, the heartbeat. Nothing is asked for a document or a data chunk. What
@@ -253,6 +253,15 @@ pub enum BackupError {
         /// The server's answer.
         source: firestore::Error,
     },
+    /// A session that others began, or that was left, has read at several times.
+    #[error(
+        "session {session} has read the database at several times, and documents of several moments were not asked for \
+         (--require-consistent): nothing was committed. Begin a new backup"
+    )]
+    Mixed {
+        /// The session.
+        session: SessionId,
+    },
     /// A time that the database cannot be read at.
     #[error("the database cannot be read as of {read_time}: {why}")]
     ReadTime {
@@ -401,14 +410,27 @@ impl Readers<'_> {
     ) -> Result<Snapshot, BackupError> {
         for _ in 1..ROUNDS {
             self.read_all(ranges).await?;
-            match self.session.commit(draft()).await {
-                Err(ArchiveError::Incomplete { what, .. }) => info!("not all is read yet: {what}"),
-                committed => return Ok(committed?),
+            match self.commit(draft()).await {
+                Err(BackupError::Archive(ArchiveError::Incomplete { what, .. })) => {
+                    info!("not all is read yet: {what}");
+                }
+                committed => return committed,
             }
             ranges = self.session.unfinished_ranges().await?;
         }
         self.read_all(ranges).await?;
-        Ok(self.session.commit(draft()).await?)
+        self.commit(draft()).await
+    }
+
+    /// Commits; not where another worker has gone on to another time, and this one was asked for one moment.
+    async fn commit(&self, draft: SnapshotDraft) -> Result<Snapshot, BackupError> {
+        if self.options.require_consistent && self.session.read_time().await? != self.session.plan().read_time
+        {
+            return Err(BackupError::Mixed {
+                session: self.session.id(),
+            });
+        }
+        Ok(self.session.commit(draft).await?)
     }
 
     /// Where several processes work on a session, each takes the ranges in an order of its own: two that went through them in the
@@ -466,10 +488,13 @@ impl Readers<'_> {
                 return Err(error.into());
             }
         };
-        let kept = self.session.read_rest_at(now).await?;
+        let firestore::Error::ReadTimeTooOld { read_time, .. } = &error else {
+            return Err(error.into());
+        };
+        self.session.read_rest_at(*read_time, now).await?;
         warn!(
-            "{error}: what was read stays ({kept} ranges), and the rest is read as of {now}, so the documents will not all be of one \
-             moment (--require-consistent makes that an error, --pitr keeps the past for seven days)"
+            "{error}: what was read stays, and the rest is read at a newer time, so the documents will not all be of one moment \
+             (--require-consistent makes that an error, --pitr keeps the past for seven days)"
         );
         Ok(())
     }

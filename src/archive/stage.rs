@@ -78,6 +78,14 @@ pub(super) struct Stage {
     progress: HashMap<String, Vec<u64>>,
 }
 
+impl Stage {
+    fn read_time(&self, session: &SessionShared) -> Timestamp {
+        self.tails
+            .as_ref()
+            .map_or(session.plan().read_time, |tails| tails.read_time)
+    }
+}
+
 impl Session {
     /// The ranges that nobody has finished, in key order, with how far they have got.
     pub async fn unfinished_ranges(&self) -> Result<Vec<UnfinishedRange>> {
@@ -132,11 +140,20 @@ impl Session {
         Ok(parts.map(|part| range.part(part)).collect())
     }
 
-    /// Keeps what was read so far and has all the rest read at a newer time, unless another worker has said so before. Says how
-    /// many checkpoints stay.
-    pub async fn read_rest_at(&self, read_time: Timestamp) -> Result<usize> {
+    /// The moment that what is left is read at: the plan's, unless that could not be read any more.
+    pub async fn read_time(&self) -> Result<Timestamp> {
+        let stage = self.shared.stage().await?;
+        Ok(stage.read_time(&self.shared))
+    }
+
+    /// Keeps what was read so far and has all the rest read at a newer time than the one that can no longer be read, unless another
+    /// worker has said so before: then that holds.
+    pub async fn read_rest_at(&self, closed: Timestamp, read_time: Timestamp) -> Result<()> {
         let shared = &self.shared;
         let stage = shared.stage().await?;
+        if stage.read_time(shared) != closed {
+            return Ok(());
+        }
         let kept = shared.kept(&stage).await?;
         let cuts: Vec<DocumentKey> = stage
             .leaves
@@ -147,7 +164,6 @@ impl Session {
         for selected in shared.plan().selection.key_ranges() {
             ranges.extend(gaps(&selected, &kept).iter().flat_map(|gap| gap.cut_at(&cuts)));
         }
-        let count = kept.len();
         let tails = Tails {
             read_time,
             kept,
@@ -160,7 +176,7 @@ impl Session {
             .put_new(&name, envelope::encode("tails", &tails)?)
             .await
         {
-            Ok(()) | Err(StoreError::AlreadyExists { .. }) => Ok(count),
+            Ok(()) | Err(StoreError::AlreadyExists { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
@@ -280,10 +296,7 @@ impl SessionShared {
         let next = stage.progress.get(&leaf.name).and_then(|numbers| numbers.last());
         Ok(UnfinishedRange {
             range: leaf.range.clone(),
-            read_time: stage
-                .tails
-                .as_ref()
-                .map_or(self.plan().read_time, |tails| tails.read_time),
+            read_time: stage.read_time(self),
             tail: stage.tails.as_ref().map(|tails| tails.read_time),
             next: next.map_or(1, |number| number + 1),
             checkpoint: self

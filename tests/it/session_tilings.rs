@@ -174,7 +174,11 @@ async fn a_session(seed: u64) -> bool {
                 1..4 => worker.ranges = session.unfinished_ranges().await.unwrap(),
                 4 if tails + 1 < past.0.len() => {
                     tails += 1;
-                    session.read_rest_at(past.0[tails].0).await.unwrap();
+                    let (before, now) = (past.0[tails - 1].0, past.0[tails].0);
+                    session.read_rest_at(before, now).await.unwrap();
+                    // Who is late to notice changes nothing any more.
+                    session.read_rest_at(before, past.0[0].0).await.unwrap();
+                    assert_eq!(session.read_time().await.unwrap(), now, "seed {seed}");
                 }
                 _ => {
                     let Some(range) = worker.ranges.choose(random).cloned() else {

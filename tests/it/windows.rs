@@ -205,6 +205,60 @@ async fn a_night_reads_the_rest_later_when_the_window_closes() {
     }
 }
 
+/// A session that was left in its tails goes on there; who asks for one moment does not take it up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_goes_on_in_its_tails() {
+    let mut world = World::new().await;
+    let stop = firebank::stop::Stop::default();
+    let options = BackupOptions {
+        stop: stop.clone(),
+        session: Some("tails".to_owned()),
+        ..world.options(ReadMode::Full)
+    };
+    // Left at once, with its plan.
+    stop.request();
+    let (database, repository) = (world.database.clone(), world.repository.clone());
+    let stopped = backup(&database, &repository, options.clone(), &Progress::new()).await;
+    let Err(BackupError::Stopped { session, .. }) = stopped else {
+        panic!("{stopped:?}")
+    };
+    let before = world.model.clone();
+    let session = firebank::archive::Session::join(&repository, session, 1 << 20)
+        .await
+        .unwrap();
+    let planned = session.plan().read_time;
+    let first = session.unfinished_ranges().await.unwrap().remove(0);
+    let mut writer = session.resume_range_writer(first);
+    let mut batches = Box::pin(database.scan(firebank::firestore::ScanOptions::new(
+        writer.reads().clone(),
+        planned,
+    )));
+    let batch = batches.try_next().await.unwrap().unwrap();
+    for document in batch.iter().take(200) {
+        assert_eq!(
+            writer.push(document).await.unwrap(),
+            firebank::archive::Flow::Continue
+        );
+    }
+    writer.checkpoint_here().await.unwrap();
+    world.change(3).await;
+    let now = database.current_read_time().await.unwrap();
+    session.read_rest_at(planned, now).await.unwrap();
+    let go_on = |require_consistent| BackupOptions {
+        stop: firebank::stop::Stop::default(),
+        require_consistent,
+        ..options.clone()
+    };
+    let refused = backup(&database, &repository, go_on(true), &Progress::new()).await;
+    assert!(matches!(refused, Err(BackupError::Mixed { .. })), "{refused:?}");
+    let stats = backup(&database, &repository, go_on(false), &Progress::new())
+        .await
+        .unwrap();
+    let (early, late) = world.check(&stats.snapshot, &before, &world.model).await;
+    assert_eq!(early, 200);
+    assert!(late > 2000, "{late}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_asks_for_one_moment_gets_no_other() {
     let mut world = World::new().await;
