@@ -18,7 +18,7 @@
 //! N + 3       gets          N: snapshots in the repository, among which the parent is chosen
 //! C + 3       creations     C: ranges, a checkpoint each; pins, plan, snapshot
 //! 3           heads         of the plan, at the beginning and before the commit, and of the mark that the parent was forgotten
-//! 2           listings      of the snapshots, and of the checkpoints
+//! 2           listings      of the snapshots, and of what the session has
 //! ```
 //!
 //! and one creation for every 30 seconds that it takes, the heartbeat. Nothing is asked for a document or a data chunk. What
@@ -27,6 +27,7 @@
 
 mod begin;
 mod compared;
+mod crew;
 mod head;
 mod layer;
 mod parent;
@@ -38,15 +39,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use begin::Begun;
-use tokio::task::JoinSet;
-use tracing::warn;
+use crew::Ended;
+use head::HeadBudget;
+use rand::seq::SliceRandom;
+use tracing::{info, warn};
 
 use crate::archive::{
     ArchiveError, ReadMode, Repository, Selection, Session, SessionId, Snapshot, SnapshotDraft, SnapshotId,
     SnapshotReader, UnfinishedRange,
 };
 use crate::compact::{CompactOptions, compact};
-use crate::document::{DocumentPath, PathError, Timestamp};
+use crate::document::{DatabaseName, DocumentPath, PathError, Timestamp};
 use crate::firestore::{self, Firestore};
 use crate::progress::Progress;
 use crate::stop::Stop;
@@ -89,8 +92,21 @@ pub struct BackupOptions {
     /// Go on with the newest backup of the same database and selection that was not finished, as long as the database can
     /// be read at its time; begin a new one if there is none.
     pub resume: bool,
+    /// The name of the session to work on: the first process with it begins the session, all others take part in it.
+    pub session: Option<String>,
     /// How often a range writes down how far it has got.
     pub checkpoint_every: Duration,
+    /// As of when to read; `None`: now. The server keeps an hour, and with point-in-time recovery the whole minutes of seven days.
+    pub read_time: Option<Timestamp>,
+    /// The database has point-in-time recovery: read as of a whole minute, which can be read for seven days.
+    pub pitr: bool,
+    /// Fail when the database can no longer be read at the time of the backup before all was read, instead of reading the rest at
+    /// a newer time.
+    pub require_consistent: bool,
+    /// How long a range is read before it is split to give idle readers something to do.
+    pub split_after: Duration,
+    /// Documents that must be left of a range for that, where the server counts them.
+    pub split_documents: u64,
     /// Asks the backup to stop where it can go on later.
     pub stop: Stop,
 }
@@ -109,7 +125,13 @@ impl Default for BackupOptions {
             host: None,
             description: None,
             resume: false,
+            session: None,
             checkpoint_every: Duration::from_secs(60),
+            read_time: None,
+            pitr: false,
+            require_consistent: false,
+            split_after: Duration::from_secs(10),
+            split_documents: 32 << 10,
             stop: Stop::default(),
         }
     }
@@ -198,6 +220,64 @@ pub enum BackupError {
         /// Ranges in all.
         ranges: usize,
     },
+    /// The session of this name has come to its end.
+    #[error(
+        "session `{name}` was {how} already (snapshot {session}): a name stands for one session, so name another one to take another \
+         backup"
+    )]
+    NameUsed {
+        /// The name.
+        name: String,
+        /// Its session.
+        session: SessionId,
+        /// Committed, or given up.
+        how: &'static str,
+    },
+    /// The session of this name is another backup's.
+    #[error(
+        "session `{name}` backs up {selection} of {database}: its workers must all be asked for the same"
+    )]
+    OtherPlan {
+        /// The name.
+        name: String,
+        /// Of which database.
+        database: DatabaseName,
+        /// What of it.
+        selection: String,
+    },
+    /// The database can no longer be read at the time of the backup, and only that would have been consistent.
+    #[error(
+        "{source}: the backup did not come to its end in time, and documents of several moments were not asked for \
+         (--require-consistent), so nothing was committed. Read with more readers (--parallel), or as of a whole minute of a database \
+         with point-in-time recovery (--pitr) (session {session})"
+    )]
+    WindowClosed {
+        /// Its session.
+        session: SessionId,
+        /// The server's answer.
+        source: firestore::Error,
+    },
+    /// A session that others began, or that was left, has read at several times.
+    #[error(
+        "session {session} has read the database at several times, and documents of several moments were not asked for \
+         (--require-consistent): nothing was committed. Begin a new backup"
+    )]
+    Mixed {
+        /// The session.
+        session: SessionId,
+    },
+    /// A time that the database cannot be read at.
+    #[error("the database cannot be read as of {read_time}: {why}")]
+    ReadTime {
+        /// The time.
+        read_time: Timestamp,
+        /// What speaks against it.
+        why: &'static str,
+    },
+    /// Another worker of the session has split a range: what was read of it is of no use.
+    #[error("another worker has split the range")]
+    #[doc(hidden)]
+    SplitElsewhere,
     /// Documents that were held in memory could not be compressed.
     #[error("cannot compress documents in memory: {0}")]
     Compression(#[from] std::io::Error),
@@ -216,6 +296,11 @@ impl BackupError {
     }
 }
 
+/// How often it is looked for what other workers have left before a backup gives up.
+const ROUNDS: u32 = 16;
+/// How often the time to read at may pass by before a backup gives up: each time it should have read for an hour.
+const MOST_CLOSINGS: u32 = 48;
+
 /// Takes a snapshot of `database` and commits it to `repository`.
 ///
 /// # Errors
@@ -229,9 +314,9 @@ pub async fn backup(
     let start = Instant::now();
     // The connection may have served others before.
     let before = database.stats().counts();
-    let read_time = database.current_read_time().await?;
+    let read_time = begin::read_time(database, &options).await?;
     let begun = match options.resume {
-        true => begin::resume(database, repository, &options, read_time, progress).await?,
+        true => begin::resume(database, repository, &options, progress).await?,
         false => None,
     };
     let Begun {
@@ -240,31 +325,28 @@ pub async fn backup(
         ranges,
     } = match begun {
         Some(begun) => begun,
-        None => begin::begin(database, repository, &options, read_time, progress).await?,
+        None => match &options.session {
+            Some(name) => begin::named(database, repository, name, &options, read_time, progress).await?,
+            None => begin::begin(database, repository, &options, read_time, progress).await?,
+        },
     };
-    let complete = match &parent {
-        Some(parent) => compare_ranges(database, &session, ranges, parent, &options, progress).await?,
-        None => read_ranges(database, &session, ranges, &options, progress).await?,
+    let readers = Readers {
+        database,
+        session: &session,
+        parent: parent.as_ref(),
+        options: Arc::new(options.clone()),
+        progress,
     };
-    if !complete {
-        return Err(BackupError::Stopped {
-            session: session.id(),
-            finished: session.finished_ranges().await?.len(),
-            ranges: session.plan().ranges.len(),
-        });
-    }
-
+    let draft = || SnapshotDraft {
+        parent: parent.as_ref().map(|parent| parent.snapshot().clone()),
+        tags: options.tags.clone(),
+        host: options.host.clone(),
+        description: options.description.clone(),
+        billed_reads: database.stats().counts().since(&before).billed_reads,
+        ..SnapshotDraft::default()
+    };
+    let snapshot = readers.finish(ranges, draft).await?;
     let counts = database.stats().counts().since(&before);
-    let snapshot = session
-        .commit(SnapshotDraft {
-            parent: parent.map(|parent| parent.snapshot().clone()),
-            tags: options.tags,
-            host: options.host,
-            description: options.description,
-            billed_reads: counts.billed_reads,
-            ..SnapshotDraft::default()
-        })
-        .await?;
     let snapshot = compact_if_due(repository, snapshot).await;
     Ok(BackupStats {
         snapshot,
@@ -288,73 +370,136 @@ async fn compact_if_due(repository: &Repository, snapshot: Snapshot) -> Snapshot
     }
 }
 
-/// Reads ranges whole. Each is a task: parsing is work for every core, and wants to be where the bytes have just arrived.
-/// Says whether all are finished.
-async fn read_ranges(
-    database: &Firestore,
-    session: &Session,
-    ranges: Vec<UnfinishedRange>,
-    options: &BackupOptions,
-    progress: &Progress,
-) -> Result<bool, BackupError> {
-    let plan = session.plan();
-    let context = range::RangeContext {
-        database: database.clone(),
-        selection: plan.selection.clone(),
-        read_time: plan.read_time,
-        checkpoint_every: options.checkpoint_every,
-        stop: options.stop.clone(),
-        progress: progress.clone(),
-    };
-    let mut running = JoinSet::new();
-    for job in range::jobs(ranges, options.parallel) {
-        make_room(&mut running, options.parallel).await?;
-        if options.stop.is_requested() {
-            break;
-        }
-        let writer = session.resume_range_writer(job.range().clone());
-        running.spawn(range::back_up(context.clone(), writer, job));
-    }
-    make_room(&mut running, 1).await?;
-    Ok(!options.stop.is_requested() || session.unfinished_ranges().await?.is_empty())
+/// Who reads, and what they share.
+struct Readers<'a> {
+    database: &'a Firestore,
+    session: &'a Arc<Session>,
+    parent: Option<&'a SnapshotReader>,
+    options: Arc<BackupOptions>,
+    progress: &'a Progress,
 }
 
-/// Compares ranges with the parent, each in a task of its own. Says whether all are finished.
-async fn compare_ranges(
-    database: &Firestore,
-    session: &Arc<Session>,
-    ranges: Vec<UnfinishedRange>,
-    parent: &SnapshotReader,
-    options: &BackupOptions,
-    progress: &Progress,
-) -> Result<bool, BackupError> {
-    let plan = session.plan();
-    let comparison = compared::Comparison {
-        database: database.clone(),
-        parent: parent.clone(),
-        read_time: plan.read_time,
-        sampled: layer::sampled(parent.snapshot().documents),
-    };
-    let (session, stop) = (Arc::clone(session), options.stop.clone());
-    let context = layer::LayerContext::new(comparison, Arc::clone(&session), stop, progress.clone());
-    let mut running = JoinSet::new();
-    for unfinished in ranges {
-        make_room(&mut running, options.parallel).await?;
-        if options.stop.is_requested() {
-            break;
+impl Readers<'_> {
+    /// Reads ranges, and what comes in their place, until nothing is left.
+    async fn read_all(&self, mut ranges: Vec<UnfinishedRange>) -> Result<(), BackupError> {
+        let mut closings = 0;
+        loop {
+            match self.read(ranges).await? {
+                Ended::Done => return Ok(()),
+                Ended::Stopped => {}
+                Ended::WindowClosed(error) => {
+                    closings += 1;
+                    self.go_on_later(error, closings).await?;
+                }
+            }
+            ranges = self.session.unfinished_ranges().await?;
+            if ranges.is_empty() {
+                return Ok(());
+            }
+            if self.options.stop.is_requested() {
+                return Err(BackupError::Stopped {
+                    session: self.session.id(),
+                    finished: self.session.finished_ranges().await?.len(),
+                    ranges: self.session.ranges().await?,
+                });
+            }
         }
-        running.spawn(context.clone().back_up(unfinished.range, plan.read));
     }
-    make_room(&mut running, 1).await?;
-    Ok(!options.stop.is_requested() || session.unfinished_ranges().await?.is_empty())
-}
 
-/// Waits until fewer tasks than `most` run.
-async fn make_room(running: &mut JoinSet<Result<(), BackupError>>, most: usize) -> Result<(), BackupError> {
-    while running.len() >= most.max(1) {
-        if let Some(done) = running.join_next().await {
-            done.map_err(ArchiveError::from)??;
+    /// Reads what is left, and commits. What another worker has split or left is read in a further round.
+    async fn finish(
+        &self,
+        mut ranges: Vec<UnfinishedRange>,
+        draft: impl Fn() -> SnapshotDraft,
+    ) -> Result<Snapshot, BackupError> {
+        for _ in 1..ROUNDS {
+            self.read_all(ranges).await?;
+            match self.commit(draft()).await {
+                Err(BackupError::Archive(ArchiveError::Incomplete { what, .. })) => {
+                    info!("not all is read yet: {what}");
+                }
+                committed => return committed,
+            }
+            ranges = self.session.unfinished_ranges().await?;
         }
+        self.read_all(ranges).await?;
+        self.commit(draft()).await
     }
-    Ok(())
+
+    /// Commits; not where another worker has gone on to another time, and this one was asked for one moment.
+    async fn commit(&self, draft: SnapshotDraft) -> Result<Snapshot, BackupError> {
+        if self.options.require_consistent && self.session.read_time().await? != self.session.plan().read_time
+        {
+            return Err(BackupError::Mixed {
+                session: self.session.id(),
+            });
+        }
+        Ok(self.session.commit(draft).await?)
+    }
+
+    /// Where several processes work on a session, each takes the ranges in an order of its own: two that went through them in the
+    /// same order would read the same ranges at the same time from where they meet. (In a first backup ranges lose their
+    /// neighbours that way, and read some 8 MiB past their ends themselves.)
+    fn in_order(&self, mut ranges: Vec<UnfinishedRange>) -> Vec<UnfinishedRange> {
+        if self.options.session.is_some() {
+            ranges.shuffle(&mut rand::rng());
+        }
+        ranges
+    }
+
+    /// Each range is a task: parsing is work for every core, and wants to be where the bytes have just arrived.
+    async fn read(&self, ranges: Vec<UnfinishedRange>) -> Result<Ended, BackupError> {
+        let ranges = self.in_order(ranges);
+        let (session, options) = (Arc::clone(self.session), Arc::clone(&self.options));
+        let Some(parent) = self.parent else {
+            let context = range::RangeContext {
+                database: self.database.clone(),
+                session,
+                heads: HeadBudget::new(),
+                progress: self.progress.clone(),
+                options,
+            };
+            let jobs = range::jobs(ranges, self.options.parallel, &context.heads);
+            let work = |job, share| range::back_up(context.clone(), job, share);
+            return crew::run(jobs, &self.options, work).await;
+        };
+        let comparison = compared::Comparison {
+            database: self.database.clone(),
+            parent: parent.clone(),
+            read_time: self.session.plan().read_time,
+            sampled: layer::sampled(parent.snapshot().documents),
+        };
+        let context = layer::LayerContext::new(comparison, session, options, self.progress.clone());
+        let work = |range, share| context.clone().back_up(range, share);
+        crew::run(ranges, &self.options, work).await
+    }
+
+    /// The database can no longer be read as of the time that was read at: keeps what was read, and has the rest read as of now.
+    async fn go_on_later(&self, error: firestore::Error, closings: u32) -> Result<(), BackupError> {
+        if self.options.require_consistent {
+            return Err(BackupError::WindowClosed {
+                session: self.session.id(),
+                source: error,
+            });
+        }
+        if closings > MOST_CLOSINGS {
+            return Err(error.into());
+        }
+        let now = match begin::time_to_read(self.database, self.options.pitr).await {
+            Ok(now) => now,
+            Err(later) => {
+                info!("a newer time cannot be read at either: {later}");
+                return Err(error.into());
+            }
+        };
+        let firestore::Error::ReadTimeTooOld { read_time, .. } = &error else {
+            return Err(error.into());
+        };
+        self.session.read_rest_at(*read_time, now).await?;
+        warn!(
+            "{error}: what was read stays, and the rest is read at a newer time, so the documents will not all be of one moment \
+             (--require-consistent makes that an error, --pitr keeps the past for seven days)"
+        );
+        Ok(())
+    }
 }

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 use tracing::info;
 
-use crate::archive::compact::tile;
 use crate::archive::{
     ArchiveError, Plan, ReadMode, Repository, Session, SessionOptions, Snapshot, SparseChunks, due_runs,
     merge_range,
@@ -77,6 +76,11 @@ async fn merge(
         );
     }
     let boundaries = reader.chunk_boundaries(runs, 2 * parallel).await?;
+    let selected = snapshot.selection.key_ranges();
+    let ranges = selected
+        .iter()
+        .flat_map(|range| range.cut_at(&boundaries))
+        .collect();
     let plan = Plan {
         kind: snapshot.kind,
         database: snapshot.database.clone(),
@@ -86,7 +90,7 @@ async fn merge(
         selection: snapshot.selection.clone(),
         parent: None,
         read: ReadMode::default(),
-        ranges: tile(snapshot.selection.key_ranges(), &boundaries),
+        ranges,
         extra: BTreeMap::new(),
     };
     let options = SessionOptions {

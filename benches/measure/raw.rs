@@ -42,7 +42,9 @@ pub(crate) async fn connect(address: &str) -> anyhow::Result<Firestore> {
 pub(crate) async fn drain(address: String, names_only: bool) -> anyhow::Result<Cost> {
     let source = connect(&address).await?;
     let read_time = source.current_read_time().await?;
-    let boundaries = source.split(&KeyRange::all(), read_time, READ_STREAMS).await?;
+    let boundaries = source
+        .split(&KeyRange::all(), &[], read_time, READ_STREAMS)
+        .await?;
     let names = boundaries
         .iter()
         .map(|key| DocumentPath::from_key(key.as_bytes()))

@@ -1,22 +1,21 @@
 //! Checkpoints: what a session's workers have written down of its ranges, from which alone a commit is made and a resume goes on.
 //!
-//! Each is one self-contained object, `<range>-<n>`: all index chunks from the range's start to where it has got. Number
-//! 0 is that of a finished range, the others count from 1.
+//! Each is one self-contained object, `<range>-<n>`: all that was written from the range's start to where it has got. Number
+//! 0 is that of a finished range, the others count from 1. Which ranges there are, and which of their checkpoints hold, is
+//! for [`stage`](super::stage) to say.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError};
 
-use futures::{StreamExt, TryStreamExt};
-
 use super::error::Result;
+use super::layer_writer::LayerWriter;
 use super::range_writer::{RangeOutput, RangeWriter};
 use super::sealed::{self, MAX_SEALED_LEN, SealedKind};
 use super::session::{Session, SessionShared};
-use crate::document::{DocumentKey, KeyRange};
+use crate::document::{DocumentKey, KeyRange, Timestamp};
 use crate::store::StoreError;
 
 /// The number of a finished range's checkpoint.
-const FINISHED: u64 = 0;
+pub(super) const FINISHED: u64 = 0;
 
 /// Whether an object with this name says that a range is finished.
 pub(super) fn is_of_finished_range(name: &str) -> bool {
@@ -31,99 +30,79 @@ pub(super) fn is_of_finished_range(name: &str) -> bool {
 pub struct UnfinishedRange {
     /// The range.
     pub range: KeyRange,
-    checkpoint: Option<RangeOutput>,
-    next: u64,
+    /// The moment to read it at.
+    pub read_time: Timestamp,
+    /// The same, where it is not the plan's: then the range owns exactly its keys.
+    pub(super) tail: Option<Timestamp>,
+    pub(super) checkpoint: Option<RangeOutput>,
+    /// The number of its next checkpoint.
+    pub(super) next: u64,
 }
 
 impl UnfinishedRange {
-    /// A range that nobody has begun.
-    pub fn new(range: KeyRange) -> Self {
+    /// The last document that need not be read again, and how many there are up to it.
+    pub fn covered(&self) -> Option<(&DocumentKey, u64)> {
+        let checkpoint = self.checkpoint.as_ref()?;
+        let documents = checkpoint.stats.documents + checkpoint.stats.unchanged_documents;
+        Some((checkpoint.cursor.as_ref()?, documents))
+    }
+
+    /// Whether it owns exactly its keys, whatever the cuts in the data are: so that it fits what was read at another time.
+    pub fn is_exact(&self) -> bool {
+        self.tail.is_some()
+    }
+
+    /// Begins anew, with checkpoints that come after those that were written.
+    pub fn forget_progress(&mut self) {
+        self.checkpoint = None;
+    }
+
+    /// Takes notice of checkpoints that were written of it.
+    pub fn passed_checkpoint(&mut self, next: u64) {
+        self.next = next;
+    }
+
+    /// A part of it that nobody has begun.
+    pub(super) fn part(&self, range: KeyRange) -> Self {
         Self {
             range,
             checkpoint: None,
             next: 1,
+            ..*self
         }
-    }
-
-    /// The last document that need not be read again, and how many there are up to it.
-    pub fn covered(&self) -> Option<(&DocumentKey, u64)> {
-        let checkpoint = self.checkpoint.as_ref()?;
-        Some((checkpoint.cursor.as_ref()?, checkpoint.stats.documents))
     }
 }
 
 impl Session {
-    /// The plan's ranges that are not finished, in key order, with how far they have got.
-    pub async fn unfinished_ranges(&self) -> Result<Vec<UnfinishedRange>> {
-        let folder = self.shared.checkpoint_folder();
-        let mut written: HashMap<String, u64> = HashMap::new();
-        let mut finished: HashSet<String> = HashSet::new();
-        let mut objects = self.shared.repository.store().list(&folder);
-        while let Some(object) = objects.try_next().await? {
-            let Some((range, number)) = object.name.rsplit_once('-') else {
-                continue;
-            };
-            match number.parse() {
-                Ok(FINISHED) => {
-                    finished.insert(range.to_owned());
-                }
-                Ok(number) => {
-                    let newest = written.entry(range.to_owned()).or_insert(number);
-                    *newest = number.max(*newest);
-                }
-                Err(_) => {}
-            }
-        }
-        let mut unfinished = Vec::new();
-        for range in &self.shared.plan().ranges {
-            let name = self.shared.range_name(range)?;
-            if finished.contains(&name) {
-                continue;
-            }
-            let written = written.get(&name).copied();
-            let checkpoint = match written {
-                Some(number) => Some(self.shared.read_checkpoint(&format!("{name}-{number}")).await?),
-                None => None,
-            };
-            unfinished.push(UnfinishedRange {
-                range: range.clone(),
-                checkpoint: checkpoint.filter(|checkpoint| checkpoint.range == *range),
-                next: written.unwrap_or(0) + 1,
-            });
-        }
-        Ok(unfinished)
+    /// The plan's ranges, as if nobody had begun with them.
+    pub fn planned_ranges(&self) -> Vec<UnfinishedRange> {
+        let plan = self.plan();
+        let planned = plan.ranges.iter().map(|range| UnfinishedRange {
+            range: range.clone(),
+            read_time: plan.read_time,
+            tail: None,
+            checkpoint: None,
+            next: 1,
+        });
+        planned.collect()
     }
 
-    /// Like [`Session::range_writer`], for a range that goes on where its last checkpoint ended.
+    /// Like [`Session::range_writer`], for a range that goes on where its last checkpoint ended, or one that owns exactly its
+    /// keys.
     pub fn resume_range_writer(&self, unfinished: UnfinishedRange) -> RangeWriter {
-        let mut writer = self.range_writer(unfinished.range);
-        if let Some(checkpoint) = unfinished.checkpoint {
-            let reads = writer.reads().clone();
-            writer = RangeWriter::resume(Arc::clone(&self.shared), reads, checkpoint, unfinished.next);
+        let writer = match unfinished.is_exact() {
+            true => self.exact_range_writer(unfinished.range).at(unfinished.tail),
+            false => self.range_writer(unfinished.range),
+        };
+        match unfinished.checkpoint {
+            Some(checkpoint) => writer.resume(checkpoint, unfinished.next),
+            None => writer,
         }
-        writer
     }
 
-    /// The ranges that are finished, by any worker, in key order.
-    pub async fn finished_ranges(&self) -> Result<Vec<RangeOutput>> {
-        let folder = self.shared.checkpoint_folder();
-        let names: Vec<String> = self
-            .shared
-            .repository
-            .store()
-            .list(&folder)
-            .map_ok(|object| object.name)
-            .try_filter(|name| std::future::ready(is_of_finished_range(name)))
-            .try_collect()
-            .await?;
-        let mut outputs: Vec<RangeOutput> = futures::stream::iter(names)
-            .map(|name| async move { self.shared.read_checkpoint(&name).await })
-            .buffer_unordered(16)
-            .try_collect()
-            .await?;
-        outputs.retain(|output| output.cursor.is_none());
-        outputs.sort_by(|a, b| a.range.start.cmp(&b.range.start));
-        Ok(outputs)
+    /// Like [`Session::layer_writer`], for a range that goes on where its last checkpoint ended.
+    pub async fn resume_layer_writer(&self, unfinished: UnfinishedRange) -> Result<LayerWriter> {
+        LayerWriter::resume(Arc::clone(&self.shared), unfinished).await
     }
 }
 
@@ -131,7 +110,7 @@ impl SessionShared {
     /// Writes down how far a range has got. Another worker of the same range may have been there before: then its word stands
     /// as well.
     pub(crate) async fn write_progress(&self, output: &RangeOutput, number: u64) -> Result<()> {
-        let name = format!("{}-{number}", self.range_name(&output.range)?);
+        let name = self.checkpoint_name(&self.range_name(&output.range, output.read_time)?, number);
         let sealed = sealed::encode(SealedKind::Checkpoint, output)?;
         match self.repository.store().put_new(&name, sealed).await {
             Ok(()) | Err(StoreError::AlreadyExists { .. }) => Ok(()),
@@ -139,19 +118,22 @@ impl SessionShared {
         }
     }
 
-    fn checkpoint_folder(&self) -> String {
-        format!("{}/checkpoints", self.id().folder())
+    pub(super) fn checkpoint_name(&self, range: &str, number: u64) -> String {
+        format!("{}/checkpoints/{range}-{number}", self.id().folder())
     }
 
-    /// The name of a range's checkpoints, without their numbers.
-    fn range_name(&self, range: &KeyRange) -> Result<String> {
-        let digest = blake3::hash(&sealed::pack(range)?).to_hex();
-        Ok(format!("{}/{}", self.checkpoint_folder(), &digest[..16]))
+    /// What a range is called in the names of objects; `tail` is the moment it is read at, where that is not the plan's.
+    pub(super) fn range_name(&self, range: &KeyRange, tail: Option<Timestamp>) -> Result<String> {
+        let packed = match tail {
+            None => sealed::pack(range)?,
+            Some(read_time) => sealed::pack(&(range, read_time))?,
+        };
+        Ok(blake3::hash(&packed).to_hex()[..16].to_owned())
     }
 
     /// Writes a range's checkpoint; when another worker finished the same range first, its output is the one that counts.
     pub(crate) async fn write_checkpoint(&self, output: RangeOutput) -> Result<RangeOutput> {
-        let name = format!("{}-{FINISHED}", self.range_name(&output.range)?);
+        let name = self.checkpoint_name(&self.range_name(&output.range, output.read_time)?, FINISHED);
         let sealed = sealed::encode(SealedKind::Checkpoint, &output)?;
         match self.repository.store().put_new(&name, sealed).await {
             Ok(()) => {
@@ -164,7 +146,7 @@ impl SessionShared {
         }
     }
 
-    async fn read_checkpoint(&self, name: &str) -> Result<RangeOutput> {
+    pub(super) async fn read_checkpoint(&self, name: &str) -> Result<RangeOutput> {
         let own = || {
             let finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
             finished.get(name).cloned()

@@ -15,7 +15,7 @@ use super::range_writer::{Flow, RangeOutput, RangeWriter, StoredDocument};
 use super::reader::{Run, SnapshotReader};
 use super::snapshot::RunRef;
 use super::sparse::SparseChunks;
-use crate::document::{DocumentKey, KeyRange};
+use crate::document::DocumentKey;
 
 /// Runs that a stack may have before some of its layers are merged.
 const MAX_RUNS: usize = 32;
@@ -131,22 +131,6 @@ pub async fn merge_range(
         }
     }
     writer.finish().await
-}
-
-/// Ranges between boundaries that tile other ranges.
-pub(crate) fn tile(selected: Vec<KeyRange>, boundaries: &[DocumentKey]) -> Vec<KeyRange> {
-    let starts = std::iter::once(None).chain(boundaries.iter().cloned().map(Some));
-    let ends = boundaries.iter().cloned().map(Some).chain([None]);
-    let parts: Vec<KeyRange> = starts
-        .zip(ends)
-        .map(|(start, end)| KeyRange { start, end })
-        .collect();
-    let mut tiles = Vec::new();
-    for selected in selected {
-        tiles.extend(parts.iter().map(|part| part.intersection(&selected)));
-    }
-    tiles.retain(|range| !range.is_empty());
-    tiles
 }
 
 #[cfg(test)]

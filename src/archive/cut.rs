@@ -11,7 +11,7 @@
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::document::KeyRange;
+use crate::document::{DocumentKey, KeyRange};
 
 /// The seed of the key hash: "firebank" in ASCII, big-endian. The same everywhere, so that equal databases deduplicate.
 pub const KEY_HASH_SEED: u64 = u64::from_be_bytes(*b"firebank");
@@ -77,6 +77,11 @@ impl Ownership {
         }
     }
 
+    /// Has the range end earlier, at a key past all that was judged.
+    pub(crate) fn shorten(&mut self, end: Option<DocumentKey>) {
+        self.range.end = end;
+    }
+
     /// Whether the range's first cut is still to come.
     pub(crate) fn is_skipping(&self) -> bool {
         self.state == State::Skipping
@@ -114,7 +119,6 @@ impl Ownership {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::document::DocumentKey;
     use proptest::prelude::*;
 
     #[test]

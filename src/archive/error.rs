@@ -114,6 +114,12 @@ pub enum ArchiveError {
         /// Was forgotten, or was never committed.
         what: &'static str,
     },
+    /// Another worker of the session has pinned other snapshots than the one to build upon.
+    #[error("another worker of session {session} has chosen other snapshots to build upon: start again")]
+    OtherPins {
+        /// The session.
+        session: SnapshotId,
+    },
     /// A key did not come after the one before it.
     #[error("documents must come in ascending order, but {next} came after {previous}")]
     OutOfOrder {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::checkpoint::UnfinishedRange;
 use super::counts::Tally;
 use super::error::{ArchiveError, DamageKind, Result, show_key};
 use super::range_writer::{DATA_LEVEL, Flow, RangeOutput, RangeWriter, WriteStats};
@@ -89,9 +90,9 @@ pub struct Held {
 }
 
 impl Held {
-    async fn pack(records: Vec<HeldRecord>) -> Result<Self> {
+    async fn pack(records: &[HeldRecord]) -> Result<Self> {
+        let raw = sealed::pack(&records)?;
         let packed = tokio::task::spawn_blocking(move || {
-            let raw = sealed::pack(&records)?;
             let packed = zstd::bulk::compress(&raw, DATA_LEVEL)
                 .map_err(|error| ArchiveError::Worker(format!("cannot compress: {error}")))?;
             Ok::<_, ArchiveError>((raw.len(), packed))
@@ -163,6 +164,8 @@ fn no_document(key: &[u8]) -> ArchiveError {
 pub struct LayerWriter {
     session: Arc<SessionShared>,
     range: KeyRange,
+    /// When the range is read, where that is not the plan's read time.
+    read_time: Option<Timestamp>,
     held: Vec<HeldRecord>,
     held_len: usize,
     hold: usize,
@@ -170,6 +173,10 @@ pub struct LayerWriter {
     chunks: Option<Box<RangeWriter>>,
     stats: WriteStats,
     tally: Tally,
+    /// What was done before the checkpoint that this writer goes on from.
+    before: WriteStats,
+    /// The number of its next checkpoint.
+    checkpoint: u64,
 }
 
 impl LayerWriter {
@@ -179,12 +186,97 @@ impl LayerWriter {
             hold: (HOLD_TOTAL / ranges).clamp(*HOLD_RANGE.start(), *HOLD_RANGE.end()),
             session,
             range,
+            read_time: None,
             held: Vec::new(),
             held_len: 0,
             chunks: None,
             stats: WriteStats::default(),
             tally: Tally::default(),
+            before: WriteStats::default(),
+            checkpoint: 1,
         }
+    }
+
+    pub(crate) async fn resume(session: Arc<SessionShared>, unfinished: UnfinishedRange) -> Result<Self> {
+        let mut writer = Self {
+            read_time: unfinished.tail,
+            checkpoint: unfinished.next,
+            ..Self::new(session, unfinished.range)
+        };
+        let Some(checkpoint) = unfinished.checkpoint else {
+            return Ok(writer);
+        };
+        if let Some(held) = checkpoint.held.clone() {
+            for HeldRecord { key, put } in held.unpack().await? {
+                writer.hold(&key, put)?;
+            }
+        }
+        writer.before = checkpoint.stats.clone();
+        if !checkpoint.entries.is_empty() {
+            let chunks = RangeWriter::exact(Arc::clone(&writer.session), writer.range.clone());
+            // Its checkpoints are never written: this writer's are.
+            let checkpoint = RangeOutput {
+                stats: WriteStats::default(),
+                ..checkpoint
+            };
+            writer.chunks = Some(Box::new(chunks.resume(checkpoint, 0)));
+        }
+        Ok(writer)
+    }
+
+    /// Has the range end earlier, after a split: at a key past all that was written.
+    ///
+    /// # Errors
+    /// [`ArchiveError::Misuse`] when more was written already.
+    pub fn shorten(&mut self, end: Option<DocumentKey>) -> Result<()> {
+        let last = self.held.last().map(|last| &last.key);
+        if let (Some(last), Some(end)) = (last, &end)
+            && end.as_bytes() <= &last[..]
+        {
+            return Err(outside(last));
+        }
+        if let Some(chunks) = &mut self.chunks {
+            chunks.shorten(end.clone())?;
+        }
+        self.range.end = end;
+        Ok(())
+    }
+
+    /// The number of its next checkpoint: a writer that starts the range again goes on from it.
+    pub fn next_checkpoint(&self) -> u64 {
+        self.checkpoint
+    }
+
+    /// Writes down what was written so far: all that there is to be up to this key, in the database and in the parent.
+    pub async fn write_checkpoint(&mut self, cursor: DocumentKey) -> Result<()> {
+        let mut output = RangeOutput {
+            range: self.range.clone(),
+            stats: self.stats.clone(),
+            owned: Some(KeyRange {
+                start: self.range.start.clone(),
+                end: Some(cursor.after()),
+            }),
+            cursor: Some(cursor),
+            read_time: self.read_time,
+            ..RangeOutput::default()
+        };
+        if let Some(chunks) = &mut self.chunks {
+            let (entries, stored) = chunks.settle_here().await?;
+            output.stats.add_storage(&stored);
+            output.entries = entries;
+        } else if !self.held.is_empty() {
+            output.held = Some(Held::pack(&self.held).await?);
+        }
+        self.sum_up(&mut output.stats);
+        self.session.write_progress(&output, self.checkpoint).await?;
+        self.checkpoint += 1;
+        Ok(())
+    }
+
+    /// Adds the collections, and what was done before.
+    fn sum_up(&self, stats: &mut WriteStats) {
+        (stats.collections, stats.collection_groups) = self.tally.named();
+        stats.add(&self.before);
     }
 
     /// Writes a document that is new or changed.
@@ -238,20 +330,20 @@ impl LayerWriter {
     /// Ends the range: what it needs is durable, in chunks or in the checkpoint, when this returns.
     pub async fn finish(mut self) -> Result<RangeOutput> {
         let mut output = RangeOutput {
-            range: self.range,
-            cursor: None,
-            stats: self.stats,
-            entries: Vec::new(),
-            held: None,
+            owned: Some(self.range.clone()),
+            range: self.range.clone(),
+            stats: self.stats.clone(),
+            read_time: self.read_time,
+            ..RangeOutput::default()
         };
         if let Some(chunks) = self.chunks.take() {
             let (entries, stored) = chunks.complete().await?;
             output.stats.add_storage(&stored);
             output.entries = entries;
         } else if !self.held.is_empty() {
-            output.held = Some(Held::pack(self.held).await?);
+            output.held = Some(Held::pack(&self.held).await?);
         }
-        (output.stats.collections, output.stats.collection_groups) = self.tally.named();
+        self.sum_up(&mut output.stats);
         self.session.write_checkpoint(output).await
     }
 

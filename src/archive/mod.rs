@@ -44,9 +44,11 @@ pub mod run;
 mod sealed;
 pub mod selection;
 pub mod session;
+mod session_name;
 pub mod sessions;
 pub mod snapshot;
 pub mod sparse;
+mod stage;
 pub mod sweep;
 
 pub use changes::{Change, ChangeBatch, ChangeKind, changes};
@@ -66,6 +68,7 @@ pub use record::{BodyLocation, RecordBatch, RecordRef};
 pub use repository::{Parameters, Repository, SnapshotFilter, SnapshotListing};
 pub use selection::Selection;
 pub use session::{Plan, Session, SessionOptions, SnapshotDraft, Totals};
+pub use session_name::NamedSession;
 pub use sessions::OpenSession;
 pub use snapshot::{
     Consistency, Decision, RangeTime, ReadMode, RunRef, Snapshot, SnapshotKind, SnapshotStats,

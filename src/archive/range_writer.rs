@@ -100,7 +100,7 @@ impl WriteStats {
 }
 
 /// A finished range: the contents of its checkpoint, from which alone a commit is made.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RangeOutput {
     /// The range.
     pub range: KeyRange,
@@ -113,6 +113,12 @@ pub struct RangeOutput {
     /// The records of a layer's range that has too few for chunks of its own; it has no entries then.
     #[serde(default)]
     pub held: Option<Held>,
+    /// The keys that these are all records of, to the byte: with cuts, not the range itself. `None`: of none.
+    #[serde(default)]
+    pub owned: Option<KeyRange>,
+    /// When the range was read, where that is not the plan's read time.
+    #[serde(default)]
+    pub read_time: Option<Timestamp>,
 }
 
 /// A document whose body is stored already.
@@ -139,8 +145,14 @@ pub struct RangeWriter {
     session: Arc<SessionShared>,
     range: KeyRange,
     reads: KeyRange,
+    /// When the range is read, where that is not the plan's read time.
+    read_time: Option<Timestamp>,
     ownership: Ownership,
     exact: bool,
+    /// Where that which it owns begins, once that is known: at its own start, or after its first cut.
+    owned_from: Option<Option<DocumentKey>>,
+    /// The last document that it owns, once the cut that ends it was met.
+    owned_to: Option<DocumentKey>,
     previous: Vec<u8>,
     started: bool,
     /// Set while a call is under way: one that failed or was dropped half-way leaves it set.
@@ -196,8 +208,11 @@ impl RangeWriter {
         let page_records = session.parameters().page_records;
         Self {
             session,
+            owned_from: (exact || open_start).then(|| range.start.clone()),
+            owned_to: None,
             range,
             reads,
+            read_time: None,
             ownership,
             exact,
             previous: Vec::new(),
@@ -218,23 +233,46 @@ impl RangeWriter {
         }
     }
 
-    /// A writer that goes on after a checkpoint, which ended with a segment.
-    pub(crate) fn resume(
-        session: Arc<SessionShared>,
-        reads: KeyRange,
-        output: RangeOutput,
-        checkpoint: u64,
-    ) -> Self {
-        let kept = output
-            .entries
-            .into_iter()
-            .map(|entry| Listed::Kept(Box::new(entry)));
+    /// Goes on after a checkpoint of the range, which ended with a segment; the next one has the number `next`.
+    pub(crate) fn resume(self, checkpoint: RangeOutput, next: u64) -> Self {
+        let kept = checkpoint.entries.into_iter();
         Self {
-            entries: kept.collect(),
-            before: output.stats,
-            checkpoint,
-            ..Self::new(session, output.range, reads, true, false)
+            ownership: match self.exact {
+                true => Ownership::exact(self.range.clone()),
+                false => Ownership::by_cuts(self.range.clone(), true),
+            },
+            owned_from: checkpoint.owned.map(|owned| owned.start),
+            entries: kept.map(|entry| Listed::Kept(Box::new(entry))).collect(),
+            before: checkpoint.stats,
+            checkpoint: next,
+            ..self
         }
+    }
+
+    /// The same writer for a range that is read at a time of its own.
+    pub(crate) fn at(self, read_time: Option<Timestamp>) -> Self {
+        Self { read_time, ..self }
+    }
+
+    /// Has the range end earlier, after a split: at a key past all that was pushed.
+    ///
+    /// # Errors
+    /// [`ArchiveError::Misuse`] when more was pushed already.
+    pub fn shorten(&mut self, end: Option<DocumentKey>) -> Result<()> {
+        let passed = end
+            .as_ref()
+            .is_some_and(|end| self.started && end.as_bytes() <= &self.previous[..]);
+        if passed || self.owned_to.is_some() {
+            return Err(ArchiveError::Misuse(
+                "a range cannot end before what was written of it".to_owned(),
+            ));
+        }
+        if self.exact {
+            self.reads.end.clone_from(&end);
+        }
+        self.ownership.shorten(end.clone());
+        self.range.end = end;
+        Ok(())
     }
 
     /// Asks for a checkpoint at the end of the present segment: what comes before it need not be read again when this
@@ -273,6 +311,16 @@ impl RangeWriter {
         &self.stats
     }
 
+    /// About how many documents a segment has, going by those that were pushed.
+    pub fn documents_in_segment(&self) -> u32 {
+        let mean = self
+            .stats
+            .raw_bytes
+            .checked_div(self.stats.documents)
+            .unwrap_or(1 << 10);
+        u32::try_from(self.session.parameters().cut_target / mean.max(1)).unwrap_or(u32::MAX)
+    }
+
     /// Takes the next document; its key must come after the one before it. Waits when uploads fall behind.
     ///
     /// After an error, and when the returned future is dropped before it is done, the writer refuses everything: start the
@@ -297,6 +345,10 @@ impl RangeWriter {
         let verdict = self.ownership.judge(document.key, natural_cut);
         match verdict {
             Verdict::Skip | Verdict::Stop => {
+                if verdict == Verdict::Skip && natural_cut {
+                    let cut = DocumentKey::from_bytes(document.key);
+                    self.owned_from = Some(Some(cut.after()));
+                }
                 self.stats.skipped_documents += 1;
                 self.broken = false;
                 return Ok(if verdict == Verdict::Skip {
@@ -305,7 +357,8 @@ impl RangeWriter {
                     Flow::Done
                 });
             }
-            Verdict::Own | Verdict::OwnLast => {}
+            Verdict::OwnLast => self.owned_to = Some(DocumentKey::from_bytes(document.key)),
+            Verdict::Own => {}
         }
         if self.segment_len > 0 && self.segment_len + length as u64 > self.session.parameters().cut_max {
             self.end_segment().await?;
@@ -392,16 +445,61 @@ impl RangeWriter {
     /// Ends the range, when its writer is done or nothing is left to read: waits for the uploads and writes the
     /// checkpoint. What the range's documents need is durable when this returns.
     pub async fn finish(self) -> Result<RangeOutput> {
-        let (session, range) = (Arc::clone(&self.session), self.range.clone());
+        let session = Arc::clone(&self.session);
+        let output = RangeOutput {
+            range: self.range.clone(),
+            cursor: None,
+            owned: self.owned(),
+            read_time: self.read_time,
+            ..RangeOutput::default()
+        };
         let (entries, stats) = self.complete().await?;
         let output = RangeOutput {
-            range,
-            cursor: None,
             stats,
             entries,
-            held: None,
+            ..output
         };
         session.write_checkpoint(output).await
+    }
+
+    /// What the range owns, now that its end was reached.
+    fn owned(&self) -> Option<KeyRange> {
+        let end = match &self.owned_to {
+            Some(last) => Some(last.after()),
+            None => self.reads.end.clone(),
+        };
+        let start = self.owned_from.clone()?;
+        Some(KeyRange { start, end })
+    }
+
+    /// Writes down what was pushed so far, at the end of a segment or not: for one who cannot go on with the range. Nothing is
+    /// written where nothing is the range's own yet.
+    pub async fn checkpoint_here(&mut self) -> Result<()> {
+        if self.is_before_first_cut() || !self.started || self.stats.documents == 0 {
+            return Ok(());
+        }
+        let (entries, stats) = self.settle_here().await?;
+        let last = self.previous.clone();
+        self.write_progress(&last, entries, stats).await
+    }
+
+    /// Ends the open segment where it is, and says what there is; the writer goes on after that.
+    pub(crate) async fn settle_here(&mut self) -> Result<(Vec<IndexEntry>, WriteStats)> {
+        self.check_usable()?;
+        self.broken = true;
+        if self.segment_len > 0 {
+            self.end_segment().await?;
+        }
+        let (entries, stats) = self.settle().await?;
+        self.keep(&entries);
+        self.broken = false;
+        Ok((entries, stats))
+    }
+
+    /// Lists what is written as written.
+    fn keep(&mut self, entries: &[IndexEntry]) {
+        let kept = entries.iter().cloned();
+        self.entries = kept.map(|entry| Listed::Kept(Box::new(entry))).collect();
     }
 
     /// Waits until everything is durable, and says what there is, without a checkpoint.
@@ -439,19 +537,31 @@ impl RangeWriter {
     /// Writes down what is done, up to `last`, the end of a segment.
     async fn write_checkpoint(&mut self, last: &[u8]) -> Result<()> {
         let (entries, stats) = self.settle().await?;
+        self.keep(&entries);
+        self.write_progress(last, entries, stats).await
+    }
+
+    async fn write_progress(
+        &mut self,
+        last: &[u8],
+        entries: Vec<IndexEntry>,
+        stats: WriteStats,
+    ) -> Result<()> {
+        let last = DocumentKey::from_bytes(last);
+        let owned = self.owned_from.clone().map(|start| KeyRange {
+            start,
+            end: Some(last.after()),
+        });
         let output = RangeOutput {
             range: self.range.clone(),
-            cursor: Some(DocumentKey::from_bytes(last)),
+            cursor: Some(last),
             stats,
             entries,
             held: None,
+            owned,
+            read_time: self.read_time,
         };
         self.session.write_progress(&output, self.checkpoint).await?;
-        let kept = output
-            .entries
-            .into_iter()
-            .map(|entry| Listed::Kept(Box::new(entry)));
-        self.entries = kept.collect();
         self.checkpoint += 1;
         self.checkpoint_wanted = false;
         Ok(())

@@ -385,7 +385,7 @@ impl SnapshotReader {
         self.page_boundaries_within(&[KeyRange::all()], parts).await
     }
 
-    /// The same for some ranges of the snapshot: only what lists their pages is read.
+    /// The same for some ranges of the snapshot, keys inside of them: only what lists their pages is read.
     pub async fn page_boundaries_within(
         &self,
         ranges: &[KeyRange],
@@ -417,6 +417,10 @@ impl SnapshotReader {
                 }
             }
         }
+        let cuts = |range: &KeyRange, key: &DocumentKey| {
+            range.contains(key.as_bytes()) && range.start.as_ref() != Some(key)
+        };
+        pages.retain(|(key, _)| ranges.iter().any(|range| cuts(range, key)));
         pages.sort();
         let total: u64 = pages.iter().map(|(_, records)| records).sum();
         let mut boundaries: Vec<DocumentKey> = Vec::new();

@@ -47,6 +47,29 @@ impl Selection {
         KeyRange::merge(self.collections.iter().map(CollectionPath::key_range).collect())
     }
 
+    /// What must be read of a range to see every selected document in it: parts of it, ascending and apart, and the collection
+    /// groups that are selected there; none of them: everything in the part is.
+    pub fn parts(&self, range: &KeyRange) -> Vec<(KeyRange, &[String])> {
+        if self.is_all() {
+            return vec![(range.clone(), &[])];
+        }
+        let whole = KeyRange::merge(self.collections.iter().map(CollectionPath::key_range).collect());
+        let boundaries = whole
+            .iter()
+            .flat_map(|whole| [&whole.start, &whole.end])
+            .flatten();
+        let parts = range.cut_at(boundaries).into_iter().map(|part| {
+            let is_whole = whole.iter().any(|whole| !whole.intersection(&part).is_empty());
+            let groups = if is_whole {
+                &[][..]
+            } else {
+                &self.collection_groups
+            };
+            (is_whole || !groups.is_empty()).then_some((part, groups))
+        });
+        parts.flatten().collect()
+    }
+
     /// Whether a document belongs to the selection. A key that is none does not.
     pub fn contains(&self, key: &[u8]) -> bool {
         if self.is_all() || self.collections.iter().any(|path| path.key_range().contains(key)) {
@@ -79,5 +102,51 @@ impl std::fmt::Display for Selection {
             )
             .collect();
         f.write_str(&names.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::DocumentKey;
+
+    fn collection(path: &str) -> CollectionPath {
+        CollectionPath::parse(path).unwrap()
+    }
+
+    fn key(path: &str) -> Option<DocumentKey> {
+        Some(DocumentPath::parse(path).unwrap().key())
+    }
+
+    #[test]
+    fn parts_are_what_must_be_read() {
+        let all = KeyRange::all();
+        assert_eq!(Selection::all().parts(&all), [(all.clone(), &[][..])]);
+        let [b, c] = ["b", "c"].map(|path| collection(path).key_range());
+        let collections = Selection::new(vec![collection("c"), collection("b")], vec![]);
+        assert_eq!(
+            collections.parts(&all),
+            [(b.clone(), &[][..]), (c.clone(), &[][..])]
+        );
+        let groups = ["x".to_owned()];
+        let group = Selection::new(vec![], groups.to_vec());
+        assert_eq!(group.parts(&all), [(all.clone(), &groups[..])]);
+        let both = Selection::new(vec![collection("b"), collection("b/1/x")], groups.to_vec());
+        let range = KeyRange {
+            start: key("a/1"),
+            end: key("b/7"),
+        };
+        let [before, inside] =
+            [(&range.start, &b.start), (&b.start, &range.end)].map(|(start, end)| KeyRange {
+                start: start.clone(),
+                end: end.clone(),
+            });
+        assert_eq!(both.parts(&range), [(before, &groups[..]), (inside, &[][..])]);
+        assert_eq!(both.parts(&all).len(), 3);
+        let past = KeyRange {
+            start: c.end,
+            end: None,
+        };
+        assert_eq!(collections.parts(&past), []);
     }
 }

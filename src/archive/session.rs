@@ -24,7 +24,7 @@ use super::range_writer::{RangeOutput, RangeWriter, WriteStats};
 use super::repository::{Parameters, Repository};
 use super::selection::Selection;
 use super::snapshot::{
-    AbortRecord, Consistency, Decision, ReadMode, RunRef, Snapshot, SnapshotKind, SnapshotStats,
+    AbortRecord, Consistency, Decision, RangeTime, ReadMode, RunRef, Snapshot, SnapshotKind, SnapshotStats,
     range_as_hex, rfc3339,
 };
 use crate::document::{DatabaseName, KeyRange, Timestamp};
@@ -102,8 +102,6 @@ pub struct SnapshotDraft {
     /// The whole snapshot's counts. Without them they are those of the session's documents, where its writers took note of
     /// all: in a session without a parent, or of one whose plan names it.
     pub totals: Option<Totals>,
-    /// Whether all documents are of one moment.
-    pub consistency: Consistency,
     /// The snapshot that this one stands in for.
     pub replaces: Option<SnapshotId>,
     /// The user's tags.
@@ -177,17 +175,27 @@ impl Session {
         pins.pins.extend(options.plan.parent);
         pins.pins.sort();
         pins.pins.dedup();
+        let mut adopted = false;
         match store.put_new(&pins_name, envelope::encode("pins", &pins)?).await {
             Ok(()) => {}
             Err(StoreError::AlreadyExists { .. }) => {
                 let bytes = store.get_at_most(&pins_name, MAX_JSON_LEN).await?;
                 pins = envelope::decode(&pins_name, "pins", &bytes)?;
+                adopted = true;
             }
             Err(error) => return Err(error.into()),
         }
         let plan_name = format!("{}/plan.json", id.folder());
         let resumed = store.exists(&plan_name).await?;
         if !resumed {
+            if adopted
+                && options
+                    .plan
+                    .parent
+                    .is_some_and(|parent| !pins.pins.contains(&parent))
+            {
+                return Err(ArchiveError::OtherPins { session: id });
+            }
             for &pin in &pins.pins {
                 let Some(what) = repository.why_fallen(pin).await? else {
                     continue;
@@ -313,8 +321,12 @@ impl Session {
     /// [`ArchiveError::Incomplete`] when the finished ranges do not tile the selection, [`ArchiveError::Aborted`] when
     /// somebody gave the session up.
     pub async fn commit(&self, draft: SnapshotDraft) -> Result<Snapshot> {
-        let (run, stats) = self.write_run().await?;
-        let snapshot = self.shared.snapshot(draft, run, stats)?;
+        let (run, stats, times) = self.write_run().await?;
+        let snapshot = Snapshot {
+            read_time: times.read_time,
+            consistency: times.consistency,
+            ..self.shared.snapshot(draft, run, stats)?
+        };
         self.decide(snapshot).await
     }
 
@@ -328,7 +340,7 @@ impl Session {
         compacted: &Snapshot,
         runs: std::ops::Range<usize>,
     ) -> Result<Snapshot> {
-        let (run, stats) = self.write_run().await?;
+        let (run, stats, _) = self.write_run().await?;
         let mut stack = compacted.runs.clone();
         stack.splice(runs, run);
         let snapshot = Snapshot {
@@ -347,10 +359,11 @@ impl Session {
     }
 
     /// Makes one run of all finished ranges, and sums up what was done.
-    async fn write_run(&self) -> Result<(Option<RunRef>, WriteStats)> {
+    async fn write_run(&self) -> Result<(Option<RunRef>, WriteStats, Times)> {
         let shared = &self.shared;
         let outputs = self.finished_ranges().await?;
         shared.check_tiling(&outputs)?;
+        let times = Times::of(&outputs, shared.plan.read_time);
         let mut stats = WriteStats::default();
         let mut entries = Vec::new();
         let mut joiner = HeldJoiner::new(Arc::clone(shared));
@@ -365,7 +378,7 @@ impl Session {
         }
         entries.extend(joiner.complete(&mut stats).await?);
         let run = shared.write_run(entries, &mut stats.stored_bytes).await?;
-        Ok((run, stats))
+        Ok((run, stats, times))
     }
 
     /// Commits the snapshot, unless the session is decided.
@@ -529,7 +542,7 @@ impl SessionShared {
             database: plan.database,
             database_uid: plan.database_uid,
             read_time: plan.read_time,
-            consistency: draft.consistency,
+            consistency: Consistency::Consistent,
             started_at: plan.started_at,
             finished_at: draft.finished_at.unwrap_or_else(crate::clock::now),
             selection: plan.selection,
@@ -562,6 +575,39 @@ impl SessionShared {
             collection_groups: totals.collection_groups,
             extra: draft.extra,
         })
+    }
+}
+
+/// Which moments the documents of a session are of.
+struct Times {
+    read_time: Timestamp,
+    consistency: Consistency,
+}
+
+impl Times {
+    /// Of ranges in key order, which were read at the planned time if they do not say otherwise.
+    fn of(outputs: &[RangeOutput], planned: Timestamp) -> Self {
+        let time = |output: &RangeOutput| output.read_time.unwrap_or(planned);
+        let read_time = outputs.iter().map(time).min().unwrap_or(planned);
+        let mut ranges: Vec<RangeTime> = Vec::new();
+        for output in outputs.iter().filter(|output| time(output) != read_time) {
+            match ranges.last_mut() {
+                Some(last) if last.read_time == time(output) && last.range.end == output.range.start => {
+                    last.range.end.clone_from(&output.range.end);
+                }
+                _ => ranges.push(RangeTime {
+                    range: output.range.clone(),
+                    read_time: time(output),
+                }),
+            }
+        }
+        Self {
+            read_time,
+            consistency: match ranges.is_empty() {
+                true => Consistency::Consistent,
+                false => Consistency::Mixed { ranges },
+            },
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The sessions that are under way, or were left.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryStreamExt};
@@ -11,7 +11,9 @@ use super::error::Result;
 use super::ids::SessionId;
 use super::repository::Repository;
 use super::session::Plan;
+use super::stage;
 use super::sweep::session_of;
+use crate::document::Timestamp;
 use crate::store::StoreError;
 
 /// A session that is not decided.
@@ -21,46 +23,68 @@ pub struct OpenSession {
     pub id: SessionId,
     /// What it set out to do.
     pub plan: Plan,
+    /// The moment that what is left is read at: the plan's, unless that could not be read any more.
+    pub read_time: Timestamp,
     /// The last sign of life of any of its workers, by the store's clock.
     pub last_sign: DateTime<Utc>,
     /// Ranges that are finished.
     pub finished_ranges: usize,
+    /// Ranges in all, at least: one that was split counts as two, in however many parts it is.
+    pub ranges: usize,
+}
+
+/// What a listing showed of a session.
+struct Seen {
+    last_sign: DateTime<Utc>,
+    finished: usize,
+    splits: usize,
+    /// The number of its last tails.
+    tails: u64,
 }
 
 impl Repository {
     /// The sessions that are neither committed nor given up, newest read time first. Those without a plan have not done
     /// anything yet and are left out.
     pub async fn open_sessions(&self) -> Result<Vec<OpenSession>> {
-        let mut seen: BTreeMap<SessionId, (DateTime<Utc>, HashSet<String>)> = BTreeMap::new();
+        let mut seen: BTreeMap<SessionId, Seen> = BTreeMap::new();
         let mut objects = self.store().list("sessions");
         while let Some(object) = objects.try_next().await? {
             let Some(id) = session_of(&object.name) else {
                 continue;
             };
-            let (last_sign, finished) = seen
-                .entry(id)
-                .or_insert_with(|| (object.last_modified, HashSet::new()));
-            *last_sign = object.last_modified.max(*last_sign);
-            if is_of_finished_range(&object.name) {
-                finished.insert(object.name);
-            }
+            let seen = seen.entry(id).or_insert_with(|| Seen {
+                last_sign: object.last_modified,
+                finished: 0,
+                splits: 0,
+                tails: 0,
+            });
+            seen.last_sign = object.last_modified.max(seen.last_sign);
+            seen.splits += usize::from(stage::is_split(&object.name));
+            seen.finished += usize::from(is_of_finished_range(&object.name));
+            seen.tails = seen.tails.max(stage::number_of_tails(&object.name));
         }
         // After the sessions: one that is decided in between is not taken for open.
         for decided in self.recorded().await? {
             seen.remove(&decided);
         }
         let mut open: Vec<OpenSession> = futures::stream::iter(seen)
-            .map(|(id, (last_sign, finished))| async move {
+            .map(|(id, seen)| async move {
                 let name = format!("{}/plan.json", id.folder());
                 let bytes = match self.store().get_at_most(&name, MAX_JSON_LEN).await {
                     Err(StoreError::NotFound { .. }) => return Ok(None),
                     read => read?,
                 };
+                let plan: Plan = envelope::decode(&name, "plan", &bytes)?;
                 Ok::<_, super::error::ArchiveError>(Some(OpenSession {
                     id,
-                    plan: envelope::decode(&name, "plan", &bytes)?,
-                    last_sign,
-                    finished_ranges: finished.len(),
+                    read_time: match seen.tails {
+                        0 => plan.read_time,
+                        number => stage::read_time_of_tails(self, id, number).await?,
+                    },
+                    ranges: (plan.ranges.len() + seen.splits).max(seen.finished),
+                    plan,
+                    last_sign: seen.last_sign,
+                    finished_ranges: seen.finished,
                 }))
             })
             .buffered(8)

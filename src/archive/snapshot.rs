@@ -248,6 +248,16 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// The last of the moments that its documents are of: the read time, unless its consistency is mixed.
+    pub fn latest_read_time(&self) -> Timestamp {
+        let tails = match &self.consistency {
+            Consistency::Consistent => &[][..],
+            Consistency::Mixed { ranges } => ranges,
+        };
+        let times = tails.iter().map(|tail| tail.read_time);
+        times.fold(self.read_time, Timestamp::max)
+    }
+
     /// Whether it has all of these tags. One empty tag asks for a snapshot without any, as restic means it.
     pub fn has_tags(&self, wanted: &[String]) -> bool {
         has_tags(&self.tags, wanted)
@@ -371,6 +381,31 @@ pub(crate) mod range_as_hex {
         HexRange::deserialize(deserializer)?
             .try_into()
             .map_err(serde::de::Error::custom)
+    }
+
+    /// Lists of keys.
+    pub(crate) mod keys {
+        use super::*;
+
+        pub(crate) fn serialize<S: Serializer>(
+            keys: &[DocumentKey],
+            serializer: S,
+        ) -> Result<S::Ok, S::Error> {
+            serializer.collect_seq(keys.iter().map(hex::encode))
+        }
+
+        pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+            deserializer: D,
+        ) -> Result<Vec<DocumentKey>, D::Error> {
+            Vec::<String>::deserialize(deserializer)?
+                .into_iter()
+                .map(|key| {
+                    hex::decode(key)
+                        .map(DocumentKey::from_bytes)
+                        .map_err(serde::de::Error::custom)
+                })
+                .collect()
+        }
     }
 
     /// The same for lists.

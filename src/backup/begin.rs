@@ -2,24 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tracing::info;
 
-use super::{BackupError, BackupOptions, parent, plan};
+use super::{BackupError, BackupOptions, Parent, parent, plan};
 use crate::archive::session::UPLOAD_BUDGET;
 use crate::archive::{
-    ArchiveError, OpenSession, Plan, ReadMode, Repository, Session, SessionOptions, Snapshot, SnapshotKind,
-    SnapshotReader, UnfinishedRange,
+    ArchiveError, Decision, NamedSession, OpenSession, Plan, ReadMode, Repository, Session, SessionId,
+    SessionOptions, Snapshot, SnapshotId, SnapshotKind, SnapshotReader, UnfinishedRange,
 };
 use crate::clock;
 use crate::document::Timestamp;
 use crate::firestore::Firestore;
 use crate::progress::Progress;
 
-/// How long a database can be read at a past time without point-in-time recovery, less what is left to be done then.
-/// <https://cloud.google.com/firestore/docs/reference/rest/v1/projects.databases#Database.FIELDS.version_retention_period>
-const READABLE: Duration = Duration::from_secs(55 * 60);
+/// What must be left of the time that a database can be read at a past moment, in seconds, to go on with a backup.
+const MARGIN: i64 = 5 * 60;
 
 /// A session to work in.
 pub(super) struct Begun {
@@ -32,6 +30,57 @@ pub(super) struct Begun {
 /// How often to look again for snapshots to build upon when one that was found is forgotten in the same moment.
 const ATTEMPTS: u32 = 3;
 
+/// How long any moment can be read afterwards
+/// (<https://firebase.google.com/docs/firestore/pitr#read_historical_data>).
+const HOUR: i64 = 3600;
+/// How long whole minutes can be, with point-in-time recovery.
+const SEVEN_DAYS: i64 = 7 * 24 * HOUR;
+
+/// The time to read at.
+pub(super) async fn read_time(
+    database: &Firestore,
+    options: &BackupOptions,
+) -> Result<Timestamp, BackupError> {
+    let Some(read_time) = options.read_time else {
+        return time_to_read(database, options.pitr).await;
+    };
+    let now = database.current_read_time().await?;
+    let wrong = |why| Err(BackupError::ReadTime { read_time, why });
+    let age = now.seconds.saturating_sub(read_time.seconds);
+    let is_minute = read_time.nanos == 0 && read_time.seconds % 60 == 0;
+    match () {
+        () if read_time > now => wrong("it is in the future of the server's clock"),
+        () if read_time.nanos % 1000 != 0 => wrong("the server knows whole microseconds"),
+        () if options.pitr && !is_minute => wrong("point-in-time recovery keeps whole minutes"),
+        () if age < HOUR => Ok(read_time),
+        () if age >= SEVEN_DAYS => {
+            wrong("it is longer ago than the seven days that point-in-time recovery keeps")
+        }
+        () if !is_minute => {
+            wrong("it is longer ago than an hour, and of the time before only whole minutes are kept")
+        }
+        () if options.pitr || has_recovery(database).await => Ok(read_time),
+        () => wrong(
+            "it is longer ago than an hour; a database with point-in-time recovery keeps seven days: say so with --pitr",
+        ),
+    }
+}
+
+/// The present, or with point-in-time recovery the last whole minute.
+pub(super) async fn time_to_read(database: &Firestore, pitr: bool) -> Result<Timestamp, BackupError> {
+    let now = database.current_read_time().await?;
+    Ok(match pitr {
+        true => Timestamp::new(now.seconds - now.seconds.rem_euclid(60), 0),
+        false => now,
+    })
+}
+
+/// Whether the database says that it has point-in-time recovery.
+async fn has_recovery(database: &Firestore) -> bool {
+    let metadata = database.metadata().await.ok().flatten();
+    metadata.is_some_and(|metadata| metadata.point_in_time_recovery)
+}
+
 /// Begins a new session at the read time.
 pub(super) async fn begin(
     database: &Firestore,
@@ -41,7 +90,7 @@ pub(super) async fn begin(
     progress: &Progress,
 ) -> Result<Begun, BackupError> {
     for _ in 1..ATTEMPTS {
-        match try_begin(database, repository, options, read_time, progress).await {
+        match try_begin(database, repository, None, options, read_time, progress).await {
             // Its session is aborted; the next look does not find the snapshot any more.
             Err(BackupError::Archive(error @ ArchiveError::PinGone { .. })) => {
                 info!("{error}: looking again")
@@ -49,12 +98,88 @@ pub(super) async fn begin(
             begun => return begun,
         }
     }
-    try_begin(database, repository, options, read_time, progress).await
+    try_begin(database, repository, None, options, read_time, progress).await
+}
+
+/// Takes part in the session of this name, or begins it.
+pub(super) async fn named(
+    database: &Firestore,
+    repository: &Repository,
+    name: &str,
+    options: &BackupOptions,
+    read_time: Timestamp,
+    progress: &Progress,
+) -> Result<Begun, BackupError> {
+    let mut attempt = 1;
+    loop {
+        let (id, parent) = match repository.session_named(name).await? {
+            NamedSession::Planned(id) => {
+                let begun = join(repository, id, progress).await?;
+                return check_plan(begun, name, database, options);
+            }
+            NamedSession::Decided(session, decision) => {
+                return Err(BackupError::NameUsed {
+                    name: name.to_owned(),
+                    session,
+                    how: match *decision {
+                        Decision::Committed(_) => "committed",
+                        Decision::Aborted(_) => "given up",
+                    },
+                });
+            }
+            NamedSession::New(id) => (id, options.parent.clone()),
+            // Somebody has pinned and not planned, and may never do so. Nobody waits for anybody.
+            NamedSession::Pinned(id, pins) => match (&pins[..], &options.parent) {
+                ([pin], Parent::Newest) => (id, Parent::Snapshot(pin.to_string())),
+                (_, Parent::Newest) => (id, Parent::None),
+                (_, parent) => (id, parent.clone()),
+            },
+        };
+        let with = |parent| BackupOptions {
+            parent,
+            ..options.clone()
+        };
+        let pinned = matches!(parent, Parent::Snapshot(_)) && options.parent == Parent::Newest;
+        let begun = match try_begin(database, repository, Some(id), &with(parent), read_time, progress).await
+        {
+            Err(BackupError::NotAParent { .. }) if pinned => {
+                let alone = with(Parent::None);
+                try_begin(database, repository, Some(id), &alone, read_time, progress).await
+            }
+            begun => begun,
+        };
+        match begun {
+            Err(BackupError::Archive(ArchiveError::OtherPins { .. })) if attempt < ATTEMPTS => attempt += 1,
+            begun => return check_plan(begun?, name, database, options),
+        }
+    }
+}
+
+/// The plan of a named session may be another worker's: it must be of the same.
+fn check_plan(
+    begun: Begun,
+    name: &str,
+    database: &Firestore,
+    options: &BackupOptions,
+) -> Result<Begun, BackupError> {
+    let plan = begun.session.plan();
+    if plan.kind == SnapshotKind::Backup
+        && plan.database == *database.database()
+        && plan.selection == options.selection
+    {
+        return Ok(begun);
+    }
+    Err(BackupError::OtherPlan {
+        name: name.to_owned(),
+        database: plan.database.clone(),
+        selection: plan.selection.to_string(),
+    })
 }
 
 async fn try_begin(
     database: &Firestore,
     repository: &Repository,
+    id: Option<SessionId>,
     options: &BackupOptions,
     read_time: Timestamp,
     progress: &Progress,
@@ -101,13 +226,25 @@ async fn try_begin(
         None => parent::newest_of_every_selection(&listing),
     };
     let session = SessionOptions {
+        id,
         pins,
         ..SessionOptions::new(plan)
     };
     let session = Arc::new(Session::begin(repository, session).await?);
-    let ranges = session.plan().ranges.iter().cloned();
+    if id.is_none() {
+        return Ok(Begun {
+            ranges: session.planned_ranges(),
+            session,
+            parent,
+        });
+    }
+    // The plan that holds may be another worker's.
+    let parent = match (session.plan().parent, parent) {
+        (Some(id), Some(parent)) if parent.id() == id => Some(parent),
+        (planned, _) => open_planned(repository, planned).await?,
+    };
     Ok(Begun {
-        ranges: ranges.map(UnfinishedRange::new).collect(),
+        ranges: session.unfinished_ranges().await?,
         session,
         parent,
     })
@@ -119,12 +256,15 @@ pub(super) async fn resume(
     database: &Firestore,
     repository: &Repository,
     options: &BackupOptions,
-    now: Timestamp,
     progress: &Progress,
 ) -> Result<Option<Begun>, BackupError> {
+    let now = database.current_read_time().await?;
+    let recovery = options.pitr || has_recovery(database).await;
     let is_readable = |session: &OpenSession| {
-        let age = now.seconds.saturating_sub(session.plan.read_time.seconds);
-        u64::try_from(age).is_ok_and(|age| age < READABLE.as_secs())
+        let age = now.seconds.saturating_sub(session.read_time.seconds);
+        let is_minute = session.read_time.nanos == 0 && session.read_time.seconds % 60 == 0;
+        let window = if recovery && is_minute { SEVEN_DAYS } else { HOUR };
+        age < window - MARGIN
     };
     let fits = |session: &OpenSession| {
         session.plan.kind == SnapshotKind::Backup
@@ -139,21 +279,15 @@ pub(super) async fn resume(
         info!("there is no unfinished backup to go on with");
         return Ok(None);
     };
-    let session = Arc::new(Session::join(repository, open.id, UPLOAD_BUDGET).await?);
-    let parent = match session.plan().parent {
-        Some(parent) => {
-            let snapshot = repository
-                .resolve(&parent.to_string(), &Default::default())
-                .await?;
-            Some(open_parent(repository, &snapshot).await?)
-        }
-        None => None,
-    };
+    info!(session = %open.id, read_time = %open.read_time, finished = open.finished_ranges, "going on");
+    Ok(Some(join(repository, open.id, progress).await?))
+}
+
+/// Takes part in a session that has a plan.
+async fn join(repository: &Repository, id: SessionId, progress: &Progress) -> Result<Begun, BackupError> {
+    let session = Arc::new(Session::join(repository, id, UPLOAD_BUDGET).await?);
+    let parent = open_planned(repository, session.plan().parent).await?;
     let ranges = session.unfinished_ranges().await?;
-    info!(
-        session = %open.id, read_time = %open.plan.read_time, finished = open.finished_ranges,
-        unfinished = ranges.len(), "going on"
-    );
     for finished in session.finished_ranges().await? {
         let documents = finished.stats.documents + finished.stats.unchanged_documents;
         progress.add(documents, finished.stats.raw_bytes);
@@ -161,11 +295,25 @@ pub(super) async fn resume(
     for (_, documents) in ranges.iter().filter_map(UnfinishedRange::covered) {
         progress.add(documents, 0);
     }
-    Ok(Some(Begun {
+    Ok(Begun {
         session,
         parent,
         ranges,
-    }))
+    })
+}
+
+/// The parent that a plan names.
+async fn open_planned(
+    repository: &Repository,
+    parent: Option<SnapshotId>,
+) -> Result<Option<SnapshotReader>, BackupError> {
+    let Some(parent) = parent else {
+        return Ok(None);
+    };
+    let snapshot = repository
+        .resolve(&parent.to_string(), &Default::default())
+        .await?;
+    Ok(Some(open_parent(repository, &snapshot).await?))
 }
 
 async fn open_parent(repository: &Repository, parent: &Snapshot) -> Result<SnapshotReader, BackupError> {

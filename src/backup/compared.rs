@@ -41,6 +41,8 @@ pub(super) struct Changes {
     pub(super) deleted: Vec<DocumentKey>,
     /// What need not be written.
     pub(super) compared: Compared,
+    /// The last key, document or gone, up to which all that there is to do is in these changes and those before.
+    pub(super) cursor: Option<DocumentKey>,
     wanted_bytes: usize,
 }
 
@@ -100,14 +102,22 @@ enum Pause {
 }
 
 impl Comparer {
-    pub(super) fn new(comparison: Comparison, range: KeyRange, mode: ReadMode) -> Self {
+    /// Of the range, what comes after a document, if one is given.
+    pub(super) fn new(
+        comparison: Comparison,
+        mut range: KeyRange,
+        after: Option<&DocumentKey>,
+        mode: ReadMode,
+    ) -> Self {
+        range.start = after.map(DocumentKey::after).or(range.start);
         let options = match mode {
             ReadMode::Full => ScanOptions::new(range.clone(), comparison.read_time),
             ReadMode::Names => ScanOptions::names(range.clone(), comparison.read_time),
         };
+        let selection = &comparison.parent.snapshot().selection;
         Self {
             records: Records::new(&comparison.parent, range.clone()),
-            documents: Documents::new(Reading::new(comparison.database.clone(), options)),
+            documents: Documents::new(Reading::new(comparison.database.clone(), selection, options)),
             until_sample: next_sample(comparison.sampled),
             comparison,
             range,
@@ -135,13 +145,13 @@ impl Comparer {
                 changes.deleted.append(&mut self.gap);
                 if self.records.ended {
                     self.finished = true;
-                    return Ok(Some(changes));
+                    return Ok(Some(self.give(changes)));
                 }
             }
             match self.merge(&mut changes)? {
                 Pause::Read => {}
                 Pause::Doubt => self.check_gap(&mut changes).await?,
-                Pause::Full => return Ok(Some(changes)),
+                Pause::Full => return Ok(Some(self.give(changes))),
             }
             if self.mode == ReadMode::Names && self.window.0 >= WINDOW {
                 let (documents, changed) = std::mem::take(&mut self.window);
@@ -149,9 +159,47 @@ impl Comparer {
                     info!(after = ?self.last, "most documents have changed: reading whole documents from here on");
                     self.mode = ReadMode::Full;
                     self.documents.read_whole(self.last.clone());
-                    return Ok(Some(changes));
+                    return Ok(Some(self.give(changes)));
                 }
             }
+        }
+    }
+
+    /// Says how far the changes go: to the last document that is there, or to the last name that is surely gone.
+    fn give(&self, changes: Changes) -> Changes {
+        let cursor = self.last.as_ref().max(changes.deleted.last()).cloned();
+        Changes { cursor, ..changes }
+    }
+
+    /// What is left to be read for sure, past all that is in memory.
+    pub(super) fn rest(&self) -> KeyRange {
+        let records = &self.records.batch;
+        let record = records.len().checked_sub(1).and_then(|last| records.get(last));
+        let document = self.documents.batch.last();
+        let read = record
+            .map(|record| record.key)
+            .max(document.map(|document| document.key));
+        KeyRange {
+            start: match read {
+                Some(key) => Some(DocumentKey::from_bytes(key).after()),
+                None => self.range.start.clone(),
+            },
+            end: self.range.end.clone(),
+        }
+    }
+
+    /// Ends earlier: where the rest, or a part of it, begins.
+    pub(super) fn shorten(&mut self, end: Option<DocumentKey>) {
+        self.range.end.clone_from(&end);
+        let after = self
+            .documents
+            .batch
+            .last()
+            .map(|last| DocumentKey::from_bytes(last.key));
+        let after = after.or_else(|| self.last.clone());
+        self.records.end.clone_from(&end);
+        if !self.documents.ended {
+            self.documents.reading.shorten(end, after);
         }
     }
 
@@ -244,12 +292,10 @@ impl Comparer {
             return Ok(());
         };
         let parent = self.comparison.parent.snapshot();
-        if parent.selection.contains(document.key) {
-            changes.compared.added();
-            let mean = parent.body_bytes.checked_div(parent.documents).unwrap_or(0);
-            take(self.mode, changes, document, mean as usize)?;
-            self.passed(changes, true);
-        }
+        changes.compared.added();
+        let mean = parent.body_bytes.checked_div(parent.documents).unwrap_or(0);
+        take(self.mode, changes, document, mean as usize)?;
+        self.passed(changes, true);
         Ok(())
     }
 
@@ -274,7 +320,8 @@ impl Comparer {
             end: Some(DocumentKey::from_bytes(next.key)),
         };
         let (after, read_time) = (self.last.as_ref(), self.comparison.read_time);
-        match documents_left(&self.comparison.database, &gap, after, read_time).await? {
+        let selection = &self.comparison.parent.snapshot().selection;
+        match documents_left(&self.comparison.database, selection, &gap, after, read_time).await? {
             0 => {
                 self.gap_is_sure = true;
                 changes.deleted.append(&mut self.gap);
@@ -319,6 +366,8 @@ fn next_sample(probability: f64) -> u64 {
 /// The parent's records, batch by batch.
 struct Records {
     batches: BoxStream<'static, Result<RecordBatch, ArchiveError>>,
+    /// Where to end, before the batches do.
+    end: Option<DocumentKey>,
     batch: RecordBatch,
     position: usize,
     ended: bool,
@@ -327,6 +376,7 @@ struct Records {
 impl Records {
     fn new(parent: &SnapshotReader, range: KeyRange) -> Self {
         Self {
+            end: range.end.clone(),
             batches: parent.records(range).boxed(),
             batch: RecordBatch::default(),
             position: 0,
@@ -342,11 +392,14 @@ impl Records {
                 None => self.ended = true,
             }
         }
+        self.ended |= self.position < self.batch.len() && self.current().is_none();
         Ok(())
     }
 
     fn current(&self) -> Option<RecordRef<'_>> {
-        self.batch.get(self.position)
+        let record = self.batch.get(self.position)?;
+        let inside = self.end.as_ref().is_none_or(|end| record.key < end.as_bytes());
+        inside.then_some(record)
     }
 }
 

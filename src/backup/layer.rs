@@ -4,18 +4,20 @@
 //! document of its batch. What is fetched is answered for at the backup's own read time: a name that was there when it
 //! was listed cannot be missing.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::sync::Semaphore;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
-use super::BackupError;
 use super::compared::{Changes, Comparer, Comparison};
-use crate::archive::{LayerWriter, ReadMode, Session};
-use crate::document::{DocumentBatch, DocumentPath, KeyRange};
+use super::crew::Share;
+use super::{BackupError, BackupOptions, plan};
+use crate::archive::{LayerWriter, ReadMode, Session, UnfinishedRange};
+use crate::document::{DocumentBatch, DocumentKey, DocumentPath};
+use crate::firestore;
 use crate::progress::Progress;
-use crate::stop::Stop;
 
 /// Batches of changes of one range that are fetched at the same time.
 const FETCHES_PER_RANGE: usize = 4;
@@ -33,9 +35,9 @@ const SAMPLED_AT_LEAST: f64 = 8.0;
 pub(super) struct LayerContext {
     comparison: Comparison,
     session: Arc<Session>,
+    options: Arc<BackupOptions>,
     fetches: Arc<Semaphore>,
     progress: Progress,
-    stop: Stop,
 }
 
 /// How a range was left.
@@ -45,22 +47,45 @@ enum Left {
     Misled(DocumentPath),
 }
 
+/// A range that may be split while it is read: whoever reads ahead does, and whoever writes ends where it says.
+struct Splitting {
+    context: LayerContext,
+    share: Share<UnfinishedRange>,
+    comparer: Comparer,
+    range: Arc<Mutex<UnfinishedRange>>,
+}
+
 impl LayerContext {
-    pub(super) fn new(comparison: Comparison, session: Arc<Session>, stop: Stop, progress: Progress) -> Self {
+    pub(super) fn new(
+        comparison: Comparison,
+        session: Arc<Session>,
+        options: Arc<BackupOptions>,
+        progress: Progress,
+    ) -> Self {
         Self {
             comparison,
             session,
+            options,
             fetches: Arc::new(Semaphore::new(FETCHES)),
             progress,
-            stop,
         }
     }
 
     /// Backs up a range, again when the server contradicts itself, and in full where names mislead.
-    pub(super) async fn back_up(self, range: KeyRange, mut mode: ReadMode) -> Result<(), BackupError> {
+    pub(super) async fn back_up(
+        mut self,
+        range: UnfinishedRange,
+        share: Share<UnfinishedRange>,
+    ) -> Result<(), BackupError> {
+        if self.options.session.is_some() && self.session.is_done_or_split(&range).await? {
+            return Ok(());
+        }
         let mut attempt = 1;
+        let mut mode = self.session.plan().read;
+        self.comparison.read_time = range.read_time;
+        let range = Arc::new(Mutex::new(range));
         loop {
-            match self.try_once(range.clone(), mode).await {
+            match self.try_once(&range, mode, &share).await {
                 Ok(Left::Done) => return Ok(()),
                 Ok(Left::Misled(path)) => {
                     warn!(
@@ -75,34 +100,98 @@ impl LayerContext {
                 }
                 Err(error) => return Err(error),
             }
+            // Nothing of this attempt may be relied upon.
+            lock(&range).forget_progress();
         }
     }
 
-    async fn try_once(&self, range: KeyRange, mode: ReadMode) -> Result<Left, BackupError> {
-        let mut writer = self.session.layer_writer(range.clone());
-        let comparer = Comparer::new(self.comparison.clone(), range, mode);
-        let changes = stream::try_unfold(comparer, |mut comparer| async move {
-            let changes = comparer.next().await?;
-            Ok::<_, BackupError>(changes.map(|changes| (changes, comparer)))
+    async fn try_once(
+        &self,
+        range: &Arc<Mutex<UnfinishedRange>>,
+        mode: ReadMode,
+        share: &Share<UnfinishedRange>,
+    ) -> Result<Left, BackupError> {
+        let unfinished = lock(range).clone();
+        let after = unfinished.covered().map(|(covered, _)| covered.clone());
+        let comparer = Comparer::new(
+            self.comparison.clone(),
+            unfinished.range.clone(),
+            after.as_ref(),
+            mode,
+        );
+        let mut writer = self.session.resume_layer_writer(unfinished).await?;
+        let reader = Splitting {
+            context: self.clone(),
+            share: share.clone(),
+            comparer,
+            range: Arc::clone(range),
+        };
+        let changes = stream::try_unfold(reader, |mut reader| async move {
+            let changes = match reader.give_away().await? {
+                true => reader.comparer.next().await?,
+                false => return Err(BackupError::SplitElsewhere),
+            };
+            Ok::<_, BackupError>(changes.map(|changes| (changes, reader)))
         });
         let mut changes = changes
             .map_ok(|changes| self.fetch(changes))
             .try_buffered(FETCHES_PER_RANGE)
             .boxed();
-        while let Some((changes, misled)) = changes.try_next().await? {
+        let mut cursor = None;
+        let mut checkpoint_at = Instant::now();
+        let left = loop {
+            let (changes, misled) = match changes.try_next().await {
+                Ok(Some(changes)) => changes,
+                Ok(None) => break None,
+                Err(BackupError::SplitElsewhere) => return Ok(Left::Done),
+                Err(error) => break Some(error),
+            };
             if let Some(path) = misled {
                 return Ok(Left::Misled(path));
             }
+            cursor = changes.cursor.clone().or(cursor);
             self.write(changes, &mut writer).await?;
-            if self.stop.is_requested() {
-                // What is finished is kept; this range is small, and is read again.
+            let stop = self.options.stop.is_requested();
+            if let Some(cursor) = &cursor
+                && (stop || checkpoint_at.elapsed() >= self.options.checkpoint_every)
+            {
+                checkpoint_at = Instant::now();
+                self.write_checkpoint(range, cursor, &mut writer).await?;
+            }
+            if stop {
                 return Ok(Left::Done);
             }
-        }
+        };
         drop(changes);
-        let output = writer.finish().await?;
-        debug!(range = ?output.range, stats = ?output.stats, "range finished");
-        Ok(Left::Done)
+        match left {
+            None => {
+                writer.shorten(lock(range).range.end.clone())?;
+                let output = writer.finish().await?;
+                debug!(range = ?output.range, stats = ?output.stats, "range finished");
+                Ok(Left::Done)
+            }
+            Some(error) => {
+                if let (BackupError::Firestore(firestore::Error::ReadTimeTooOld { .. }), Some(cursor)) =
+                    (&error, &cursor)
+                {
+                    self.write_checkpoint(range, cursor, &mut writer).await?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn write_checkpoint(
+        &self,
+        range: &Mutex<UnfinishedRange>,
+        cursor: &DocumentKey,
+        writer: &mut LayerWriter,
+    ) -> Result<(), BackupError> {
+        let end = lock(range).range.end.clone();
+        writer.shorten(end)?;
+        writer.write_checkpoint(cursor.clone()).await?;
+        lock(range).passed_checkpoint(writer.next_checkpoint());
+        Ok(())
     }
 
     /// Fetches what the changes want, and says which of the samples is not as the parent has it.
@@ -167,6 +256,59 @@ impl LayerContext {
         writer.note(changes.compared);
         Ok(())
     }
+}
+
+impl Splitting {
+    /// Splits what is left of the range, when other readers want some of it, and gives all but the first part away. `false`:
+    /// another worker has split it where this one has read on.
+    async fn give_away(&mut self) -> Result<bool, BackupError> {
+        let Some(wanted) = self.share.wanted() else {
+            return Ok(true);
+        };
+        let LayerContext {
+            comparison,
+            session,
+            options,
+            ..
+        } = &self.context;
+        let range = lock(&self.range).clone();
+        let mut rest = range.clone();
+        rest.range = self.comparer.rest();
+        let parent = Some(&comparison.parent);
+        let points = plan::split_points(
+            &comparison.database,
+            parent,
+            session.plan(),
+            &rest,
+            wanted + 1,
+            options,
+        );
+        let points = points.await?;
+        if points.is_empty() {
+            self.share.give_nothing();
+            return Ok(true);
+        }
+        let mut parts = session.split(&range, &points).await?;
+        let fits = match (&parts[0].range.end, &rest.range.start) {
+            (Some(end), Some(start)) => end >= start,
+            _ => true,
+        };
+        if !fits {
+            self.share.give(parts);
+            return Ok(false);
+        }
+        info!(range = ?range.range, parts = parts.len(), "giving parts of a range to idle readers");
+        let others = parts.split_off(1);
+        let end = parts.remove(0).range.end;
+        lock(&self.range).range.end.clone_from(&end);
+        self.comparer.shorten(end);
+        self.share.give(others);
+        Ok(true)
+    }
+}
+
+fn lock(range: &Mutex<UnfinishedRange>) -> MutexGuard<'_, UnfinishedRange> {
+    range.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The share of the unchanged documents to fetch all the same, of so many.

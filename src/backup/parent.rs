@@ -36,7 +36,7 @@ impl Wanted<'_> {
         {
             return Some("the database was deleted and made again since then");
         }
-        if snapshot.read_time >= self.read_time {
+        if snapshot.latest_read_time() >= self.read_time {
             return Some("it is not older than this backup");
         }
         None

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tracing::info;
 
 use super::{BackupError, BackupOptions};
-use crate::archive::{Selection, SnapshotReader};
+use crate::archive::{Plan, SnapshotReader, UnfinishedRange};
 use crate::document::{DocumentKey, KeyRange, Timestamp};
 use crate::firestore::{self, Firestore};
 use crate::progress::Progress;
@@ -37,44 +37,22 @@ pub(super) async fn ranges_of_parent(
     let parts = options
         .ranges
         .unwrap_or_else(|| parts(documents, MIN_COMPARED_PER_RANGE, options));
-    let boundaries = match database.walks() {
-        true => database.split(&KeyRange::all(), read_time, parts.max(1)).await?,
+    let boundaries = match database.walks() && options.selection.collection_groups.is_empty() {
+        true => {
+            database
+                .split(&KeyRange::all(), &[], read_time, parts.max(1))
+                .await?
+        }
         false => {
             let boundaries = parent.page_boundaries(parts.max(1)).await;
             boundaries.map_err(|error| BackupError::of_parent(parent.id(), error))?
         }
     };
-    Ok(cut(&options.selection, &boundaries))
-}
-
-/// The ranges of a selection, cut at the boundaries, which ascend.
-fn cut(selection: &Selection, boundaries: &[DocumentKey]) -> Vec<KeyRange> {
-    let mut ranges = Vec::new();
-    for interval in selection.key_ranges() {
-        let inside = boundaries.iter().filter(|boundary| {
-            interval.contains(boundary.as_bytes()) && interval.start.as_ref() != Some(*boundary)
-        });
-        push_cut(&mut ranges, &interval, inside.cloned());
-    }
-    ranges
-}
-
-fn push_cut(
-    ranges: &mut Vec<KeyRange>,
-    interval: &KeyRange,
-    boundaries: impl IntoIterator<Item = DocumentKey>,
-) {
-    let mut from = interval.start.clone();
-    for boundary in boundaries {
-        ranges.push(KeyRange {
-            start: from.replace(boundary.clone()),
-            end: Some(boundary),
-        });
-    }
-    ranges.push(KeyRange {
-        start: from,
-        end: interval.end.clone(),
-    });
+    let selected = options.selection.key_ranges();
+    Ok(selected
+        .iter()
+        .flat_map(|interval| interval.cut_at(&boundaries))
+        .collect())
 }
 
 fn parts(documents: u64, least: u64, options: &BackupOptions) -> usize {
@@ -90,10 +68,11 @@ pub(super) async fn ranges_of_database(
     read_time: Timestamp,
     progress: &Progress,
 ) -> Result<Vec<KeyRange>, BackupError> {
-    let intervals = options.selection.key_ranges();
+    let all = KeyRange::all();
+    let intervals = options.selection.parts(&all);
     let mut counts = Vec::with_capacity(intervals.len());
-    for interval in &intervals {
-        counts.push(count(database, interval, None, read_time).await?);
+    for (interval, groups) in &intervals {
+        counts.push(count(database, interval, groups, None, read_time).await?);
     }
     let total: Option<u64> = counts.iter().copied().sum();
     if let Some(total) = total {
@@ -101,20 +80,64 @@ pub(super) async fn ranges_of_database(
     }
 
     let mut ranges = Vec::new();
-    for (interval, count) in intervals.into_iter().zip(counts) {
+    for ((interval, groups), count) in intervals.into_iter().zip(counts) {
         let parts = match (options.ranges, count) {
             (Some(ranges), _) => ranges.max(1),
             (None, Some(count)) => parts(count, MIN_DOCUMENTS_PER_RANGE, options),
             (None, None) => options.parallel.max(1),
         };
         let boundaries = if parts > 1 {
-            database.split(&interval, read_time, parts).await?
+            database.split(&interval, groups, read_time, parts).await?
         } else {
             Vec::new()
         };
-        push_cut(&mut ranges, &interval, boundaries);
+        ranges.extend(interval.cut_at(&boundaries));
     }
     Ok(ranges)
+}
+
+/// Where to cut what is left of a range, so that others can read some of it; nowhere where that is not worth while.
+pub(super) async fn split_points(
+    database: &Firestore,
+    parent: Option<&SnapshotReader>,
+    plan: &Plan,
+    rest: &UnfinishedRange,
+    parts: usize,
+    options: &BackupOptions,
+) -> Result<Vec<DocumentKey>, BackupError> {
+    let wanted = plan.selection.parts(&rest.range);
+    if database.walks() && wanted.iter().any(|(_, groups)| groups.is_empty()) {
+        return Ok(Vec::new());
+    }
+    if let Some(parent) = parent {
+        let boundaries = parent
+            .page_boundaries_within(std::slice::from_ref(&rest.range), parts)
+            .await;
+        return boundaries.map_err(|error| BackupError::of_parent(parent.id(), error));
+    }
+    let mut boundaries = Vec::new();
+    let mut documents = Some(0);
+    for (range, groups) in &wanted {
+        let count = count(database, range, groups, None, rest.read_time).await?;
+        documents = documents.zip(count).map(|(sum, count)| sum + count);
+        if count == Some(0) {
+            continue;
+        }
+        if range.start != rest.range.start {
+            boundaries.extend(range.start.clone());
+        }
+        boundaries.extend(database.split(range, groups, rest.read_time, parts).await?);
+    }
+    if documents.is_some_and(|documents| documents < options.split_documents) {
+        return Ok(Vec::new());
+    }
+    // Every n-th, if there are too many.
+    let (found, most) = (boundaries.len(), parts.saturating_sub(1));
+    if found > most {
+        let evenly = (1..=most).map(|part| boundaries[part * (found + 1) / (most + 1) - 1].clone());
+        boundaries = evenly.collect();
+    }
+    Ok(boundaries)
 }
 
 /// How many documents there are, in all or after one; `None` where the server cannot tell, or not soon. Only what everything
@@ -122,10 +145,11 @@ pub(super) async fn ranges_of_database(
 pub(super) async fn count(
     database: &Firestore,
     range: &KeyRange,
+    groups: &[String],
     after: Option<&DocumentKey>,
     read_time: Timestamp,
 ) -> Result<Option<u64>, BackupError> {
-    let asked = database.count_after(range, after, Some(read_time));
+    let asked = database.count_after(range, groups, after, Some(read_time));
     match tokio::time::timeout(COUNT_PATIENCE, asked).await {
         Ok(Ok(count)) => Ok(Some(count)),
         Ok(Err(

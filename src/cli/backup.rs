@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use clap::{Args, ValueEnum};
 use futures::TryStreamExt;
 use serde::Serialize;
@@ -11,9 +12,9 @@ use serde::Serialize;
 use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
 use super::{Outcome, UsageError, json_backup, output};
-use crate::archive::{ReadMode, Repository, Selection, Snapshot};
+use crate::archive::{Consistency, Counts, ReadMode, Repository, Selection, Snapshot};
 use crate::backup::{BackupOptions, BackupStats, Parent, backup};
-use crate::document::CollectionPath;
+use crate::document::{CollectionPath, Timestamp};
 use crate::progress::Progress;
 use crate::stop::Stop;
 
@@ -22,6 +23,10 @@ pub(crate) struct BackupCommand {
     /// Root collections to back up, each with everything below it; without any, the whole database
     #[arg(value_name = "COLLECTION")]
     collections: Vec<String>,
+    /// Back up the documents of all collections with this id, wherever they are, and what is named besides; may be repeated.
+    /// Only they are read, and billed
+    #[arg(long = "collection-group", value_name = "NAME")]
+    collection_groups: Vec<String>,
     #[command(flatten)]
     options: Options,
 }
@@ -86,7 +91,23 @@ struct Options {
     /// one if there is none, or if it is older than an hour
     #[arg(long, conflicts_with_all = ["full", "parent"])]
     resume: bool,
-    /// Read collection by collection instead of all at once: slower, and a billed read more for every document. Done by
+    /// Work on the session of this name: the first process with it begins a backup, others with the same name share the work, on this
+    /// machine or another. Once the backup is there the name cannot be used again
+    #[arg(long, value_name = "NAME", conflicts_with = "resume")]
+    session: Option<String>,
+    /// Back up the database as it was then, such as 2026-01-31T22:00:00Z: any moment of the last hour, and with point-in-time
+    /// recovery any whole minute of the last seven days
+    #[arg(long, value_name = "TIME", value_parser = read_time, conflicts_with = "resume")]
+    read_time: Option<Timestamp>,
+    /// The database has point-in-time recovery: read as of the last whole minute, which can be read for seven days instead of an
+    /// hour
+    #[arg(long)]
+    pitr: bool,
+    /// Fail when the database can no longer be read at the time of the backup before all was read, instead of reading the rest at
+    /// a newer time
+    #[arg(long)]
+    require_consistent: bool,
+    /// Read collection by collection instead of all at once, which collection groups never are: slower, and a billed read more for every document. Done by
     /// itself where the server refuses queries over all collections
     #[arg(long)]
     walk: bool,
@@ -107,6 +128,7 @@ impl BackupAllCommand {
     pub(crate) async fn run(self, global: &GlobalOptions, stop: Stop) -> anyhow::Result<Outcome> {
         BackupCommand {
             collections: Vec::new(),
+            collection_groups: Vec::new(),
             options: self.options,
         }
         .run(global, stop)
@@ -122,9 +144,18 @@ impl BackupCommand {
 
     pub(crate) async fn run(self, global: &GlobalOptions, stop: Stop) -> anyhow::Result<Outcome> {
         let collections = root_collections(&self.collections)?;
+        let groups = collection_groups(self.collection_groups)?;
         match self.options.format {
-            Format::Snapshot => self.options.take_snapshot(global, collections, stop).await,
+            Format::Snapshot => {
+                let selection = Selection::new(collections, groups);
+                self.options.take_snapshot(global, selection, stop).await
+            }
             Format::Json => {
+                if !groups.is_empty() {
+                    return Err(UsageError::new(
+                        "JSON files are of root collections: --collection-group goes with snapshots",
+                    ));
+                }
                 let folder = match self.options.output {
                     Some(folder) => folder,
                     None => global.repository_folder()?.ok_or_else(|| {
@@ -148,7 +179,7 @@ impl Options {
     async fn take_snapshot(
         self,
         global: &GlobalOptions,
-        collections: Vec<CollectionPath>,
+        selection: Selection,
         stop: Stop,
     ) -> anyhow::Result<Outcome> {
         if self.output.is_some() || self.include_migrations {
@@ -162,7 +193,7 @@ impl Options {
             database.walk();
         }
         let options = BackupOptions {
-            selection: Selection::new(collections, Vec::new()),
+            selection,
             parallel: usize::from(self.parallel),
             ranges: self.ranges.map(usize::from),
             parent: match (self.parent, self.full) {
@@ -182,6 +213,10 @@ impl Options {
                 .or_else(|| gethostname::gethostname().into_string().ok()),
             description: self.description,
             resume: self.resume,
+            session: self.session,
+            read_time: self.read_time,
+            pitr: self.pitr,
+            require_consistent: self.require_consistent,
             stop,
             ..BackupOptions::default()
         };
@@ -190,19 +225,57 @@ impl Options {
         let stats = backup(&database, &repository, options, &progress).await?;
         drop(display);
         report(global, &stats)?;
-        without_documents(&repository, &stats.snapshot).await
+        let complete = without_documents(&repository, &stats.snapshot).await?;
+        Ok(match is_mixed(&stats.snapshot) {
+            true => Outcome::NeedsLook,
+            false => complete,
+        })
     }
+}
+
+fn read_time(text: &str) -> Result<Timestamp, String> {
+    DateTime::parse_from_rfc3339(text)
+        .map(|time| Timestamp::from(time.with_timezone(&Utc)))
+        .map_err(|error| format!("{error}; a time looks like 2026-01-31T22:00:00Z"))
+}
+
+/// Says so where not all documents are of one moment.
+fn is_mixed(snapshot: &Snapshot) -> bool {
+    let Consistency::Mixed { ranges } = &snapshot.consistency else {
+        return false;
+    };
+    tracing::error!(
+        "the documents are of several moments, from {} to {}: the database could not be read at the first for long enough. {} of it \
+         are of later ones; `firebank show {} --json` lists them",
+        snapshot.read_time,
+        snapshot.latest_read_time(),
+        output::count(ranges.len() as u64, "range"),
+        snapshot.id,
+    );
+    true
 }
 
 /// Says which of the named collections have no document: most likely a name with a typing error, and then a backup that
 /// lacks what somebody counts on.
 async fn without_documents(repository: &Repository, snapshot: &Snapshot) -> anyhow::Result<Outcome> {
-    let collections = &snapshot.selection.collections;
+    let Selection {
+        collections,
+        collection_groups,
+    } = &snapshot.selection;
+    let mut outcome = Outcome::Done;
+    for group in collection_groups {
+        if !snapshot.collection_groups.contains_key(group) && is_complete(&snapshot.collection_groups) {
+            tracing::error!(
+                "there are no documents in any collection `{}`: is it spelled right?",
+                output::printable(group)
+            );
+            outcome = Outcome::NeedsLook;
+        }
+    }
     if collections.is_empty() {
-        return Ok(Outcome::Done);
+        return Ok(outcome);
     }
     let reader = repository.reader(snapshot).await?;
-    let mut outcome = Outcome::Done;
     for collection in collections {
         let mut records = pin!(reader.records(collection.key_range()));
         if records.try_next().await?.is_none() {
@@ -218,6 +291,21 @@ pub(crate) fn has_no_documents(collection: &CollectionPath) -> Outcome {
         output::printable(collection.as_str())
     );
     Outcome::NeedsLook
+}
+
+/// Whether all names are there: what is beyond many counts under an empty name.
+fn is_complete(counts: &Counts) -> bool {
+    !counts.contains_key("")
+}
+
+fn collection_groups(names: Vec<String>) -> anyhow::Result<Vec<String>> {
+    let wrong = names.iter().find(|name| name.is_empty() || name.contains('/'));
+    match wrong {
+        None => Ok(names),
+        Some(name) => Err(UsageError::new(format!(
+            "`{name}` is no collection's id: a collection group is named by the last part of its collections' paths"
+        ))),
+    }
 }
 
 pub(crate) fn root_collections(names: &[String]) -> anyhow::Result<Vec<CollectionPath>> {
@@ -238,6 +326,8 @@ struct Summary {
     snapshot: String,
     database: String,
     read_time: String,
+    /// Whether all documents are of that moment; else which ranges are of which.
+    consistency: Consistency,
     parent: Option<String>,
     layers: usize,
     read: ReadMode,
@@ -287,6 +377,7 @@ fn report(global: &GlobalOptions, stats: &BackupStats) -> anyhow::Result<()> {
         snapshot: snapshot.id.to_string(),
         database: snapshot.database.to_string(),
         read_time: snapshot.read_time.to_string(),
+        consistency: snapshot.consistency.clone(),
         parent: snapshot.parent.map(|parent| parent.to_string()),
         layers: snapshot.runs.len(),
         read: snapshot.stats.read,

@@ -50,12 +50,12 @@ impl SessionView {
             database: plan.database.database.clone(),
             selection: plan.selection.to_string(),
             read: plan.read,
-            read_time: plan.read_time.to_string(),
+            read_time: session.read_time.to_string(),
             started_at: plan.started_at,
             last_sign: session.last_sign,
             running: silence.to_std().unwrap_or_default() < HEARTBEAT_EVERY * MISSED_SIGNS,
             finished_ranges: session.finished_ranges,
-            ranges: plan.ranges.len(),
+            ranges: session.ranges,
         }
     }
 }

@@ -73,12 +73,22 @@ async fn show_document(
     })
 }
 
+fn read_times(snapshot: &Snapshot) -> String {
+    let (first, last) = (snapshot.read_time, snapshot.latest_read_time());
+    match first == last {
+        true => first.to_string(),
+        false => {
+            format!("{first} to {last} (mixed: the database could not be read at one time for long enough)")
+        }
+    }
+}
+
 fn show_snapshot(global: &GlobalOptions, snapshot: &Snapshot) -> anyhow::Result<()> {
     let output = global.output();
     let mut facts = vec![
         ("snapshot", snapshot.id.to_string()),
         ("database", snapshot.database.to_string()),
-        ("read time", snapshot.read_time.to_string()),
+        ("read time", read_times(snapshot)),
         ("taken", output::time(snapshot.started_at)),
         ("selection", snapshot.selection.to_string()),
         ("documents", output::number(snapshot.documents)),

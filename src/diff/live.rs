@@ -5,9 +5,10 @@
 //! the documents are read whole.
 
 use std::cmp::Ordering;
+use std::collections::VecDeque;
 use std::pin::pin;
 
-use futures::stream::{self, BoxStream, Stream, StreamExt};
+use futures::stream::{self, Stream, StreamExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -36,57 +37,41 @@ pub async fn diff_live(
     options: &DiffOptions,
 ) -> Result<impl Stream<Item = Result<Vec<DocumentChange>, DiffError>> + Send + 'static + use<>, DiffError> {
     let boundaries = snapshot.page_boundaries(options.parallel).await?;
-    let starts = std::iter::once(None).chain(boundaries.iter().cloned().map(Some));
-    let ends = boundaries.iter().cloned().map(Some).chain([None]);
+    let comparison = Comparison {
+        snapshot: snapshot.clone(),
+        database: database.clone(),
+        read_time,
+        names_only: snapshot.snapshot().database == *database.database(),
+        fields: options.fields,
+    };
     let mut ranges = Vec::new();
-    for (start, end) in starts.zip(ends) {
-        let part = KeyRange { start, end }.intersection(&options.range);
-        for selected in snapshot.snapshot().selection.key_ranges() {
-            ranges.push(part.intersection(&selected));
-        }
+    for (part, groups) in snapshot.snapshot().selection.parts(&options.range) {
+        let cut = part.cut_at(&boundaries).into_iter();
+        ranges.extend(cut.map(|range| (range, groups.to_vec())));
     }
-    ranges.retain(|range| !range.is_empty());
-    let differences = ranges.into_iter().map(|range| {
-        Comparison {
-            snapshot: snapshot.clone(),
-            database: database.clone(),
-            read_time,
-            names_only: snapshot.snapshot().database == *database.database(),
-            fields: options.fields,
-        }
-        .differences(range)
-        .boxed()
-    });
-    let differences = side_by_side(differences.collect());
+    let differences = side_by_side(comparison, ranges);
     Ok(leased(vec![snapshot.clone()], differences))
 }
 
-/// Runs streams at the same time and gives what they give one after the other.
-fn side_by_side<T: Send + 'static>(
-    streams: Vec<BoxStream<'static, Result<T, DiffError>>>,
-) -> impl Stream<Item = Result<T, DiffError>> + Send + 'static {
+/// Compares ranges at the same time, and gives the differences of one after those of the other.
+fn side_by_side(
+    comparison: Comparison,
+    ranges: Vec<(KeyRange, Vec<String>)>,
+) -> impl Stream<Item = Result<Vec<DocumentChange>, DiffError>> + Send + 'static {
     // Dropping the set stops them all.
     let mut tasks = JoinSet::new();
-    let mut receivers = Vec::new();
-    for mut stream in streams {
+    let mut receivers = VecDeque::new();
+    for (range, groups) in ranges {
         let (to, from) = mpsc::channel(WAITING_BATCHES);
-        receivers.push(from);
-        tasks.spawn(async move {
-            while let Some(item) = stream.next().await {
-                let failed = item.is_err();
-                if to.send(item).await.is_err() || failed {
-                    return;
-                }
-            }
-        });
+        receivers.push_back(from);
+        tasks.spawn(comparison.clone().send_differences(range, groups, to));
     }
-    receivers.reverse();
     stream::try_unfold((tasks, receivers), |(mut tasks, mut receivers)| async move {
-        while let Some(receiver) = receivers.last_mut() {
-            if let Some(item) = receiver.recv().await {
-                return Ok(Some((item?, (tasks, receivers))));
+        while let Some(receiver) = receivers.front_mut() {
+            if let Some(changes) = receiver.recv().await {
+                return Ok(Some((changes?, (tasks, receivers))));
             }
-            receivers.pop();
+            receivers.pop_front();
             // A task that was stopped has not said all.
             while let Some(ended) = tasks.try_join_next() {
                 ended?;
@@ -135,33 +120,29 @@ impl Suspects {
 }
 
 impl Comparison {
-    fn differences(
+    /// Sends what is different in a range, or why that cannot be told.
+    async fn send_differences(
         self,
         range: KeyRange,
-    ) -> impl Stream<Item = Result<Vec<DocumentChange>, DiffError>> + Send + 'static {
-        let (to, from) = mpsc::channel(1);
-        let work = async move {
-            let result = self.compare(range, &to).await;
-            if let Err(error) = result {
-                // Nobody to tell when the receiver is gone.
-                let _ = to.send(Err(error)).await;
-            }
-        };
-        let received = stream::unfold(from, |mut from| async move {
-            from.recv().await.map(|changes| (changes, from))
-        });
-        // The work goes on while the stream is polled, and ends with it.
-        stream::select(stream::once(work).map(|()| None), received.map(Some)).filter_map(std::future::ready)
+        groups: Vec<String>,
+        to: mpsc::Sender<Result<Vec<DocumentChange>, DiffError>>,
+    ) {
+        if let Err(error) = self.compare(range, groups, &to).await {
+            // Nobody to tell when the receiver is gone.
+            let _ = to.send(Err(error)).await;
+        }
     }
 
     async fn compare(
         &self,
         range: KeyRange,
+        groups: Vec<String>,
         to: &mpsc::Sender<Result<Vec<DocumentChange>, DiffError>>,
     ) -> Result<(), DiffError> {
-        let scan = match self.names_only {
-            true => ScanOptions::names(range.clone(), self.read_time),
-            false => ScanOptions::new(range.clone(), self.read_time),
+        let scan = ScanOptions {
+            names_only: self.names_only,
+            groups,
+            ..ScanOptions::new(range.clone(), self.read_time)
         };
         let mut documents = Cursor::new(Box::pin(self.database.scan(scan)));
         let mut records = pin!(self.snapshot.records(range));
@@ -208,7 +189,6 @@ impl Comparison {
                 (record.create_time, record.update_time) != (document.create_time, document.update_time)
             }
             (Some(record), Some(document)) => !self.is_body_of(record, document.body),
-            (None, Some(document)) => self.snapshot.snapshot().selection.contains(document.key),
             _ => true,
         }
     }

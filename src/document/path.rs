@@ -289,6 +289,15 @@ impl DocumentKey {
 }
 
 impl DocumentKey {
+    /// The first place past this document's own key and before all that follows, what is below it included: a boundary, and no
+    /// key that a path has. As every segment's bytes begin with a tag greater than zero, one zero more is just that.
+    pub fn after(&self) -> Self {
+        let mut bytes = Vec::with_capacity(self.0.len() + 1);
+        bytes.extend_from_slice(&self.0);
+        bytes.push(0);
+        Self(bytes)
+    }
+
     /// Becomes the key with these bytes, in the memory that it has.
     pub(crate) fn assign(&mut self, bytes: &[u8]) {
         self.0.clear();
@@ -353,6 +362,29 @@ impl KeyRange {
             }
         }
         merged
+    }
+
+    /// The parts that ascending boundaries cut the range into: they tile it. Boundaries outside of it, at its start, or
+    /// met before are passed over; of a range that is empty there is nothing.
+    pub fn cut_at<'a>(&self, boundaries: impl IntoIterator<Item = &'a DocumentKey>) -> Vec<Self> {
+        if self.is_empty() {
+            return Vec::new();
+        }
+        let mut parts = Vec::new();
+        let mut start = self.start.clone();
+        for boundary in boundaries {
+            if self.contains(boundary.as_bytes()) && start.as_ref().is_none_or(|start| start < boundary) {
+                parts.push(Self {
+                    start: start.replace(boundary.clone()),
+                    end: Some(boundary.clone()),
+                });
+            }
+        }
+        parts.push(Self {
+            start,
+            end: self.end.clone(),
+        });
+        parts
     }
 
     /// The keys that lie in both.
@@ -533,6 +565,28 @@ mod tests {
 
     fn key(path: &str) -> DocumentKey {
         DocumentPath::parse(path).unwrap().key()
+    }
+
+    #[test]
+    fn cuts_tile_the_range() {
+        let keys = ["a/1", "a/2", "a/3", "a/4"].map(key);
+        let whole = KeyRange::all().cut_at(&keys);
+        assert_eq!(whole.len(), 5);
+        assert_eq!((&whole[0].start, &whole[4].end), (&None, &None));
+        assert!(
+            whole
+                .windows(2)
+                .all(|pair| pair[0].end.is_some() && pair[0].end == pair[1].start)
+        );
+        // Only what lies inside cuts, and once.
+        let range = |start: usize, end: usize| KeyRange {
+            start: Some(keys[start].clone()),
+            end: Some(keys[end].clone()),
+        };
+        let twice = keys.iter().flat_map(|key| [key, key]);
+        assert_eq!(range(0, 3).cut_at(twice), [range(0, 1), range(1, 2), range(2, 3)]);
+        assert_eq!(range(1, 2).cut_at(&[]), [range(1, 2)]);
+        assert_eq!(range(2, 2).cut_at(&keys), []);
     }
 
     #[test]

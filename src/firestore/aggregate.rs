@@ -13,9 +13,10 @@ use ::firestore::gcloud_sdk::google::firestore::v1::value::ValueType;
 use ::firestore::gcloud_sdk::google::firestore::v1::{
     RunAggregationQueryRequest, RunAggregationQueryResponse, StructuredAggregationQuery,
 };
+use futures::future::try_join_all;
 
 use super::cursor::name_range;
-use super::scan::{kindless_query, protobuf_time};
+use super::scan::{protobuf_time, query_by_name};
 use super::{Error, Firestore, Method, Result};
 use crate::document::{DocumentKey, KeyRange, Timestamp};
 
@@ -30,24 +31,42 @@ impl Firestore {
     ///
     /// A server that does not count over all collections answers [`Error::Unsupported`] or [`Error::Rejected`].
     pub async fn count(&self, range: &KeyRange, read_time: Option<Timestamp>) -> Result<u64> {
-        self.count_after(range, None, read_time).await
+        self.count_after(range, &[], None, read_time).await
     }
 
-    /// The same for the documents of the range that come after one.
+    /// The same for the documents of the range that come after one, and only for those of some collection groups if any are
+    /// named.
     pub async fn count_after(
         &self,
         range: &KeyRange,
+        groups: &[String],
         after: Option<&DocumentKey>,
         read_time: Option<Timestamp>,
     ) -> Result<u64> {
         if range.is_empty() {
             return Ok(0);
         }
+        if groups.is_empty() {
+            return self.count_query(range, None, after, read_time).await;
+        }
+        let counts = groups
+            .iter()
+            .map(|group| self.count_query(range, Some(group), after, read_time));
+        Ok(try_join_all(counts).await?.into_iter().sum())
+    }
+
+    async fn count_query(
+        &self,
+        range: &KeyRange,
+        group: Option<&str>,
+        after: Option<&DocumentKey>,
+        read_time: Option<Timestamp>,
+    ) -> Result<u64> {
         let after = after.map(DocumentKey::path).transpose();
         let after = after.map_err(|error| Error::BadBoundary {
             boundary: error.to_string(),
         })?;
-        let query = kindless_query(&self.inner.root, &name_range(range)?, after.as_ref());
+        let query = query_by_name(&self.inner.root, group, &name_range(range)?, after.as_ref());
         let request = RunAggregationQueryRequest {
             parent: self.inner.root.clone(),
             query_type: Some(QueryType::StructuredAggregationQuery(

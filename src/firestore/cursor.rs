@@ -23,18 +23,39 @@ const PAST_PREFIX: u8 = 0x03;
 pub(super) struct NameRange {
     pub(super) start: Option<DocumentPath>,
     pub(super) end: Option<DocumentPath>,
+    /// The first name that belongs to it is the next one after `start`.
+    pub(super) after_start: bool,
+    /// `end` belongs to it, and is the last.
+    pub(super) through_end: bool,
 }
 
 /// The names of the documents whose keys lie in `range`, which must not be empty.
 pub(super) fn name_range(range: &KeyRange) -> Result<NameRange> {
     let bound = |key: &Option<DocumentKey>| match key {
-        Some(key) => first_name_from(key),
-        None => Ok(None),
+        Some(key) => match document_before(key) {
+            Some(document) => Ok::<_, Error>((Some(document), true)),
+            None => Ok((first_name_from(key)?, false)),
+        },
+        None => Ok((None, false)),
     };
+    let (start, after_start) = bound(&range.start)?;
+    let (end, through_end) = bound(&range.end)?;
     Ok(NameRange {
-        start: bound(&range.start)?,
-        end: bound(&range.end)?,
+        start,
+        end,
+        after_start,
+        through_end,
     })
+}
+
+/// The document that a boundary is right after: see [`DocumentKey::after`].
+fn document_before(boundary: &DocumentKey) -> Option<DocumentPath> {
+    let key = boundary.as_bytes().strip_suffix(&[0])?;
+    // A text's end is a zero too: with it, the whole would be a key by itself.
+    match DocumentPath::from_key(boundary.as_bytes()) {
+        Ok(_) => None,
+        Err(_) => DocumentPath::from_key(key).ok(),
+    }
 }
 
 /// The smallest document name whose key is not below `boundary`, `None` where that is the very beginning or the
@@ -196,6 +217,22 @@ mod tests {
             names(document("a/__id07__").key().subtree()),
             some("a/__id07__", "a/__id07__\0")
         );
+    }
+
+    #[test]
+    fn right_after_a_document_is_a_place_too() {
+        for path in ["a/b", "a/__id0__", "a/__id256__", "a/b\0", "a/b/c/d"] {
+            let range = KeyRange {
+                start: Some(document(path).key().after()),
+                end: Some(document(path).key().after()),
+            };
+            let names = name_range(&range).unwrap();
+            assert_eq!(names.start.as_ref().map(DocumentPath::as_str), Some(path));
+            assert_eq!(names.start, names.end);
+            assert!(names.after_start && names.through_end, "{path:?}");
+            let plain = name_range(&document(path).key().subtree()).unwrap();
+            assert!(!plain.after_start && !plain.through_end, "{path:?}");
+        }
     }
 
     #[test]

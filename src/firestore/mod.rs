@@ -15,6 +15,7 @@ mod cursor;
 mod dead_letter;
 mod error;
 mod fetch;
+mod groups;
 mod list;
 mod metadata;
 mod permissions;

@@ -7,7 +7,8 @@
 //! documents**: Firestore says in a message of its own that there are none, so a stream without any message is one more
 //! that ended early.
 //!
-//! A server that refuses such queries is read another way: see [`walk`](super::walk).
+//! A server that refuses such queries is read another way: see [`walk`](super::walk). Where only some collection groups are
+//! wanted, each is a query of its own: see [`groups`](super::groups).
 //!
 //! A page begins with an idle moment, the time to its first document. So pages are long (their size follows the
 //! documents' mean size), and the next one is asked for when the last document of the one before has arrived, without
@@ -27,6 +28,7 @@ use tonic::{Code, Status};
 use super::call::{AnswerStream, encoded, no_answer};
 use super::connect::Lane;
 use super::cursor::{NameRange, cursor, name_range};
+use super::groups::MergedGroups;
 use super::retry::Backoff;
 use super::walk::Walker;
 use super::{Error, Firestore, Method, Result};
@@ -37,6 +39,8 @@ use crate::document::{DocumentBatch, DocumentKey, DocumentPath, KeyRange, Timest
 pub struct ScanOptions {
     /// The keys to read.
     pub range: KeyRange,
+    /// Read only documents whose collection has one of these ids, at any depth, by a query for each; none: all documents.
+    pub groups: Vec<String>,
     /// Begin after this document instead of at the range's start: where an earlier scan has got to.
     pub after: Option<DocumentKey>,
     /// The time to read at.
@@ -56,6 +60,7 @@ impl ScanOptions {
     pub fn new(range: KeyRange, read_time: Timestamp) -> Self {
         Self {
             range,
+            groups: Vec::new(),
             after: None,
             read_time,
             names_only: false,
@@ -93,7 +98,8 @@ impl Firestore {
     /// acknowledged before the call.
     pub async fn current_read_time(&self) -> Result<Timestamp> {
         if !self.walks() {
-            let request = query_request(&self.inner.root, &NameRange::default(), None, true, 1, None);
+            let query = query_by_name(&self.inner.root, None, &NameRange::default(), None);
+            let request = query_request(&self.inner.root, query, true, 1, None);
             let asked = self.ask_stream(Method::RunQuery, None, &request).await;
             let answers: Vec<RunQueryResponse> = match asked.map_err(kindless_refused) {
                 Err(Error::KindlessRefused { source }) => {
@@ -133,10 +139,11 @@ impl Firestore {
         read_time: Timestamp,
         last: bool,
     ) -> Result<Option<DocumentPath>> {
-        let mut request = query_request(&self.inner.root, names, None, true, 1, Some(read_time));
-        if last && let Some(QueryType::StructuredQuery(query)) = &mut request.query_type {
-            descending(query, &self.inner.root, names);
+        let mut query = query_by_name(&self.inner.root, None, names, None);
+        if last {
+            descending(&mut query, &self.inner.root, names);
         }
+        let request = query_request(&self.inner.root, query, true, 1, Some(read_time));
         let answers: Vec<RunQueryResponse> = self
             .ask_stream(Method::RunQuery, Some(read_time), &request)
             .await?;
@@ -171,15 +178,21 @@ fn descending(query: &mut StructuredQuery, root: &str, names: &NameRange) {
     for order in &mut query.order_by {
         order.direction = Direction::Descending.into();
     }
-    query.start_at = names.end.as_ref().map(|end| cursor(root, end, false));
-    query.end_at = names.start.as_ref().map(|start| cursor(root, start, false));
+    query.start_at = names.end.as_ref().map(|end| cursor(root, end, names.through_end));
+    let start = names.start.as_ref();
+    query.end_at = start.map(|start| cursor(root, start, names.after_start));
 }
 
-/// The query over all collections, bounded by names.
-pub(super) fn kindless_query(root: &str, names: &NameRange, after: Option<&DocumentPath>) -> StructuredQuery {
+/// The query over all collections, or over all with one id, bounded by names.
+pub(super) fn query_by_name(
+    root: &str,
+    group: Option<&str>,
+    names: &NameRange,
+    after: Option<&DocumentPath>,
+) -> StructuredQuery {
     StructuredQuery {
         from: vec![CollectionSelector {
-            collection_id: String::new(),
+            collection_id: group.unwrap_or_default().to_owned(),
             all_descendants: true,
         }],
         order_by: vec![Order {
@@ -188,9 +201,15 @@ pub(super) fn kindless_query(root: &str, names: &NameRange, after: Option<&Docum
         }],
         start_at: match after {
             Some(last) => Some(cursor(root, last, false)),
-            None => names.start.as_ref().map(|first| cursor(root, first, true)),
+            None => names
+                .start
+                .as_ref()
+                .map(|first| cursor(root, first, !names.after_start)),
         },
-        end_at: names.end.as_ref().map(|end| cursor(root, end, true)),
+        end_at: names
+            .end
+            .as_ref()
+            .map(|end| cursor(root, end, !names.through_end)),
         ..Default::default()
     }
 }
@@ -210,13 +229,11 @@ pub(super) fn protobuf_time(time: Timestamp) -> prost_types::Timestamp {
 
 fn query_request(
     root: &str,
-    names: &NameRange,
-    after: Option<&DocumentPath>,
+    mut query: StructuredQuery,
     names_only: bool,
     limit: u32,
     read_time: Option<Timestamp>,
 ) -> RunQueryRequest {
-    let mut query = kindless_query(root, names, after);
     query.limit = Some(i32::try_from(limit).unwrap_or(i32::MAX));
     if names_only {
         query.select = Some(Projection {
@@ -277,6 +294,7 @@ struct Page {
 enum Scan {
     Ahead(Firestore, ScanOptions),
     Query(Box<Scanner>),
+    Groups(Box<MergedGroups>),
     Walk(Box<Walker>),
 }
 
@@ -284,8 +302,12 @@ impl Scan {
     async fn next_batch(&mut self) -> Result<Option<DocumentBatch>> {
         if let Self::Ahead(firestore, options) = self {
             let (firestore, options) = (firestore.clone(), options.clone());
+            if !options.groups.is_empty() {
+                *self = Self::Groups(Box::new(MergedGroups::new(&firestore, &options)?));
+                return Box::pin(self.next_batch()).await;
+            }
             if !firestore.walks() {
-                let mut scanner = Box::new(Scanner::new(firestore.clone(), options.clone())?);
+                let mut scanner = Box::new(Scanner::new(firestore.clone(), None, options.clone())?);
                 match scanner.next_batch().await {
                     Err(Error::KindlessRefused { source }) => firestore.walk_from_now_on(&source),
                     first => {
@@ -298,14 +320,17 @@ impl Scan {
         }
         match self {
             Self::Query(scanner) => scanner.next_batch().await,
+            Self::Groups(groups) => groups.next_batch().await,
             Self::Walk(walker) => walker.next_batch().await,
             Self::Ahead(..) => Ok(None),
         }
     }
 }
 
-struct Scanner {
+/// The documents of a range, of all collections or of those with one id.
+pub(super) struct Scanner {
     firestore: Firestore,
+    group: Option<String>,
     options: ScanOptions,
     names: NameRange,
     size: PageSize,
@@ -318,7 +343,7 @@ struct Scanner {
 }
 
 impl Scanner {
-    fn new(firestore: Firestore, options: ScanOptions) -> Result<Self> {
+    pub(super) fn new(firestore: Firestore, group: Option<String>, options: ScanOptions) -> Result<Self> {
         let fixed = match (options.page_documents, firestore.is_emulator()) {
             // What a query costs the emulator grows with the square of its results, and with each query.
             (None, true) => Some(FIRST_PAGE),
@@ -340,12 +365,13 @@ impl Scanner {
                 None => Vec::new(),
             },
             firestore,
+            group,
             options,
         })
     }
 
     /// The next documents, `None` when the range is finished.
-    async fn next_batch(&mut self) -> Result<Option<DocumentBatch>> {
+    pub(super) async fn next_batch(&mut self) -> Result<Option<DocumentBatch>> {
         while !self.finished {
             if self.batch.len() >= self.options.batch_documents.max(1)
                 || self.batch.byte_len() >= self.options.batch_bytes
@@ -358,7 +384,10 @@ impl Scanner {
                 self.firestore
                     .wait_or_fail(Method::RunQuery, read_time, &mut self.backoff, status)
                     .await
-                    .map_err(kindless_refused)?;
+                    .map_err(|error| match &self.group {
+                        None => kindless_refused(error),
+                        Some(_) => error,
+                    })?;
             }
         }
         Ok((!self.batch.is_empty()).then(|| self.give_batch()))
@@ -459,14 +488,10 @@ impl Scanner {
             reason: source.to_string(),
         })?;
         let limit = self.size.next();
-        let request = query_request(
-            &self.firestore.inner.root,
-            &self.names,
-            last.as_ref(),
-            self.options.names_only,
-            limit,
-            Some(self.options.read_time),
-        );
+        let root = &self.firestore.inner.root;
+        let query = query_by_name(root, self.group.as_deref(), &self.names, last.as_ref());
+        let read_time = Some(self.options.read_time);
+        let request = query_request(root, query, self.options.names_only, limit, read_time);
         let opened = self
             .firestore
             .open_stream(Lane::Bulk, Method::RunQuery, encoded(&request))

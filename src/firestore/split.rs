@@ -52,25 +52,35 @@ impl Firestore {
     ///
     /// A few requests for each part, billed as a read each (counts as one for each thousand). Only a lack of permission
     /// or of the database is an error; everything else just leaves fewer parts.
+    ///
+    /// Where collection groups are named, only their documents count; then the server must offer PartitionQuery, or the range
+    /// stays whole.
     pub async fn split(
         &self,
         range: &KeyRange,
+        groups: &[String],
         read_time: Timestamp,
         parts: usize,
     ) -> Result<Vec<DocumentKey>> {
         if parts < 2 || range.is_empty() {
             return Ok(Vec::new());
         }
-        let groups = match self.root_collections(range, read_time).await {
-            Ok(groups) => groups,
+        if !groups.is_empty() {
+            let partitions = self.partitions(groups, range, read_time, parts).await;
+            let partitions = partitions.or_else(|error| tolerated(error, BTreeSet::new()))?;
+            return Ok(thinned(partitions.into_iter().collect(), parts - 1));
+        }
+        let roots = match self.root_collections(range, read_time).await {
+            Ok(roots) => roots,
             Err(error) => return tolerated(error, Vec::new()),
         };
         if self.walks() {
             // A walk cannot begin within a collection without passing over what comes before.
-            let starts = groups.iter().filter_map(|group| group.key_range().start);
+            let starts = roots.iter().filter_map(|group| group.key_range().start);
             let starts: BTreeSet<DocumentKey> = starts.filter(|start| inside(range, start)).collect();
             return Ok(thinned(starts.into_iter().collect(), parts - 1));
         }
+        let groups: Vec<String> = roots.iter().map(|root| root.as_str().to_owned()).collect();
         let partitions = match self.partitions(&groups, range, read_time, parts).await {
             Ok(partitions) => partitions,
             Err(error) => tolerated(error, BTreeSet::new())?,
@@ -85,7 +95,7 @@ impl Firestore {
             counts: true,
             lasts: true,
         };
-        match probing.run(range, &groups, partitions, parts).await {
+        match probing.run(range, &roots, partitions, parts).await {
             Ok(()) => {}
             Err(error) => tolerated(error, ())?,
         }
@@ -105,7 +115,7 @@ impl Firestore {
     /// The server's own split points inside the range.
     async fn partitions(
         &self,
-        groups: &[CollectionPath],
+        groups: &[String],
         range: &KeyRange,
         read_time: Timestamp,
         parts: usize,
@@ -116,8 +126,8 @@ impl Firestore {
         let Some((first, rest)) = groups.split_first() else {
             return Ok(keys);
         };
-        keys.extend(self.partitions_of(first.clone(), read_time, asked).await?);
-        let mut answers = stream::iter(rest.iter().cloned())
+        keys.extend(self.partitions_of(first, read_time, asked).await?);
+        let mut answers = stream::iter(rest)
             .map(|group| self.partitions_of(group, read_time, asked))
             .buffer_unordered(GROUPS_AT_ONCE)
             .boxed();
@@ -130,7 +140,7 @@ impl Firestore {
 
     async fn partitions_of(
         &self,
-        group: CollectionPath,
+        group: &str,
         read_time: Timestamp,
         asked: usize,
     ) -> Result<Vec<DocumentKey>> {
@@ -139,7 +149,7 @@ impl Firestore {
             partition_count: i64::try_from(asked).unwrap_or(i64::MAX),
             query_type: Some(QueryType::StructuredQuery(StructuredQuery {
                 from: vec![CollectionSelector {
-                    collection_id: group.as_str().to_owned(),
+                    collection_id: group.to_owned(),
                     all_descendants: true,
                 }],
                 order_by: vec![Order {
@@ -257,7 +267,7 @@ impl Probing<'_> {
             .filter(|start| inside(range, start))
             .collect();
         boundaries.extend(thinned(starts, MOST_COLLECTIONS));
-        for piece in cut(range, &boundaries) {
+        for piece in range.cut_at(&boundaries) {
             let piece = self.look_at(piece, None, None, None).await?;
             self.pieces.extend(piece);
         }
@@ -372,6 +382,7 @@ impl Probing<'_> {
             let beyond = NameRange {
                 start: Some(nearer.clone()),
                 end: upper.clone(),
+                ..NameRange::default()
             };
             if self
                 .firestore
@@ -441,16 +452,6 @@ fn spread(piece: &Piece) -> usize {
     usize::MAX / 2 - same
 }
 
-/// The ranges that boundaries cut a range into.
-fn cut(range: &KeyRange, boundaries: &BTreeSet<DocumentKey>) -> Vec<KeyRange> {
-    let starts = std::iter::once(range.start.clone()).chain(boundaries.iter().cloned().map(Some));
-    let ends = boundaries.iter().cloned().map(Some).chain([range.end.clone()]);
-    starts
-        .zip(ends)
-        .map(|(start, end)| KeyRange { start, end })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -474,17 +475,5 @@ mod tests {
             assert_eq!(thin.len(), wanted);
             assert!(thin.windows(2).all(|pair| pair[0] < pair[1]));
         }
-    }
-
-    #[test]
-    fn cuts_tile_the_range() {
-        let boundaries: BTreeSet<DocumentKey> = keys(5).into_iter().collect();
-        let cuts = cut(&KeyRange::all(), &boundaries);
-        assert_eq!(cuts.len(), 6);
-        assert_eq!((&cuts[0].start, &cuts[5].end), (&None, &None));
-        assert!(
-            cuts.windows(2)
-                .all(|pair| pair[0].end.is_some() && pair[0].end == pair[1].start)
-        );
     }
 }

@@ -15,24 +15,7 @@ pub(super) async fn split_ranges(
     let boundaries = reader
         .page_boundaries_within(ranges, parallel.max(1) * RANGES_PER_READER)
         .await?;
-    let mut pieces = Vec::with_capacity(boundaries.len() + ranges.len());
-    for range in ranges {
-        let mut from = range.start.clone();
-        for boundary in &boundaries {
-            let inside = range.contains(boundary.as_bytes()) && from.as_ref() != Some(boundary);
-            if inside {
-                pieces.push(KeyRange {
-                    start: from.replace(boundary.clone()),
-                    end: Some(boundary.clone()),
-                });
-            }
-        }
-        pieces.push(KeyRange {
-            start: from,
-            end: range.end.clone(),
-        });
-    }
-    Ok(pieces)
+    Ok(ranges.iter().flat_map(|range| range.cut_at(&boundaries)).collect())
 }
 
 /// The order in which so many ranges are begun when `parallel` of them are read at a time: those that are read together lie

@@ -1,6 +1,7 @@
 //! The streams that queries and batch reads answer with: pages from the store, throttled, cut and counted.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -47,10 +48,31 @@ pub(crate) struct Pump {
     pub(crate) reset: bool,
 }
 
+/// Counts as an open stream as long as it is there.
+struct OpenStream(Service);
+
+impl OpenStream {
+    fn new(service: Service) -> Self {
+        service.counters().open_streams.fetch_add(1, Ordering::Relaxed);
+        Self(service)
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.counters().open_streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Pump {
     /// The stream of answers. Nothing runs on its own: dropping it ends it.
     pub(crate) fn stream(self) -> impl Stream<Item = Result<Answer, Status>> + Send + 'static {
-        stream::unfold(self, Self::step).flat_map(stream::iter)
+        let open = OpenStream::new(self.service.clone());
+        stream::unfold((self, open), |(pump, open)| async move {
+            let (answers, pump) = pump.step().await?;
+            Some((answers, (pump, open)))
+        })
+        .flat_map(stream::iter)
     }
 
     async fn step(mut self) -> Option<(Vec<Result<Answer, Status>>, Self)> {

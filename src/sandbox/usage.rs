@@ -20,6 +20,8 @@ pub struct Usage {
     pub deletes: u64,
     /// Requests, refused ones included.
     pub requests: BTreeMap<Rpc, u64>,
+    /// Streams of documents that are open now.
+    pub open_streams: u64,
     /// Documents sent by RunQuery, BatchGetDocuments, ListDocuments and GetDocument.
     pub documents_sent: u64,
     /// Bytes of requests, without gRPC's framing.
@@ -41,6 +43,7 @@ impl Usage {
                 .iter()
                 .map(|(rpc, count)| (*rpc, count - before(rpc)))
                 .collect(),
+            open_streams: self.open_streams,
             documents_sent: self.documents_sent - earlier.documents_sent,
             received_bytes: self.received_bytes - earlier.received_bytes,
             sent_bytes: self.sent_bytes - earlier.sent_bytes,
@@ -60,6 +63,7 @@ pub(crate) struct Counters {
     pub(crate) writes: AtomicU64,
     pub(crate) deletes: AtomicU64,
     requests: [AtomicU64; Rpc::ALL.len()],
+    pub(crate) open_streams: AtomicU64,
     pub(crate) documents_sent: AtomicU64,
     pub(crate) received_bytes: AtomicU64,
     pub(crate) sent_bytes: AtomicU64,
@@ -86,6 +90,7 @@ impl Counters {
             writes: get(&self.writes),
             deletes: get(&self.deletes),
             requests: requests.filter(|(_, count)| *count > 0).collect(),
+            open_streams: get(&self.open_streams),
             documents_sent: get(&self.documents_sent),
             received_bytes: get(&self.received_bytes),
             sent_bytes: get(&self.sent_bytes),

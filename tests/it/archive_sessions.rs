@@ -142,27 +142,42 @@ async fn a_resumed_session_does_not_read_finished_ranges_again() {
 }
 
 #[tokio::test]
-async fn a_split_range_is_replaced_by_its_parts_and_overlaps_are_refused() {
+async fn a_split_range_is_replaced_by_its_parts() {
     let repository = repository(tiny()).await;
     let docs = sample(200);
     let session = Session::begin(&repository, SessionOptions::new(plan(&[], 0)))
         .await
         .unwrap();
-    let parts = tile(&[key("products/p00100")]);
-    for range in parts {
-        feed(session.range_writer(range), &docs).await;
-    }
-    let snapshot = session.commit(SnapshotDraft::default()).await.unwrap();
-    assert_eq!(read(&repository, &snapshot, KeyRange::all()).await.unwrap(), docs);
-
-    let session = Session::begin(&repository, SessionOptions::new(plan(&[], 1)))
-        .await
-        .unwrap();
-    for range in [tile(&[]), tile(&[key("products/p00100")])].concat() {
+    // Parts of what nobody has split count for nothing.
+    let middle = key("products/p00100");
+    for range in tile(std::slice::from_ref(&middle)) {
         feed(session.range_writer(range), &docs).await;
     }
     let error = session.commit(SnapshotDraft::default()).await.unwrap_err();
     assert!(matches!(error, ArchiveError::Incomplete { .. }), "{error}");
+    let whole = session.planned_ranges().remove(0);
+    let parts = session
+        .split(&whole, &[DocumentKey::from_bytes(middle)])
+        .await
+        .unwrap();
+    assert_eq!(parts.len(), 2);
+    assert!(session.unfinished_ranges().await.unwrap().is_empty());
+    let snapshot = session.commit(SnapshotDraft::default()).await.unwrap();
+    assert_eq!(read(&repository, &snapshot, KeyRange::all()).await.unwrap(), docs);
+
+    // A range that somebody finishes whole all the same counts as it is, and its parts do not.
+    let session = Session::begin(&repository, SessionOptions::new(plan(&[], 1)))
+        .await
+        .unwrap();
+    let whole = session.planned_ranges().remove(0);
+    let parts = session
+        .split(&whole, &[DocumentKey::from_bytes(key("products/p00100"))])
+        .await
+        .unwrap();
+    feed(session.resume_range_writer(parts[1].clone()), &docs).await;
+    feed(session.resume_range_writer(whole), &docs).await;
+    let snapshot = session.commit(SnapshotDraft::default()).await.unwrap();
+    assert_eq!(read(&repository, &snapshot, KeyRange::all()).await.unwrap(), docs);
 }
 
 #[tokio::test]

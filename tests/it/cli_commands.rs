@@ -5,9 +5,10 @@ use std::process::Stdio;
 
 use crate::cli_support::*;
 
-const BACKUP_KEYS: [&str; 18] = [
+const BACKUP_KEYS: [&str; 19] = [
     "billed_reads",
     "changed_documents",
+    "consistency",
     "database",
     "deleted_documents",
     "documents",

@@ -160,7 +160,7 @@ async fn emulator_round_trip() {
     }
 
     for parts in [1, 2, 4, 8] {
-        let boundaries = firestore.split(&KeyRange::all(), time, parts).await.unwrap();
+        let boundaries = firestore.split(&KeyRange::all(), &[], time, parts).await.unwrap();
         check_split(&documents, &KeyRange::all(), &boundaries, parts);
     }
 
@@ -790,7 +790,7 @@ async fn splits_are_even_with_and_without_the_servers_help() {
                 inside.len() as u64
             );
             for parts in [1, 2, 4] {
-                let boundaries = firestore.split(&range, time, parts).await.unwrap();
+                let boundaries = firestore.split(&range, &[], time, parts).await.unwrap();
                 check_split(&inside, &range, &boundaries, parts);
             }
         }
@@ -808,7 +808,7 @@ async fn splits_are_even_with_and_without_the_servers_help() {
         }],
         ..FaultPlan::default()
     });
-    let boundaries = firestore.split(&KeyRange::all(), time, 4).await.unwrap();
+    let boundaries = firestore.split(&KeyRange::all(), &[], time, 4).await.unwrap();
     assert!(boundaries.len() < 4);
     sandbox.faults().set(fault(
         Rpc::ListCollectionIds,
@@ -816,7 +816,7 @@ async fn splits_are_even_with_and_without_the_servers_help() {
         status(Code::PermissionDenied),
     ));
     assert!(matches!(
-        firestore.split(&KeyRange::all(), time, 4).await,
+        firestore.split(&KeyRange::all(), &[], time, 4).await,
         Err(Error::PermissionDenied { .. })
     ));
 }
@@ -908,7 +908,7 @@ async fn splits_find_where_the_documents_are() {
             });
             for parts in [2, 8, 16] {
                 let before = firestore.stats().counts();
-                let boundaries = firestore.split(&KeyRange::all(), time, parts).await.unwrap();
+                let boundaries = firestore.split(&KeyRange::all(), &[], time, parts).await.unwrap();
                 check_split(&documents, &KeyRange::all(), &boundaries, parts);
                 let requests = firestore.stats().counts().total_requests() - before.total_requests();
                 assert!(
