@@ -3,7 +3,9 @@
 //! The answer is a stream of documents in path order, so that it may be of any length. Which documents changed is told by
 //! the index alone; bodies are read only to say which fields did.
 
+pub(crate) mod joined;
 mod live;
+pub(crate) mod references;
 
 use std::collections::BTreeMap;
 use std::pin::pin;

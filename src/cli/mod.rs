@@ -29,6 +29,7 @@ mod snapshot_filter;
 mod snapshots;
 mod status;
 mod verify;
+mod verify_live;
 mod write_args;
 
 use std::fmt;
@@ -85,7 +86,7 @@ enum Command {
     History(history::HistoryCommand),
     /// Show what changed between two snapshots, or since one
     Diff(diff::DiffCommand),
-    /// Check that snapshots are intact
+    /// Check that snapshots are intact, or that a database holds what a snapshot holds
     Verify(verify::VerifyCommand),
     /// Write a snapshot or a JSON backup into a database
     Restore(restore::RestoreCommand),

@@ -9,9 +9,10 @@ use ::firestore::gcloud_sdk::google::firestore::v1::structured_aggregation_query
 use ::firestore::gcloud_sdk::google::firestore::v1::structured_aggregation_query::{
     Aggregation, QueryType as Over,
 };
+use ::firestore::gcloud_sdk::google::firestore::v1::structured_query::CollectionSelector;
 use ::firestore::gcloud_sdk::google::firestore::v1::value::ValueType;
 use ::firestore::gcloud_sdk::google::firestore::v1::{
-    RunAggregationQueryRequest, RunAggregationQueryResponse, StructuredAggregationQuery,
+    RunAggregationQueryRequest, RunAggregationQueryResponse, StructuredAggregationQuery, StructuredQuery,
 };
 
 use super::cursor::name_range;
@@ -48,6 +49,23 @@ impl Firestore {
             boundary: error.to_string(),
         })?;
         let query = kindless_query(&self.inner.root, &name_range(range)?, after.as_ref());
+        self.count_of(query, read_time).await
+    }
+
+    /// How many documents the collections of this id have, wherever they are, at the read time or now. Bills a read for each
+    /// thousand.
+    pub async fn count_group(&self, id: &str, read_time: Option<Timestamp>) -> Result<u64> {
+        let query = StructuredQuery {
+            from: vec![CollectionSelector {
+                collection_id: id.to_owned(),
+                all_descendants: true,
+            }],
+            ..Default::default()
+        };
+        self.count_of(query, read_time).await
+    }
+
+    async fn count_of(&self, query: StructuredQuery, read_time: Option<Timestamp>) -> Result<u64> {
         let request = RunAggregationQueryRequest {
             parent: self.inner.root.clone(),
             query_type: Some(QueryType::StructuredAggregationQuery(

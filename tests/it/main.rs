@@ -47,3 +47,4 @@ mod store_faults;
 mod strange_store;
 mod support;
 mod unknown_values;
+mod verify_live;
