@@ -10,11 +10,11 @@ use tokio::sync::mpsc;
 use tracing::info;
 
 use crate::document::{DocumentPath, canonical};
-use crate::firestore::{self, BulkWriter, Firestore};
+use crate::firestore::{self, BulkWriter, Firestore, Write};
 use crate::json::{Checked, JsonError, check, read_documents};
 use crate::path_filter::PathFilter;
 use crate::progress::Progress;
-use crate::restore::{RestoreOptions, RestorePlan, RestoreStats, RestoreTotals};
+use crate::restore::{RestoreCounts, RestoreMode, RestoreOptions, RestorePlan, RestoreStats};
 
 /// Documents that wait for the writer.
 const WAITING_DOCUMENTS: usize = 1_000;
@@ -81,7 +81,7 @@ pub async fn import(
         progress.set_total_documents(total);
     }
 
-    let (sink, existing) = options.sink();
+    let sink = options.sink();
     let mut writer = BulkWriter::new(database, options.write, sink);
     let (sender, mut documents) = mpsc::channel(WAITING_DOCUMENTS);
     let (files, filter) = (files.to_vec(), options.filter);
@@ -93,15 +93,23 @@ pub async fn import(
             })
         })
     });
-    let mut totals = RestoreTotals::default();
+    let mut counts = RestoreCounts::default();
     while let Some((path, body)) = documents.recv().await {
-        totals.add(&body);
-        writer.put(&path, &body).await?;
+        counts.documents += 1;
+        counts.bytes += body.len() as u64;
+        let write = match options.mode {
+            RestoreMode::Overwrite => Write::put(&path, &body),
+            RestoreMode::CreateOnly => Write::create(&path, &body),
+        };
+        writer.write(write).await?;
         progress.add(1, body.len() as u64);
     }
     reading.await?.map_err(ImportError::Changed)?;
     let writes = writer.finish().await?;
-    Ok(totals.stats(writes, &existing, start.elapsed()))
+    counts.written = writes.written;
+    counts.failed = writes.failed;
+    counts.left_out = writes.left_out;
+    Ok(counts.stats(writes, start.elapsed()))
 }
 
 async fn check_file(file: PathBuf) -> Result<Checked, ImportError> {

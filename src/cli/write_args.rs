@@ -11,12 +11,9 @@ use super::output::Output;
 use super::{Outcome, output};
 use crate::clock;
 use crate::document::DatabaseName;
-use crate::firestore::{Firestore, WriteMode, WriteOptions};
+use crate::firestore::{Firestore, WriteOptions};
 use crate::path_filter::PathFilter;
-use crate::restore::{RestoreOptions, RestorePlan, RestoreStats};
-
-/// Key ranges of a snapshot that are read at the same time: the more, the further apart neighbouring writes lie.
-const READERS: usize = 8;
+use crate::restore::{RestoreMode, RestoreOptions, RestorePlan, RestoreStats};
 
 /// How to write, for every command that does.
 #[derive(Args, Debug)]
@@ -60,10 +57,6 @@ impl WriteArgs {
     pub(super) fn restore_options(&self, database: &Firestore, filter: PathFilter) -> RestoreOptions {
         let defaults = WriteOptions::new(database);
         let write = WriteOptions {
-            mode: match self.mode {
-                Mode::Overwrite => WriteMode::Overwrite,
-                Mode::CreateOnly => WriteMode::CreateOnly,
-            },
             max_in_flight: usize::from(self.parallel),
             rate: self.rate,
             ramp: defaults.ramp && !self.no_ramp,
@@ -71,9 +64,12 @@ impl WriteArgs {
         };
         RestoreOptions {
             filter,
+            mode: match self.mode {
+                Mode::Overwrite => RestoreMode::Overwrite,
+                Mode::CreateOnly => RestoreMode::CreateOnly,
+            },
             write,
-            parallel: READERS,
-            dead_letter_file: self.dead_letter_file(),
+            ..RestoreOptions::new(database, self.dead_letter_file())
         }
     }
 

@@ -31,7 +31,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 pub use bulk_write::{
-    BulkWriter, EncodedWrites, FailureSink, WriteEncoder, WriteFailure, WriteMode, WriteOptions, WriteStats,
+    Acknowledged, BulkWriter, Change, EncodedWrites, FailureSink, Mark, OwnedChange, Precondition, Recorded,
+    Write, WriteEncoder, WriteFailure, WriteOptions, WriteStats,
 };
 pub use connect::{ConnectOptions, Target};
 pub use credentials::Credentials;
