@@ -1,9 +1,8 @@
-//! Puts documents of JSON files into a database.
+//! Puts documents of JSON and NDJSON files into a database.
 //!
 //! Every file is read through before the first document is written: a file that is cut off or says another count than it
 //! holds must not be found out halfway through a restore.
 
-use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use tokio::sync::mpsc;
@@ -11,7 +10,7 @@ use tracing::info;
 
 use crate::document::{DocumentPath, canonical};
 use crate::firestore::{self, BulkWriter, Firestore, Write};
-use crate::json::{Checked, JsonError, check, read_documents};
+use crate::json::{DocumentsFile, JsonError};
 use crate::path_filter::PathFilter;
 use crate::progress::Progress;
 use crate::restore::{RestoreCounts, RestoreMode, RestoreOptions, RestorePlan, RestoreStats};
@@ -37,13 +36,13 @@ pub enum ImportError {
 }
 
 /// Reads the files through and says what [`import`] would write.
-pub async fn plan_import(files: &[PathBuf], filter: &PathFilter) -> Result<RestorePlan, ImportError> {
+pub async fn plan_import(files: &[DocumentsFile], filter: &PathFilter) -> Result<RestorePlan, ImportError> {
     let mut plan = RestorePlan::default();
     for file in files {
         let (file, filter) = (file.clone(), filter.clone());
         let part = tokio::task::spawn_blocking(move || {
             let mut part = RestorePlan::default();
-            read_documents::<JsonError>(&file, |path, fields| {
+            file.read::<JsonError>(|path, fields| {
                 if filter.matches(&path) {
                     part.add(&path, canonical::encode(&fields).len() as u64);
                 }
@@ -65,7 +64,7 @@ pub async fn plan_import(files: &[PathBuf], filter: &PathFilter) -> Result<Resto
 /// cannot be written at all. A single document that the database refuses is no error: it is counted and goes to the
 /// dead-letter file.
 pub async fn import(
-    files: &[PathBuf],
+    files: &[DocumentsFile],
     database: &Firestore,
     options: RestoreOptions,
     progress: &Progress,
@@ -73,9 +72,9 @@ pub async fn import(
     let start = Instant::now();
     let mut total = 0;
     for file in files {
-        let checked = check_file(file.clone()).await?;
-        info!(file = %file.display(), documents = checked.total_document_count, "checked");
-        total += checked.total_document_count;
+        let documents = check_file(file.clone()).await?;
+        info!(file = %file.name().display(), documents, "checked");
+        total += documents;
     }
     if options.filter.is_all() {
         progress.set_total_documents(total);
@@ -112,13 +111,17 @@ pub async fn import(
     Ok(counts.stats(writes, start.elapsed()))
 }
 
-async fn check_file(file: PathBuf) -> Result<Checked, ImportError> {
-    let checked = tokio::task::spawn_blocking(move || check(&file)).await?;
+/// Reads a file through and keeps nothing: whether every document in it can be restored. Says how many there are.
+async fn check_file(file: DocumentsFile) -> Result<u64, ImportError> {
+    let checked = tokio::task::spawn_blocking(move || file.read::<JsonError>(|_, _| Ok(()))).await?;
     checked.map_err(ImportError::Refused)
 }
 
 /// Calls `each` with the documents of a file until it answers false.
-fn send_documents(file: &Path, mut each: impl FnMut(DocumentPath, Vec<u8>) -> bool) -> Result<(), JsonError> {
+fn send_documents(
+    file: &DocumentsFile,
+    mut each: impl FnMut(DocumentPath, Vec<u8>) -> bool,
+) -> Result<(), JsonError> {
     enum Stopped {
         ByReceiver,
         ByFile(JsonError),
@@ -128,11 +131,9 @@ fn send_documents(file: &Path, mut each: impl FnMut(DocumentPath, Vec<u8>) -> bo
             Self::ByFile(error)
         }
     }
-    let read = read_documents(file, |path, fields| {
-        match each(path, canonical::encode(&fields)) {
-            true => Ok(()),
-            false => Err(Stopped::ByReceiver),
-        }
+    let read = file.read(|path, fields| match each(path, canonical::encode(&fields)) {
+        true => Ok(()),
+        false => Err(Stopped::ByReceiver),
     });
     match read {
         Ok(_) | Err(Stopped::ByReceiver) => Ok(()),

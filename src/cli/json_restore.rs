@@ -1,6 +1,6 @@
 //! `firebank restore FILE.json` and `firebank import`.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -11,6 +11,7 @@ use super::write_args::{WriteArgs, report, show_plan};
 use super::{Outcome, output};
 use crate::document::DatabaseName;
 use crate::import::{import, plan_import};
+use crate::json::DocumentsFile;
 use crate::path_filter::PathFilter;
 use crate::progress::Progress;
 use crate::restore::RestorePlan;
@@ -18,7 +19,7 @@ use crate::restore::RestorePlan;
 #[derive(Serialize)]
 struct Plan<'a> {
     dry_run: bool,
-    files: &'a [PathBuf],
+    files: Vec<&'a Path>,
     target: String,
     #[serde(flatten)]
     plan: RestorePlan,
@@ -26,13 +27,13 @@ struct Plan<'a> {
 
 pub(crate) async fn run(
     global: &GlobalOptions,
-    files: &[PathBuf],
+    files: &[DocumentsFile],
     target: &DatabaseName,
     filter: PathFilter,
     write: &WriteArgs,
 ) -> anyhow::Result<Outcome> {
     let source = match files {
-        [file] => file.display().to_string(),
+        [file] => file.name().display().to_string(),
         files => output::count(files.len() as u64, "file"),
     };
     if write.dry_run {
@@ -41,7 +42,7 @@ pub(crate) async fn run(
         let outcome = show_plan(output, &plan, &source, target, &filter)?;
         output.json(&Plan {
             dry_run: true,
-            files,
+            files: files.iter().map(DocumentsFile::name).collect(),
             target: target.to_string(),
             plan,
         })?;

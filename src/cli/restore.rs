@@ -15,6 +15,7 @@ use super::write_args::{WriteArgs, report, show_plan};
 use super::{Outcome, UsageError, json_restore, output};
 use crate::archive::{Repository, Snapshot};
 use crate::document::DatabaseName;
+use crate::json::DocumentsFile;
 use crate::path_filter::PathFilter;
 use crate::progress::Progress;
 use crate::restore::{RestorePlan, plan_restore, restore};
@@ -47,7 +48,14 @@ impl RestoreCommand {
         let filter = PathFilter::new(&self.only).map_err(|error| UsageError::new(error.to_string()))?;
         if let Some(file) = json_file(global, &self.source)? {
             let target = self.json_target(global)?;
-            return json_restore::run(global, &[file], &target, filter, &self.write).await;
+            return json_restore::run(
+                global,
+                &[DocumentsFile::collection(file)],
+                &target,
+                filter,
+                &self.write,
+            )
+            .await;
         }
         let repository = global.open_repository().await?;
         let snapshot = find_filtered(global, &repository, &self.source, &self.latest).await?;

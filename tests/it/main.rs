@@ -33,6 +33,7 @@ mod firestore_client;
 mod incremental;
 mod leases;
 mod model;
+mod ndjson;
 mod protocol_model;
 mod prune;
 mod prune_beside;
