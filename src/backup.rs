@@ -225,6 +225,7 @@ pub async fn backup(
     let start = Instant::now();
     // The connection may have served others before.
     let before = database.stats().counts();
+    progress.watch(database.pace());
     let read_time = database.current_read_time().await?;
     let begun = match options.resume {
         true => begin::resume(database, repository, &options, read_time, progress).await?,

@@ -82,6 +82,7 @@ pub async fn import(
 
     let sink = options.sink();
     let mut writer = BulkWriter::new(database, options.write, sink);
+    progress.watch(writer.pace());
     let (sender, mut documents) = mpsc::channel(WAITING_DOCUMENTS);
     let (files, filter) = (files.to_vec(), options.filter);
     let reading = tokio::task::spawn_blocking(move || {

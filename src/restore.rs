@@ -179,6 +179,7 @@ async fn restore_all(
     let pieces = ranges::split_ranges(reader, options.filter.ranges(), options.parallel).await?;
     let sink = options.sink();
     let writer = BulkWriter::new(database, options.write, sink);
+    progress.watch(writer.pace());
     let decide = Decide::new(reader, options.filter, options.mode, writer.encoder());
     let mut ranges = Ranges::new(pieces.iter().cloned().map(RangeState::new).collect());
 

@@ -360,7 +360,7 @@ fn start_log(global: &GlobalOptions) -> anyhow::Result<()> {
         (false, _) => "debug",
     };
     let terminal = tracing_subscriber::fmt::layer()
-        .with_writer(io::stderr)
+        .with_writer(|| progress::BesideProgress)
         .without_time()
         .with_target(global.verbose > 1)
         .with_ansi(io::IsTerminal::is_terminal(&io::stderr()));

@@ -242,35 +242,37 @@ impl<'a> Verification<'a> {
             }
             output.table(&table)?;
         }
-        let looked = format!(
-            "{}{} in {} as of {}, {} billed, {}",
-            match self.check {
-                Check::Sample => "a sample of ",
-                _ => "",
-            },
-            output::count(self.stats.documents, "document"),
-            self.target,
-            self.stats.read_time,
-            output::count(self.stats.billed_reads, "read"),
-            output::duration(self.stats.duration)
-        );
-        let extra = match comparison.extra {
-            0 => String::new(),
-            extra => format!(", {} extra", output::number(extra)),
+        let whole = match self.check {
+            Check::Sample => "a sample of ",
+            _ if self.matches() => "all ",
+            _ => "",
         };
-        match self.matches() {
-            true => output.line(format!(
-                "Equal to snapshot {}: {}{extra}; {looked}.",
+        let place = format!("{} as of {}", self.target, self.stats.read_time);
+        let end = format!(
+            "({}, {} billed)",
+            output::duration(self.stats.duration),
+            output::count(self.stats.billed_reads, "read")
+        );
+        if self.matches() {
+            let more = match comparison.extra {
+                0 => String::new(),
+                extra => format!(", which has {} more", output::number(extra)),
+            };
+            output.line(format!(
+                "Equal: {whole}{} of snapshot {} are in {place}{more} {end}.",
+                output::count(comparison.equal, "document"),
                 self.snapshot,
-                output::number(comparison.equal)
-            ))?,
-            false => output.data(format!(
-                "DIFFERENT from snapshot {}: {} equal, {} different, {} missing{extra}; {looked}.",
+            ))?;
+        } else {
+            output.data(format!(
+                "DIFFERENT: {whole}{}, of snapshot {}, in {place}: {} equal, {} different, {} missing, {} extra {end}.",
+                output::count(self.stats.documents, "document"),
                 self.snapshot,
                 output::number(comparison.equal),
                 output::number(comparison.different),
                 output::number(comparison.missing),
-            ))?,
+                output::number(comparison.extra),
+            ))?;
         }
         Ok(())
     }
@@ -338,14 +340,18 @@ fn report_counts(
         );
     }
     let end = format!(
-        "{target} as of {}, {} billed, {}",
+        "{target} as of {} ({}, {} billed)",
         stats.read_time,
-        output::count(stats.billed_reads, "read"),
-        output::duration(stats.duration)
+        output::duration(stats.duration),
+        output::count(stats.billed_reads, "read")
     );
     match matches {
-        true => output.line(format!("The same counts as snapshot {snapshot}: {end}."))?,
-        false => output.data(format!("DIFFERENT counts than snapshot {snapshot}: {end}."))?,
+        true => output.line(format!(
+            "Equal: snapshot {snapshot} has the same counts as {end}."
+        ))?,
+        false => output.data(format!(
+            "DIFFERENT: snapshot {snapshot} has other counts than {end}."
+        ))?,
     }
     output.json(&CountsView {
         snapshot: snapshot.to_string(),

@@ -100,8 +100,8 @@ impl Ranges {
         self.advance(range);
     }
 
-    /// Notes what the writer has done.
-    fn acknowledge(&mut self, done: Acknowledged) {
+    /// Notes what the writer has done, and tells who watches.
+    fn acknowledge(&mut self, done: Acknowledged, progress: &Progress) {
         let Some(range) = self.marks.remove(&done.mark) else {
             return;
         };
@@ -113,6 +113,7 @@ impl Ranges {
             waiting.counts.written += done.written;
             waiting.counts.failed += done.failed;
             waiting.counts.left_out += done.left_out;
+            progress.add(waiting.counts.documents, waiting.counts.bytes);
         }
         self.advance(range);
     }
@@ -144,7 +145,6 @@ pub(super) async fn write_all(
             step = steps.recv() => match step {
                 Some((range, Step::Decided(Decided { writes, counts, up_to }))) => {
                     let mark = writer.mark();
-                    progress.add(counts.documents, counts.bytes);
                     ranges.submitted(range, mark, counts, up_to);
                     writer.submit(writes.marked(mark)).await?;
                 }
@@ -153,12 +153,12 @@ pub(super) async fn write_all(
             },
         }
         for done in writer.take_acknowledged() {
-            ranges.acknowledge(done);
+            ranges.acknowledge(done, progress);
         }
     }
     let stats = writer.complete().await?;
     for done in writer.take_acknowledged() {
-        ranges.acknowledge(done);
+        ranges.acknowledge(done, progress);
     }
     Ok(stats)
 }

@@ -167,6 +167,7 @@ impl<'a> Proof<'a> {
     ) -> Result<Self, DiffError> {
         let started = Instant::now();
         let before = database.stats().counts();
+        progress.watch(database.pace());
         let read_time = database.current_read_time().await?;
         let source = &snapshot.snapshot().database;
         let joined = Joined {

@@ -34,6 +34,7 @@ mod incremental;
 mod leases;
 mod model;
 mod ndjson;
+mod progress;
 mod protocol_model;
 mod prune;
 mod prune_beside;

@@ -12,6 +12,7 @@ use crate::document::{DocumentPath, canonical, changed_fields};
 use crate::firestore::connect::Lane;
 use crate::firestore::retry::{Backoff, is_retryable, is_retryable_code};
 use crate::firestore::{Error, Firestore, Method, Result, Throttle};
+use crate::progress::Pace;
 
 /// `BatchWriteResponse` without the times of the writes, which nobody asks for.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -72,6 +73,14 @@ enum Refusal {
 }
 
 impl Sender {
+    /// How the writing goes, and the reading on the same connection.
+    pub(super) fn pace(&self) -> Pace {
+        Pace {
+            limit: self.throttle.current_rate(),
+            retries: self.retries.load(Relaxed) + self.firestore.stats().counts().retries,
+        }
+    }
+
     pub(super) fn new(firestore: Firestore, throttle: Arc<Throttle>, spare: Arc<SpareBuffers>) -> Self {
         Self {
             head: request_head(&firestore.database().resource()),
