@@ -9,7 +9,6 @@ use super::options::GlobalOptions;
 use super::write_args::WriteArgs;
 use super::{Outcome, UsageError, json_restore};
 use crate::json::DocumentsFile;
-use crate::path_filter::PathFilter;
 
 #[derive(Args, Debug)]
 pub(crate) struct ImportCommand {
@@ -20,9 +19,6 @@ pub(crate) struct ImportCommand {
     /// What the files are, whatever they are called
     #[arg(long, value_enum)]
     format: Option<Format>,
-    /// Import only what this pattern chooses; may be repeated
-    #[arg(long, value_name = "PATTERN")]
-    only: Vec<String>,
     #[command(flatten)]
     write: WriteArgs,
 }
@@ -40,10 +36,10 @@ const STANDARD_INPUT: &str = "-";
 
 impl ImportCommand {
     pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
-        let filter = PathFilter::new(&self.only).map_err(|error| UsageError::new(error.to_string()))?;
+        let options = self.write.restore_options(global)?;
         let target = global.database()?;
         let files = self.sources().await?;
-        json_restore::run(global, &files, &target, filter, &self.write).await
+        json_restore::run(global, &files, &target, options, &self.write).await
     }
 
     async fn sources(&self) -> anyhow::Result<Vec<DocumentsFile>> {

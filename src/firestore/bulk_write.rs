@@ -51,13 +51,18 @@ pub struct WriteOptions {
 impl WriteOptions {
     /// The defaults for a database: ramped up for production, as fast as it goes for an emulator.
     pub fn new(firestore: &Firestore) -> Self {
+        Self::for_target(firestore.is_emulator())
+    }
+
+    /// The same before there is a connection.
+    pub fn for_target(is_emulator: bool) -> Self {
         Self {
             max_in_flight: 16,
             max_bytes_in_flight: 32 << 20,
             batch_writes: LARGEST_BATCH,
             batch_bytes: None,
             rate: None,
-            ramp: !firestore.is_emulator(),
+            ramp: !is_emulator,
         }
     }
 }
@@ -230,7 +235,7 @@ impl BulkWriter {
     /// A body that is not canonical is an error, and nothing is written for it; the writer goes on.
     pub async fn write(&mut self, write: Write<'_>) -> Result<()> {
         let hash = self.make_room(write.path).await?;
-        self.stats.absolute_references += self.batch.push(write, &self.root, hash)?;
+        self.stats.absolute_references += self.batch.push(write, &self.root, hash)?.absolute;
         self.added(hash).await
     }
 

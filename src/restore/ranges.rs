@@ -13,7 +13,7 @@ pub(super) async fn split_ranges(
     parallel: usize,
 ) -> Result<Vec<KeyRange>, ArchiveError> {
     let boundaries = reader
-        .page_boundaries(parallel.max(1) * RANGES_PER_READER)
+        .page_boundaries_within(ranges, parallel.max(1) * RANGES_PER_READER)
         .await?;
     let mut pieces = Vec::with_capacity(boundaries.len() + ranges.len());
     for range in ranges {

@@ -171,7 +171,10 @@ mod tests {
         let restored = references.restored(&body, &mut counts).unwrap();
         let fields = canonical::decode(&restored).unwrap();
         let text = fields_to_json(&fields).unwrap().to_string();
-        (text, [counts.rewritten, counts.renamed, counts.kept, counts.foreign])
+        (
+            text,
+            [counts.rewritten, counts.renamed, counts.kept, counts.foreign],
+        )
     }
 
     #[test]

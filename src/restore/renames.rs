@@ -12,7 +12,9 @@ use crate::document::{CollectionPath, DocumentKey, DocumentPath, KeyRange, PathE
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RenameError {
     /// Not of the form `from=to`.
-    #[error("`{0}` does not say what becomes of which collection: write FROM=TO, such as `products=products_old`")]
+    #[error(
+        "`{0}` does not say what becomes of which collection: write FROM=TO, such as `products=products_old`"
+    )]
     NoPair(String),
     /// One side is not a collection.
     #[error("`{text}`: {source}")]
@@ -122,7 +124,10 @@ impl Renames {
             let inside = boundaries
                 .iter()
                 .filter(|boundary| range.contains(boundary.as_bytes()));
-            for end in inside.map(|boundary| Some((*boundary).clone())).chain([range.end.clone()]) {
+            for end in inside
+                .map(|boundary| Some((*boundary).clone()))
+                .chain([range.end.clone()])
+            {
                 pieces.push(KeyRange {
                     start: std::mem::replace(&mut start, end.clone()),
                     end,
@@ -137,7 +142,7 @@ impl Renames {
     }
 
     /// Ranges that documents move to and that are not moved away themselves, each with what moves there.
-    pub(super) fn taken(&self) -> Vec<(KeyRange, &Rename)> {
+    pub(crate) fn taken(&self) -> Vec<(KeyRange, &Rename)> {
         let from: Vec<KeyRange> = self.0.iter().map(|rename| rename.from.key_range()).collect();
         let mut taken = Vec::new();
         for rename in &self.0 {
@@ -296,7 +301,17 @@ mod tests {
 
     #[test]
     fn pieces_have_one_name_each() {
-        let paths = ["__id1__/1", "a/1", "a/1/c/1", "a/__id5__", "aa/1", "b/1", "b/2/c/1", "c/1", "z/1"];
+        let paths = [
+            "__id1__/1",
+            "a/1",
+            "a/1/c/1",
+            "a/__id5__",
+            "aa/1",
+            "b/1",
+            "b/2/c/1",
+            "c/1",
+            "z/1",
+        ];
         check(&["a=b"], &paths, &["b/1", "b/2/c/1"]);
         check(&["a=b", "b=a"], &paths, &[]);
         check(&["a=b", "b=c"], &paths, &["c/1"]);

@@ -128,25 +128,29 @@ pub(crate) struct Rules {
     pub(crate) references: References,
 }
 
-impl Rules {
-    /// Says no to what cannot be meant.
-    pub(crate) fn check(&self) -> Result<(), RestoreError> {
-        let no = |what: &str| Err(RestoreError::Options(what.to_owned()));
-        match (self.mode, &self.fields, self.unmodified_since) {
-            (RestoreMode::CreateOnly, Some(_), _) => {
-                no("create-only writes no document that exists, and fields can only be restored in one that does")
-            }
-            (RestoreMode::Mirror, Some(_), _) => {
-                no("mirror makes whole documents what they were, not some of their fields: restore fields with \
-                    another mode")
-            }
-            (RestoreMode::CreateOnly, _, Some(_)) => {
-                no("create-only leaves every document alone that exists, whenever it was changed")
-            }
-            _ => Ok(()),
+/// Says no to what cannot be meant.
+pub(super) fn check(
+    mode: RestoreMode,
+    fields: Option<&FieldMask>,
+    unmodified_since: Option<Timestamp>,
+) -> Result<(), RestoreError> {
+    let no = |what: &str| Err(RestoreError::Options(what.to_owned()));
+    match (mode, fields, unmodified_since) {
+        (RestoreMode::CreateOnly, Some(_), _) => {
+            no("create-only writes no document that exists, and fields can only be restored in one that does")
         }
+        (RestoreMode::Mirror, Some(_), _) => no(
+            "mirror makes whole documents what they were, not some of their fields: restore fields with \
+                    another mode",
+        ),
+        (RestoreMode::CreateOnly, _, Some(_)) => {
+            no("create-only leaves every document alone that exists, whenever it was changed")
+        }
+        _ => Ok(()),
     }
+}
 
+impl Rules {
     /// What must be read of the database.
     pub(crate) fn look(&self) -> Look {
         match (self.mode, self.unmodified_since) {

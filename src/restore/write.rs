@@ -143,7 +143,7 @@ pub(super) async fn write_all(
             biased;
             settled = writer.settled() => settled?,
             step = steps.recv() => match step {
-                Some((range, Step::Decided(Decided { writes, counts, up_to }))) => {
+                Some((range, Step::Decided(Decided { writes, counts, up_to, .. }))) => {
                     let mark = writer.mark();
                     ranges.submitted(range, mark, counts, up_to);
                     writer.submit(writes.marked(mark)).await?;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::{Change, Mark, OwnedChange, Precondition, Write};
-use crate::document::wire::{self, WireError};
+use crate::document::wire::{self, ReferencesSeen, WireError};
 use crate::document::{DocumentBatch, DocumentPath};
 
 /// Field numbers and wire types of `BatchWriteRequest`, `Write` and `Precondition`
@@ -135,10 +135,15 @@ impl Batch {
         self.bytes.len()
     }
 
-    /// Appends a write. Returns how many absolute references it has.
-    pub(super) fn push(&mut self, write: Write<'_>, root: &str, hash: u64) -> Result<u64, WireError> {
+    /// Appends a write. Returns how many references it has.
+    pub(super) fn push(
+        &mut self,
+        write: Write<'_>,
+        root: &str,
+        hash: u64,
+    ) -> Result<ReferencesSeen, WireError> {
         let start = self.begin_write();
-        let (operation, mask, absolute_references) = match write.change {
+        let (operation, mask, references) = match write.change {
             Change::Put { body } => (
                 Operation::Put,
                 &[][..],
@@ -153,7 +158,7 @@ impl Batch {
                 self.bytes.extend_from_slice(root.as_bytes());
                 self.bytes.push(b'/');
                 self.bytes.extend_from_slice(write.path.as_str().as_bytes());
-                (Operation::Delete, &[][..], 0)
+                (Operation::Delete, &[][..], ReferencesSeen::default())
             }
         };
         let mut tail = Vec::new();
@@ -162,7 +167,7 @@ impl Batch {
         }
         put_precondition(write.precondition, &mut tail);
         self.end_write(start, operation, &tail, write.precondition, hash);
-        Ok(absolute_references)
+        Ok(references)
     }
 
     fn put_document(
@@ -171,7 +176,7 @@ impl Batch {
         write: &Write<'_>,
         body: &[u8],
         root: &str,
-    ) -> Result<u64, WireError> {
+    ) -> Result<ReferencesSeen, WireError> {
         let appended = wire::append_document_message(write.path, body, root, &mut self.bytes);
         if appended.is_err() {
             self.bytes.truncate(start);

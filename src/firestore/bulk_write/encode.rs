@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::batch::{Batch, Limits, SpareBuffers, path_hash};
 use super::{BulkWriter, Mark, Write};
 use crate::document::DocumentPath;
+use crate::document::wire::ReferencesSeen;
 use crate::firestore::Result;
 
 /// Encodes writes for a [`BulkWriter`], which [makes](BulkWriter::encoder) it: several can work at the same time.
@@ -75,20 +76,21 @@ impl WriteEncoder {
         }
     }
 
-    /// Encodes a write. A body that is not canonical is an error, and nothing is encoded for it.
-    pub fn write(&mut self, write: Write<'_>) -> Result<()> {
+    /// Encodes a write, and says which references it has. A body that is not canonical is an error, and nothing is encoded for
+    /// it.
+    pub fn write(&mut self, write: Write<'_>) -> Result<ReferencesSeen> {
         let hash = path_hash(write.path.as_str());
         let references = self.batch.push(write, &self.root, hash)?;
-        self.done.absolute_references += references;
+        self.done.absolute_references += references.absolute;
         self.done
             .full
             .extend(self.batch.take_full(self.limits, &self.spare));
-        Ok(())
+        Ok(references)
     }
 
     /// Encodes what [`BulkWriter::put`] would write.
     pub fn put(&mut self, path: &DocumentPath, body: &[u8]) -> Result<()> {
-        self.write(Write::put(path, body))
+        self.write(Write::put(path, body)).map(|_| ())
     }
 
     /// The requests that are full. What is left over begins the next.
