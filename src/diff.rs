@@ -5,7 +5,6 @@
 
 pub(crate) mod joined;
 mod live;
-pub(crate) mod references;
 
 use std::collections::BTreeMap;
 use std::pin::pin;

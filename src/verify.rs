@@ -3,6 +3,7 @@
 
 mod counts;
 mod database;
+mod restored;
 
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use crate::progress::Progress;
 
 pub use counts::{CountOf, CountStats, CountedPart, verify_counts};
 pub use database::{CompareOptions, DatabaseStats, Sample, verify_database, verify_sample};
+pub use restored::{VerifyRestoreError, verify_restore};
 
 /// What to check.
 #[derive(Clone, Debug, Default)]

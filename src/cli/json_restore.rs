@@ -61,7 +61,8 @@ pub(crate) async fn run(
     let imported = import(files, &database, options.clone(), &progress).await;
     drop(display);
     let stats = imported.map_err(wrong_usage)?;
-    report(global, &source, target, &stats, &options)
+    let billed_reads = database.stats().counts().billed_reads;
+    report(global, &source, target, &stats, &options, billed_reads, None)
 }
 
 fn wrong_usage(error: ImportError) -> anyhow::Error {

@@ -11,13 +11,15 @@ use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
 use super::snapshot_filter::SnapshotFilterArgs;
 use super::snapshots::find_filtered;
+use super::verify_live::{Check, Verification};
 use super::write_args::{WriteArgs, report, show_plan, show_warnings, wrong_usage};
 use super::{Outcome, UsageError, json_restore, output};
 use crate::archive::{Snapshot, SnapshotReader};
 use crate::document::DatabaseName;
 use crate::json::DocumentsFile;
 use crate::progress::Progress;
-use crate::restore::{RestoreOptions, RestorePlan, check_restore, plan_restore, restore};
+use crate::restore::{RestoreMode, RestoreOptions, RestorePlan, check_restore, plan_restore, restore};
+use crate::verify::verify_restore;
 
 #[derive(Args, Debug)]
 pub(crate) struct RestoreCommand {
@@ -33,6 +35,10 @@ pub(crate) struct RestoreCommand {
     /// Allow writing into the database that the snapshot was taken of
     #[arg(long)]
     in_place: bool,
+    /// Compare the database with the snapshot afterwards, every chosen document by its contents, which costs a read each; exit
+    /// code 3 where they differ
+    #[arg(long, conflicts_with = "dry_run")]
+    verify: bool,
     #[command(flatten)]
     write: WriteArgs,
     #[command(flatten)]
@@ -43,6 +49,11 @@ impl RestoreCommand {
     pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
         let options = self.write.restore_options(global)?;
         if let Some(file) = json_file(global, &self.source)? {
+            if self.verify {
+                return Err(UsageError::new(
+                    "--verify compares with a snapshot, and a file is none",
+                ));
+            }
             let target = self.json_target(global)?;
             let file = [DocumentsFile::collection(file)];
             return json_restore::run(global, &file, &target, options, &self.write).await;
@@ -59,7 +70,7 @@ impl RestoreCommand {
             show_warnings(&warnings.map_err(wrong_usage)?);
         }
         self.write.confirm(global, &target)?;
-        write_snapshot(global, &reader, target, options).await
+        write_snapshot(global, &reader, target, options, self.verify).await
     }
 
     /// A JSON backup goes where the command line points: the original tools restored them so.
@@ -112,6 +123,7 @@ async fn write_snapshot(
     reader: &SnapshotReader,
     target: DatabaseName,
     options: RestoreOptions,
+    verify: bool,
 ) -> anyhow::Result<Outcome> {
     let snapshot = reader.snapshot();
     let database = global.connect_to(target.clone()).await?;
@@ -129,13 +141,40 @@ async fn write_snapshot(
             output::count(progress.documents(), "document")
         )
     })?;
-    report(
-        global,
-        &format!("snapshot {}", snapshot.id),
-        &target,
-        &stats,
-        &options,
-    )
+    let source = format!("snapshot {}", snapshot.id);
+    let billed_reads = database.stats().counts().billed_reads;
+    if !verify {
+        return report(global, &source, &target, &stats, &options, billed_reads, None);
+    }
+    let progress = Arc::new(Progress::new());
+    let display = ProgressDisplay::start("comparing", &progress, global.quiet);
+    let compared = verify_restore(reader, &database, &options, &progress).await;
+    drop(display);
+    match compared {
+        Ok(compared) => {
+            let verification = Verification {
+                snapshot: snapshot.id,
+                target: &target,
+                stats: &compared,
+                check: Check::Contents,
+                extra_matters: options.mode == RestoreMode::Mirror,
+            };
+            report(
+                global,
+                &source,
+                &target,
+                &stats,
+                &options,
+                billed_reads,
+                Some(&verification),
+            )
+        }
+        Err(error) => {
+            report(global, &source, &target, &stats, &options, billed_reads, None)?;
+            Err(error)
+                .context("what was restored could not be verified; `firebank verify --live` tries it again")
+        }
+    }
 }
 
 /// The JSON backup that `source` names: as a path, or as a file's name in the repository's folder.

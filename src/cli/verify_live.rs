@@ -39,6 +39,9 @@ pub(crate) struct LiveArgs {
     /// With --live: compare only what this pattern chooses; may be repeated
     #[arg(long, value_name = "PATTERN", requires = "live")]
     only: Vec<String>,
+    /// With --live: compare nothing of what this pattern chooses; may be repeated
+    #[arg(long, value_name = "PATTERN", requires = "live", conflicts_with = "counts")]
+    exclude: Vec<String>,
     /// With --live: the project to look at, if it is not the snapshot's
     #[arg(long, value_name = "ID", requires = "live")]
     to_project: Option<String>,
@@ -83,7 +86,9 @@ impl LiveArgs {
                 ));
             }
         };
-        let filter = PathFilter::new(&self.only).map_err(|error| UsageError::new(error.to_string()))?;
+        let filter = PathFilter::new(&self.only)
+            .and_then(|filter| filter.excluding(&self.exclude))
+            .map_err(|error| UsageError::new(error.to_string()))?;
         let paths = match self.counts {
             true => counted_paths(&self.only)?,
             false => Vec::new(),

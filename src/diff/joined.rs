@@ -4,6 +4,7 @@
 //! the hashes in the snapshot's index tell which of the others differ: no body of the snapshot is read for a document that is
 //! as it should be.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::pin::pin;
 use std::sync::Arc;
@@ -12,14 +13,16 @@ use std::sync::atomic::{AtomicU64, Ordering as Atomic};
 use futures::stream::{self, Stream, StreamExt};
 use tokio::sync::mpsc;
 
-use super::references::ReferencesThere;
 use super::{DiffError, DocumentChange, fields_between};
 use crate::archive::{ArchiveError, ChangeKind, RecordBatch, RecordRef, SnapshotReader};
 use crate::compare::Cursor;
-use crate::document::{DocumentBatch, DocumentPath, DocumentRef, KeyRange, PathError, Timestamp};
+use crate::document::{
+    DatabaseName, DocumentBatch, DocumentPath, DocumentRef, KeyRange, PathError, Timestamp,
+};
 use crate::firestore::{Firestore, ScanOptions};
 use crate::path_filter::PathFilter;
 use crate::progress::Progress;
+use crate::restore::{ReferenceCounts, ReferenceMode, References, Renames};
 
 /// Differences that are settled together at most: as many fit a fetch by name.
 const BATCH_CHANGES: usize = 256;
@@ -49,6 +52,44 @@ pub(crate) async fn ranges_of(
     }
     ranges.retain(|range| !range.is_empty());
     Ok(ranges)
+}
+
+/// How a snapshot's references read in the database that they were written to. There "the same database" means another one, so
+/// two documents can differ in their bytes and say the same.
+#[derive(Clone)]
+pub(crate) struct ReferencesThere {
+    /// `None` where all of them read as they are stored.
+    restored: Option<References>,
+}
+
+impl ReferencesThere {
+    /// References of a snapshot of `source` in `there`, restored in this mode.
+    pub(crate) fn new(mode: ReferenceMode, source: &DatabaseName, there: &DatabaseName) -> Self {
+        let references = || References::new(mode, Some(source), there, &Renames::default());
+        Self {
+            restored: (source != there).then(references),
+        }
+    }
+
+    fn are_as_stored(&self) -> bool {
+        self.restored.is_none()
+    }
+
+    /// The body that a document has there if it has this one in the snapshot.
+    pub(crate) fn body_there<'b>(
+        &self,
+        path: &DocumentPath,
+        body: &'b [u8],
+    ) -> Result<Cow<'b, [u8]>, DiffError> {
+        let Some(references) = &self.restored else {
+            return Ok(Cow::Borrowed(body));
+        };
+        let restored = references.restored(body, &mut ReferenceCounts::default());
+        restored.map_err(|source| DiffError::Body {
+            path: path.clone(),
+            source,
+        })
+    }
 }
 
 /// A snapshot and a database, to be compared range by range.
@@ -340,7 +381,7 @@ impl Joined {
                 pairs.push((change, document));
             }
         }
-        if !self.fields && self.references.are_the_same() {
+        if !self.fields && self.references.are_as_stored() {
             return Ok(());
         }
         let bodies = self

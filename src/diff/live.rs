@@ -10,14 +10,14 @@ use futures::stream::{self, BoxStream, Stream, StreamExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::joined::{Joined, ranges_of};
-use super::references::ReferencesThere;
+use super::joined::{Joined, ReferencesThere, ranges_of};
 use super::{DiffError, DiffOptions, DocumentChange, leased};
 use crate::archive::SnapshotReader;
 use crate::document::Timestamp;
 use crate::firestore::Firestore;
 use crate::path_filter::PathFilter;
 use crate::progress::Progress;
+use crate::restore::ReferenceMode;
 
 /// Batches that a range may be ahead of whoever reads the differences.
 const WAITING_BATCHES: usize = 4;
@@ -42,7 +42,7 @@ pub async fn diff_live(
         trust_times: source == database.database(),
         fields: options.fields,
         filter: PathFilter::all(),
-        references: ReferencesThere::new(source, database.database(), false),
+        references: ReferencesThere::new(ReferenceMode::Rewrite, source, database.database()),
         equal: Arc::default(),
         progress: Progress::new(),
     };

@@ -17,13 +17,13 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::archive::{ChangeKind, Lease, RecordBatch, SnapshotReader};
 use crate::compare::{Comparison, DifferenceKind, NAMED_DIFFERENCES};
-use crate::diff::joined::{Joined, ranges_of};
-use crate::diff::references::ReferencesThere;
+use crate::diff::joined::{Joined, ReferencesThere, ranges_of};
 use crate::diff::{DiffError, DocumentChange, fields_between};
 use crate::document::{KeyRange, Timestamp};
 use crate::firestore::Firestore;
 use crate::path_filter::PathFilter;
 use crate::progress::Progress;
+use crate::restore::ReferenceMode;
 
 /// Names that are fetched together at most.
 const SAMPLED_TOGETHER: usize = 1_200;
@@ -35,9 +35,8 @@ const SAMPLED_BYTES: u64 = 8 << 20;
 pub struct CompareOptions {
     /// Which documents: what lies outside of it is looked at on neither side.
     pub filter: PathFilter,
-    /// References were written to point where they pointed in the snapshot's database, and not at the same documents of the
-    /// database that is looked at.
-    pub references_kept: bool,
+    /// Where references were made to point when the snapshot was restored into another database.
+    pub references: ReferenceMode,
     /// How many documents that differ are named; all are counted. Naming the fields of one costs a read.
     pub named: usize,
     /// Key ranges that are read at the same time.
@@ -48,7 +47,7 @@ impl Default for CompareOptions {
     fn default() -> Self {
         Self {
             filter: PathFilter::all(),
-            references_kept: false,
+            references: ReferenceMode::Rewrite,
             named: NAMED_DIFFERENCES,
             parallel: 8,
         }
@@ -177,7 +176,7 @@ impl<'a> Proof<'a> {
             trust_times: false,
             fields: false,
             filter: options.filter.clone(),
-            references: ReferencesThere::new(source, database.database(), options.references_kept),
+            references: ReferencesThere::new(options.references, source, database.database()),
             equal: Arc::<AtomicU64>::default(),
             progress: progress.clone(),
         };

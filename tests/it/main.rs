@@ -38,6 +38,7 @@ mod progress;
 mod protocol_model;
 mod prune;
 mod prune_beside;
+mod restore_verify;
 mod resume;
 mod retention;
 mod roundtrip;
