@@ -9,6 +9,7 @@ use super::options::GlobalOptions;
 use super::write_args::WriteArgs;
 use super::{Outcome, UsageError, json_restore};
 use crate::json::DocumentsFile;
+use crate::stop::Stop;
 
 #[derive(Args, Debug)]
 pub(crate) struct ImportCommand {
@@ -35,8 +36,9 @@ enum Format {
 const STANDARD_INPUT: &str = "-";
 
 impl ImportCommand {
-    pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
-        let options = self.write.restore_options(global)?;
+    pub(crate) async fn run(self, global: &GlobalOptions, stop: Stop) -> anyhow::Result<Outcome> {
+        let mut options = self.write.restore_options(global)?;
+        options.stop = stop;
         let target = global.database()?;
         let files = self.sources().await?;
         json_restore::run(global, &files, &target, options, &self.write).await

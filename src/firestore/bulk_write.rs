@@ -18,15 +18,16 @@ mod write;
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::{Error, Firestore, Result, Throttle};
+use super::{Error, Firestore, Result, Throttle, ThrottleOptions};
 use crate::document::DocumentPath;
 use crate::progress::Pace;
 use batch::{Batch, Limits, SpareBuffers};
 pub use encode::{EncodedWrites, WriteEncoder};
-use mark::Marks;
+pub(crate) use mark::Marks;
 pub use mark::{Acknowledged, Mark};
 use send::{Outcome, Sender};
 pub use write::{Change, OwnedChange, Precondition, Write, WriteFailure};
@@ -46,6 +47,8 @@ pub struct WriteOptions {
     pub rate: Option<f64>,
     /// Follow Firestore's advice for new traffic: 500 writes a second, half as much again every five minutes.
     pub ramp: bool,
+    /// Write less when the database pushes back or becomes slow: see [`Throttle`].
+    pub adaptive: bool,
 }
 
 impl WriteOptions {
@@ -63,6 +66,7 @@ impl WriteOptions {
             batch_bytes: None,
             rate: None,
             ramp: !is_emulator,
+            adaptive: !is_emulator,
         }
     }
 }
@@ -180,7 +184,11 @@ impl BulkWriter {
 
     /// A writer into a database. It needs a Tokio runtime.
     pub fn new(firestore: &Firestore, options: WriteOptions, sink: impl FailureSink + 'static) -> Self {
-        let throttle = Arc::new(Throttle::new(options.rate, options.ramp));
+        let throttle = Arc::new(Throttle::new(ThrottleOptions {
+            rate: options.rate,
+            ramp: options.ramp,
+            adaptive: options.adaptive,
+        }));
         Self::with_throttle(firestore, options, throttle, sink)
     }
 
@@ -198,8 +206,10 @@ impl BulkWriter {
         let spare = Arc::<SpareBuffers>::default();
         let sender = Sender::new(firestore.clone(), throttle, spare.clone());
         let sender = Arc::new(sender);
+        // A request of more than a second's worth would only make the writes wait for each other.
+        let per_second = options.rate.map_or(LARGEST_BATCH, |rate| rate.ceil() as usize);
         let limits = Limits {
-            writes: options.batch_writes.clamp(1, LARGEST_BATCH),
+            writes: options.batch_writes.min(per_second).clamp(1, LARGEST_BATCH),
             bytes: options.batch_bytes.unwrap_or(accepted).max(1),
         };
         Self {
@@ -313,6 +323,24 @@ impl BulkWriter {
             self.wait_for(hash).await?;
             batch = rest;
         }
+    }
+
+    /// Sends nothing more, and waits for what is under way, as long as `patience` lasts. What is done by then can be
+    /// [asked for](Self::take_acknowledged); the writer takes nothing any more.
+    pub async fn drain(&mut self, patience: Duration) -> Result<()> {
+        self.check_running()?;
+        self.stopped = true;
+        self.sender.stop();
+        let settled = async {
+            while self.settle_one().await? {}
+            Ok(())
+        };
+        let in_time = tokio::time::timeout(patience, settled).await;
+        self.in_flight.abort_all();
+        in_time.unwrap_or_else(|_| {
+            tracing::warn!("some writes were still under way after {patience:?}: they may be applied or not");
+            Ok(())
+        })
     }
 
     /// What has been done so far.

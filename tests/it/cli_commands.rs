@@ -56,13 +56,14 @@ const SNAPSHOT_KEYS: [&str; 26] = [
     "unchanged_documents",
 ];
 
-const RESTORE_KEYS: [&str; 12] = [
+const RESTORE_KEYS: [&str; 13] = [
     "bytes",
     "dead_letter_file",
     "documents",
     "existing",
     "failed",
     "foreign_references",
+    "gaps",
     "requests",
     "retries",
     "seconds",
