@@ -37,6 +37,9 @@ pub struct Pace {
     pub limit: Option<f64>,
     /// What was sent again so far: requests that read, single writes.
     pub retries: u64,
+    /// Writes that the database has answered for good. A restore tells of its documents in large steps, as their order demands; this
+    /// counts every one of them.
+    pub settled: u64,
 }
 
 impl Progress {

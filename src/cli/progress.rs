@@ -139,8 +139,7 @@ impl Meter {
     }
 
     /// Documents and bytes a second.
-    fn rates(&mut self, progress: &Progress, now: Instant) -> (f64, f64) {
-        let (documents, bytes) = (progress.documents(), progress.bytes());
+    fn rates(&mut self, documents: u64, bytes: u64, now: Instant) -> (f64, f64) {
         self.past.push_back((now, documents, bytes));
         // The oldest that is kept is at least as old as the window is long.
         while self.past.len() > 2 && now.duration_since(self.past[1].0) >= RATE_WINDOW {
@@ -155,9 +154,16 @@ impl Meter {
     }
 
     fn parts(&mut self, what: &str, progress: &Progress, now: Instant) -> Vec<Part> {
-        let (rate, byte_rate) = self.rates(progress, now);
-        let (documents, total) = (progress.documents(), progress.total_documents());
-        let Pace { limit, retries } = progress.pace().unwrap_or_default();
+        let Pace {
+            limit,
+            retries,
+            settled,
+        } = progress.pace().unwrap_or_default();
+        let total = progress.total_documents();
+        // Deletions are settled too, and no part of the total.
+        let settled = settled.min(total.unwrap_or(u64::MAX));
+        let documents = progress.documents().max(settled);
+        let (rate, byte_rate) = self.rates(documents, progress.bytes(), now);
         let mut parts = Vec::new();
         let mut add = |dispensable, text: String| parts.push(Part { text, dispensable });
         match total {
@@ -243,6 +249,7 @@ mod tests {
             Some(Pace {
                 limit: Some(12_656.25),
                 retries: 3,
+                settled: 100_000,
             })
         });
         assert_eq!(
@@ -278,7 +285,7 @@ mod tests {
         let start = meter.past[0].0;
         for second in 1..=60u64 {
             progress.add(if second <= 30 { 100 } else { 1_000 }, 0);
-            let (rate, _) = meter.rates(&progress, start + Duration::from_secs(second));
+            let (rate, _) = meter.rates(progress.documents(), 0, start + Duration::from_secs(second));
             if second == 20 {
                 assert_eq!(rate, 100.0);
             }

@@ -22,7 +22,7 @@ use crate::document::{
 use crate::firestore::{Firestore, ScanOptions};
 use crate::path_filter::PathFilter;
 use crate::progress::Progress;
-use crate::restore::{ReferenceCounts, ReferenceMode, References, Renames};
+use crate::restore::{ReferenceMode, References, Renames};
 
 /// Differences that are settled together at most: as many fit a fetch by name.
 const BATCH_CHANGES: usize = 256;
@@ -84,8 +84,7 @@ impl ReferencesThere {
         let Some(references) = &self.restored else {
             return Ok(Cow::Borrowed(body));
         };
-        let restored = references.restored(body, &mut ReferenceCounts::default());
-        restored.map_err(|source| DiffError::Body {
+        references.restored(body).map_err(|source| DiffError::Body {
             path: path.clone(),
             source,
         })

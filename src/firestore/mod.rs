@@ -136,8 +136,8 @@ impl Firestore {
         let inner = Arc::downgrade(&self.inner);
         move || {
             inner.upgrade().map(|inner| Pace {
-                limit: None,
                 retries: inner.stats.counts().retries,
+                ..Pace::default()
             })
         }
     }

@@ -336,8 +336,7 @@ mod tests {
 
     #[test]
     fn what_leads_away_or_does_not_last_is_found() {
-        let foreign =
-            r#"{"r": [{"$reference": "projects/p/databases/d/documents/a/1"}, {"$reference": "a/1"}]}"#;
+        let foreign = r#"{"r": [{"$absoluteReference": "projects/p/databases/d/documents/a/1"}, {"$reference": "a/1"}]}"#;
         assert_eq!(
             kinds("a/1", &fields(foreign), &[]),
             [WarningKind::ForeignReferences]

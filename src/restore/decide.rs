@@ -15,9 +15,10 @@ use super::conflicts::Conflicts;
 use super::plan::Tally;
 use super::renames::{Renames, renamed};
 use super::rules::{Action, Fate, Found, Look, Rules};
-use super::{ReferenceCounts, References, RestoreCounts, RestoreError, RestoreOptions};
+use super::{ReferenceCounts, RestoreCounts, RestoreError, RestoreOptions};
 use crate::archive::{DocumentSink, RecordBatch, SnapshotReader};
-use crate::document::{DatabaseName, DocumentKey, DocumentPath, DocumentRef, KeyRange};
+use crate::document::wire::{ReferencesSeen, WireError};
+use crate::document::{CanonicalError, DatabaseName, DocumentKey, DocumentPath, DocumentRef, KeyRange};
 use crate::firestore::{EncodedWrites, Firestore, Precondition, Write, WriteEncoder};
 use crate::path_filter::PathFilter;
 
@@ -368,31 +369,29 @@ pub(crate) fn write(
     path: &DocumentPath,
     body: &[u8],
     found: Found<'_>,
-    write: impl FnOnce(Write<'_>) -> Result<crate::document::wire::ReferencesSeen, RestoreError>,
+    write: impl FnOnce(Write<'_>) -> Result<ReferencesSeen, RestoreError>,
 ) -> Result<Outcome, RestoreError> {
-    let mut references = ReferenceCounts::default();
-    // Which references a body has shows when it is encoded; only where they change it must be known before.
+    // Where nothing has to be compared and nothing changes, what is to be known of the references shows on the way.
     let plain = rules.references.is_plain() && found == Found::Unknown;
     let body = match plain {
         true => Cow::Borrowed(body),
-        false => restored(&rules.references, path, body, &mut references)?,
+        false => restored(rules, path, body)?,
     };
     let decision = rules.decide(body, found).map_err(|error| invalid(path, error))?;
     let precondition = decision.precondition;
     let seen = match &decision.action {
-        Action::Nothing => {
-            return Ok(Outcome {
-                fate: decision.fate,
-                references: ReferenceCounts::default(),
-            });
-        }
+        Action::Nothing => ReferencesSeen::default(),
         Action::Put(body) => write(Write::put(path, body).on(precondition))?,
         Action::Patch { body, mask } => write(Write::patch(path, body, mask).on(precondition))?,
     };
-    if plain {
-        references.rewritten = seen.relative;
-        references.foreign = seen.absolute;
-    }
+    let references = match plain {
+        true => ReferenceCounts {
+            rewritten: seen.relative,
+            foreign: seen.absolute,
+            ..ReferenceCounts::default()
+        },
+        false => references_of(rules, path, &decision.action)?,
+    };
     Ok(Outcome {
         fate: decision.fate,
         references,
@@ -408,40 +407,44 @@ pub(crate) fn plan(
     tally: &mut Tally,
     checks: &Checks,
 ) -> Result<Outcome, RestoreError> {
-    let mut references = ReferenceCounts::default();
-    let body = restored(&rules.references, path, body, &mut references)?;
+    let body = restored(rules, path, body)?;
     let decision = rules
         .decide(Cow::Borrowed(&body), found)
         .map_err(|error| invalid(path, error))?;
     tally.note(path, decision.fate);
-    let written = decision.action != Action::Nothing;
-    if written {
+    if decision.action != Action::Nothing {
         tally.writes += 1;
         examine(path, &body, checks, &mut tally.warnings).map_err(|error| invalid(path, error))?;
     }
     Ok(Outcome {
         fate: decision.fate,
-        references: match written {
-            true => references,
-            false => ReferenceCounts::default(),
-        },
+        references: references_of(rules, path, &decision.action)?,
     })
 }
 
-fn restored<'a>(
-    references: &References,
-    path: &DocumentPath,
-    body: &'a [u8],
-    counts: &mut ReferenceCounts,
-) -> Result<Cow<'a, [u8]>, RestoreError> {
-    references
-        .restored(body, counts)
+fn restored<'a>(rules: &Rules, path: &DocumentPath, body: &'a [u8]) -> Result<Cow<'a, [u8]>, RestoreError> {
+    rules
+        .references
+        .restored(body)
         .map_err(|error| invalid(path, error))
 }
 
+fn references_of(
+    rules: &Rules,
+    path: &DocumentPath,
+    action: &Action<'_>,
+) -> Result<ReferenceCounts, RestoreError> {
+    let counted = match action {
+        Action::Nothing => return Ok(ReferenceCounts::default()),
+        Action::Put(body) => rules.references.count(body),
+        Action::Patch { body, .. } => rules.references.count(body),
+    };
+    counted.map_err(|error| invalid(path, error))
+}
+
 /// The error of a body that does not read.
-fn invalid(path: &DocumentPath, source: crate::document::CanonicalError) -> RestoreError {
-    let error = crate::document::wire::WireError::InvalidBody {
+fn invalid(path: &DocumentPath, source: CanonicalError) -> RestoreError {
+    let error = WireError::InvalidBody {
         document: path.to_string(),
         source,
     };

@@ -27,7 +27,7 @@ pub enum ReferenceMode {
 pub struct ReferenceCounts {
     /// Those that come to point into the database that is written.
     pub rewritten: u64,
-    /// Of these, those that follow a renamed collection.
+    /// Of these, those that lead to a renamed collection's new name.
     pub renamed: u64,
     /// Those that keep pointing into the database that the snapshot was taken of.
     pub kept: u64,
@@ -77,16 +77,11 @@ impl References {
         self.keep.is_none() && self.renames.is_empty()
     }
 
-    /// The body with its references as they are to be written, in the form in which they would be read again. The counts
-    /// are added to.
-    pub(crate) fn restored<'a>(
-        &self,
-        body: &'a [u8],
-        counts: &mut ReferenceCounts,
-    ) -> Result<Cow<'a, [u8]>, CanonicalError> {
+    /// The body with its references as they are to be written, in the form in which they would be read again.
+    pub(crate) fn restored<'a>(&self, body: &'a [u8]) -> Result<Cow<'a, [u8]>, CanonicalError> {
         let mut changes = false;
         canonical::for_each_reference(body, |reference| {
-            changes |= self.change(reference, counts).is_some();
+            changes |= self.change(reference).is_some();
         })?;
         if !changes {
             return Ok(Cow::Borrowed(body));
@@ -96,30 +91,38 @@ impl References {
         Ok(Cow::Owned(canonical::encode(&fields)))
     }
 
-    /// What takes a reference's place, if anything does.
-    fn change(&self, reference: ReferenceRef<'_>, counts: &mut ReferenceCounts) -> Option<Reference> {
-        match reference {
+    /// What references there are in a body that is written.
+    pub(crate) fn count(&self, restored: &[u8]) -> Result<ReferenceCounts, CanonicalError> {
+        let mut counts = ReferenceCounts::default();
+        let is_kept = |name: &str| self.keep.as_ref().is_some_and(|source| name.starts_with(source));
+        canonical::for_each_reference(restored, |reference| match reference {
+            // Kept, and at home.
+            ReferenceRef::Relative(_) if is_kept(&self.target) => counts.kept += 1,
             ReferenceRef::Relative(path) => {
-                if let Some(source) = &self.keep {
-                    counts.kept += 1;
-                    return self.absolute(format!("{source}{path}"));
-                }
                 counts.rewritten += 1;
-                let renamed = self.renames.rename(path)?;
-                counts.renamed += 1;
-                DocumentPath::parse(renamed).ok().map(Reference::Relative)
+                counts.renamed += u64::from(self.renames.lead_to(path));
             }
-            ReferenceRef::Absolute(name) => match name.strip_prefix(&self.target) {
-                // Written as a name, read as a path.
-                Some(path) => {
-                    counts.rewritten += 1;
-                    DocumentPath::parse(path).ok().map(Reference::Relative)
-                }
+            ReferenceRef::Absolute(name) if is_kept(name) => counts.kept += 1,
+            ReferenceRef::Absolute(_) => counts.foreign += 1,
+        })?;
+        Ok(counts)
+    }
+
+    /// What takes a reference's place, if anything does.
+    fn change(&self, reference: ReferenceRef<'_>) -> Option<Reference> {
+        match reference {
+            ReferenceRef::Relative(path) => match &self.keep {
+                Some(source) => self.absolute(format!("{source}{path}")),
                 None => {
-                    counts.foreign += 1;
-                    None
+                    let renamed = self.renames.rename(path)?;
+                    DocumentPath::parse(renamed).ok().map(Reference::Relative)
                 }
             },
+            // Written as a name, read as a path.
+            ReferenceRef::Absolute(name) => {
+                let path = name.strip_prefix(&self.target)?;
+                DocumentPath::parse(path).ok().map(Reference::Relative)
+            }
         }
     }
 
@@ -143,7 +146,7 @@ impl References {
                     Reference::Relative(path) => ReferenceRef::Relative(path.as_str()),
                     Reference::Absolute(name) => ReferenceRef::Absolute(name),
                 };
-                if let Some(changed) = self.change(found, &mut ReferenceCounts::default()) {
+                if let Some(changed) = self.change(found) {
                     *reference = changed;
                 }
             }
@@ -166,9 +169,9 @@ mod tests {
         );
         let renames = Renames::parse(renames).unwrap();
         let references = References::new(mode, Some(&source), &target, &renames);
-        let mut counts = ReferenceCounts::default();
         let body = canonical::encode(&fields_from_str(text).unwrap());
-        let restored = references.restored(&body, &mut counts).unwrap();
+        let restored = references.restored(&body).unwrap();
+        let counts = references.count(&restored).unwrap();
         let fields = canonical::decode(&restored).unwrap();
         let text = fields_to_json(&fields).unwrap().to_string();
         (
@@ -190,6 +193,7 @@ mod tests {
             (text.replace("a/1", "b/1"), [2, 1, 0, 0])
         );
         let kept = text
+            .replace("$reference", "$absoluteReference")
             .replace("a/1", &format!("{shop}/a/1"))
             .replace("c/1", &format!("{shop}/c/1"));
         assert_eq!(

@@ -104,6 +104,14 @@ impl Renames {
         self.0.iter().find_map(moved)
     }
 
+    /// Whether a document lies where a renamed collection goes.
+    pub(super) fn lead_to(&self, path: &str) -> bool {
+        let below = |rename: &Rename| path.strip_prefix(rename.to.as_str());
+        self.0
+            .iter()
+            .any(|rename| below(rename).is_some_and(|below| below.starts_with('/')))
+    }
+
     /// Cuts ranges of the snapshot into pieces in each of which all documents are renamed alike. Ranges that others move to are
     /// left out, unless they move away themselves: what the snapshot has there cannot be restored along with them.
     pub(super) fn pieces(&self, ranges: &[KeyRange]) -> Vec<KeyRange> {

@@ -60,6 +60,8 @@ pub(super) struct Sender {
     /// Asks to send nothing more.
     stop: Stop,
     retries: AtomicU64,
+    /// Writes that are done, well or not.
+    settled: AtomicU64,
     requests: AtomicU64,
     sent_bytes: AtomicU64,
 }
@@ -92,6 +94,7 @@ impl Sender {
         Pace {
             limit: self.throttle.current_rate(),
             retries: self.retries.load(Relaxed) + self.firestore.stats().counts().retries,
+            settled: self.settled.load(Relaxed),
         }
     }
 
@@ -104,6 +107,7 @@ impl Sender {
             spare,
             stop: Stop::default(),
             retries: AtomicU64::new(0),
+            settled: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
         }
@@ -286,6 +290,7 @@ impl Sender {
         outcome: &mut Outcome,
     ) -> Result<Batch> {
         let mut again = Batch::default();
+        let sent = statuses.len();
         for (index, (code, message)) in statuses.into_iter().enumerate() {
             let entry = &part.entries[index];
             match code {
@@ -304,6 +309,8 @@ impl Sender {
                 code => outcome.failures.push(self.failure(part, index, code, &message)),
             }
         }
+        let settled = sent - again.len();
+        self.settled.fetch_add(settled as u64, Relaxed);
         Ok(again)
     }
 
