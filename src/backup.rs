@@ -314,6 +314,7 @@ pub async fn backup(
     let start = Instant::now();
     // The connection may have served others before.
     let before = database.stats().counts();
+    progress.watch(database.pace());
     let read_time = begin::read_time(database, &options).await?;
     let begun = match options.resume {
         true => begin::resume(database, repository, &options, progress).await?,

@@ -4,10 +4,10 @@ use std::pin::pin;
 
 use futures::{Stream, StreamExt};
 
-use crate::document::{DocumentBatch, DocumentPath, DocumentRef, PathError};
+use crate::document::{DocumentBatch, DocumentPath, DocumentRef, FieldChange, PathError};
 
-/// How many paths of each kind a [`Comparison`] names; it counts all.
-const NAMED_DIFFERENCES: usize = 20;
+/// How many paths a [`Comparison`] names unless it is told otherwise; it counts all.
+pub const NAMED_DIFFERENCES: usize = 20;
 
 /// What two streams of documents have in common and what not.
 #[derive(Clone, Debug, Default, serde::Serialize)]
@@ -25,12 +25,15 @@ pub struct Comparison {
 }
 
 /// One document that the two sides disagree about.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Difference {
     /// The document.
     pub path: DocumentPath,
     /// How they disagree.
     pub kind: DifferenceKind,
+    /// The fields that differ, where somebody has looked.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fields: Vec<FieldChange>,
 }
 
 /// How two sides disagree about a document.
@@ -48,22 +51,40 @@ pub enum DifferenceKind {
 impl Comparison {
     /// Whether both sides are the same, to the bit.
     pub fn is_equal(&self) -> bool {
-        self.different + self.missing + self.extra == 0
+        self.differences() == 0
     }
 
-    fn note(&mut self, key: &[u8], kind: DifferenceKind) -> Result<(), PathError> {
-        match kind {
-            DifferenceKind::Different => self.different += 1,
-            DifferenceKind::Missing => self.missing += 1,
-            DifferenceKind::Extra => self.extra += 1,
+    /// Documents that differ, are missing or extra.
+    pub fn differences(&self) -> u64 {
+        self.different + self.missing + self.extra
+    }
+
+    /// Counts a difference, and names it while fewer than `named` are.
+    pub(crate) fn note(&mut self, path: DocumentPath, kind: DifferenceKind, named: usize) {
+        self.count(kind);
+        if self.first_differences.len() < named {
+            let fields = Vec::new();
+            self.first_differences.push(Difference { path, kind, fields });
         }
-        if self.first_differences.len() < NAMED_DIFFERENCES {
-            self.first_differences.push(Difference {
-                path: DocumentPath::from_key(key)?,
-                kind,
-            });
-        }
-        Ok(())
+    }
+
+    fn count(&mut self, kind: DifferenceKind) {
+        *match kind {
+            DifferenceKind::Different => &mut self.different,
+            DifferenceKind::Missing => &mut self.missing,
+            DifferenceKind::Extra => &mut self.extra,
+        } += 1;
+    }
+
+    /// Adds what was found further on in path order.
+    pub(crate) fn append(&mut self, later: Self, named: usize) {
+        self.equal += later.equal;
+        self.different += later.different;
+        self.missing += later.missing;
+        self.extra += later.extra;
+        let room = named.saturating_sub(self.first_differences.len());
+        self.first_differences
+            .extend(later.first_differences.into_iter().take(room));
     }
 }
 
@@ -91,18 +112,18 @@ where
         };
         match (order, expected.current(), found.current()) {
             (std::cmp::Ordering::Less, Some(document), _) => {
-                comparison.note(document.key, DifferenceKind::Missing)?;
+                comparison.note(document.path()?, DifferenceKind::Missing, NAMED_DIFFERENCES);
                 expected.advance();
             }
             (std::cmp::Ordering::Greater, _, Some(document)) => {
-                comparison.note(document.key, DifferenceKind::Extra)?;
+                comparison.note(document.path()?, DifferenceKind::Extra, NAMED_DIFFERENCES);
                 found.advance();
             }
             (_, Some(left), Some(right)) => {
                 if left.body == right.body {
                     comparison.equal += 1;
                 } else {
-                    comparison.note(left.key, DifferenceKind::Different)?;
+                    comparison.note(left.path()?, DifferenceKind::Different, NAMED_DIFFERENCES);
                 }
                 expected.advance();
                 found.advance();

@@ -3,6 +3,7 @@
 //! The answer is a stream of documents in path order, so that it may be of any length. Which documents changed is told by
 //! the index alone; bodies are read only to say which fields did.
 
+pub(crate) mod joined;
 mod live;
 
 use std::collections::BTreeMap;

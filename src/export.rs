@@ -1,4 +1,6 @@
-//! Writes documents as JSON files, one a root collection: from a snapshot, or straight from a database.
+//! Writes documents as JSON files, one a root collection: from a snapshot, or straight from a database; or a snapshot as NDJSON.
+
+mod ndjson;
 
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -8,10 +10,14 @@ use futures::{Stream, TryStreamExt};
 use tokio::sync::mpsc;
 
 use crate::archive::{ArchiveError, Lease, Snapshot, SnapshotReader};
-use crate::document::{CollectionPath, DatabaseName, DocumentBatch, KeyRange, PathError, Timestamp};
+use crate::document::{
+    CollectionPath, DatabaseName, DocumentBatch, DocumentRef, KeyRange, PathError, Timestamp,
+};
 use crate::firestore::{self, Firestore, ScanOptions};
 use crate::json::{BackupSummary, CollectionWriter, JsonError, Origin, WrittenFile};
 use crate::progress::Progress;
+
+pub use ndjson::{LinesOptions, LinesStats, LinesTo, WrittenLines, export_lines};
 
 /// Batches that wait for the thread that writes.
 const WAITING_BATCHES: usize = 4;
@@ -84,7 +90,7 @@ pub async fn export_database(
                 .collection_ids(None, Some(read_time))
                 .try_collect()
                 .await?;
-            all_collections(ids.into_iter(), options)?
+            all_collections(ids.into_iter(), options.include_migrations)?
         }
     };
     let scan = |range| {
@@ -146,10 +152,7 @@ async fn export_collections(
     options: &ExportOptions,
     progress: &Progress,
 ) -> Result<ExportStats, ExportError> {
-    let collections = match options.collections.is_empty() {
-        false => options.collections.clone(),
-        true => all_collections(root_collections(reader).await?.into_iter(), options)?,
-    };
+    let collections = chosen_collections(reader, &options.collections, options.include_migrations).await?;
     let documents = |range| reader.documents(range).map_err(ExportError::from);
     export(
         documents,
@@ -162,11 +165,26 @@ async fn export_collections(
     .await
 }
 
+/// The collections that were named, else all of the snapshot.
+async fn chosen_collections(
+    reader: &SnapshotReader,
+    named: &[CollectionPath],
+    include_migrations: bool,
+) -> Result<Vec<CollectionPath>, ExportError> {
+    match named.is_empty() {
+        false => Ok(named.to_vec()),
+        true => Ok(all_collections(
+            root_collections(reader).await?.into_iter(),
+            include_migrations,
+        )?),
+    }
+}
+
 fn all_collections(
     ids: impl Iterator<Item = String>,
-    options: &ExportOptions,
+    include_migrations: bool,
 ) -> Result<Vec<CollectionPath>, PathError> {
-    ids.filter(|id| options.include_migrations || id != MIGRATIONS_COLLECTION)
+    ids.filter(|id| include_migrations || id != MIGRATIONS_COLLECTION)
         .map(CollectionPath::parse)
         .collect()
 }
@@ -246,15 +264,45 @@ enum Message {
     End,
 }
 
+/// Takes documents in path order, on a thread that may wait for the disk. Dropped before it is finished, it leaves nothing that looks
+/// whole.
+trait Writer {
+    type Written: Send + 'static;
+    fn write(&mut self, document: DocumentRef<'_>) -> Result<(), ExportError>;
+    fn finish(self) -> Result<Self::Written, ExportError>;
+}
+
+impl Writer for CollectionWriter {
+    type Written = WrittenFile;
+
+    fn write(&mut self, document: DocumentRef<'_>) -> Result<(), ExportError> {
+        Ok(CollectionWriter::write(self, &document.path()?, document.body)?)
+    }
+
+    fn finish(self) -> Result<WrittenFile, ExportError> {
+        Ok(CollectionWriter::finish(self)?)
+    }
+}
+
 async fn write_file(
     documents: impl Stream<Item = Result<DocumentBatch, ExportError>>,
     folder: &Path,
     origin: Origin,
     progress: &Progress,
 ) -> Result<WrittenFile, ExportError> {
-    let (sender, receiver) = mpsc::channel(WAITING_BATCHES);
     let folder = folder.to_owned();
-    let writing = tokio::task::spawn_blocking(move || write_messages(&folder, origin, receiver));
+    let open = move || Ok(CollectionWriter::create(&folder, origin)?);
+    write_through(documents, open, progress).await
+}
+
+/// Hands documents to a writer on a thread of its own.
+async fn write_through<W: Writer>(
+    documents: impl Stream<Item = Result<DocumentBatch, ExportError>>,
+    open: impl FnOnce() -> Result<W, ExportError> + Send + 'static,
+    progress: &Progress,
+) -> Result<W::Written, ExportError> {
+    let (sender, receiver) = mpsc::channel(WAITING_BATCHES);
+    let writing = tokio::task::spawn_blocking(move || write_messages(open()?, receiver));
     let read = async move {
         let mut documents = pin!(documents);
         while let Some(batch) = documents.try_next().await? {
@@ -275,17 +323,15 @@ async fn write_file(
     written?.ok_or(ExportError::Interrupted)
 }
 
-fn write_messages(
-    folder: &Path,
-    origin: Origin,
+fn write_messages<W: Writer>(
+    mut writer: W,
     mut messages: mpsc::Receiver<Message>,
-) -> Result<Option<WrittenFile>, ExportError> {
-    let mut writer = CollectionWriter::create(folder, origin)?;
+) -> Result<Option<W::Written>, ExportError> {
     while let Some(message) = messages.blocking_recv() {
         match message {
             Message::Documents(batch) => {
                 for document in batch.iter() {
-                    writer.write(&document.path()?, document.body)?;
+                    writer.write(document)?;
                 }
             }
             Message::End => return Ok(Some(writer.finish()?)),

@@ -1,10 +1,9 @@
-//! Puts documents of JSON files into a database.
+//! Puts documents of JSON and NDJSON files into a database.
 //!
 //! Every file is read through before the first document is written: a file that is cut off or says another count than it
 //! holds must not be found out halfway through a restore.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,7 +12,7 @@ use tracing::info;
 
 use crate::document::{DatabaseName, DocumentPath, Fields, Timestamp, canonical};
 use crate::firestore::{self, BulkWriter, Firestore};
-use crate::json::{JsonError, read_documents};
+use crate::json::{DocumentsFile, JsonError};
 use crate::progress::Progress;
 use crate::restore::{
     Checks, Conflicts, DRAIN_PATIENCE, Found, Look, ReferenceMode, RestoreCounts, RestoreError, RestoreMode,
@@ -60,7 +59,7 @@ impl From<firestore::Error> for ImportError {
 
 /// Reads the files through and says what [`import`] would do to the database as it is now.
 pub async fn plan_import(
-    files: &[PathBuf],
+    files: &[DocumentsFile],
     database: &Firestore,
     options: &RestoreOptions,
 ) -> Result<RestorePlan, ImportError> {
@@ -98,7 +97,7 @@ pub async fn plan_import(
 /// Reads the files through for what to know before their documents are written, without a look at the database: as if all
 /// of them were.
 pub async fn check_import(
-    files: &[PathBuf],
+    files: &[DocumentsFile],
     target: &DatabaseName,
     options: &RestoreOptions,
 ) -> Result<Vec<Warning>, ImportError> {
@@ -131,7 +130,7 @@ pub async fn check_import(
 /// cannot be written at all. A single document that the database refuses is no error: it is counted and goes to the
 /// dead-letter file.
 pub async fn import(
-    files: &[PathBuf],
+    files: &[DocumentsFile],
     database: &Firestore,
     options: RestoreOptions,
     progress: &Progress,
@@ -146,7 +145,7 @@ pub async fn import(
         let (checked, options) = (file.clone(), options.clone());
         let checking = tokio::task::spawn_blocking(move || check_file(&checked, &options, |_, _| Ok(())));
         let documents = checking.await??;
-        info!(file = %file.display(), documents, "checked");
+        info!(file = %file.name().display(), documents, "checked");
         total += documents;
     }
     if options.filter.is_all() {
@@ -156,6 +155,7 @@ pub async fn import(
     let conflicts = Conflicts::default();
     let sink = options.sink(conflicts.clone());
     let mut writer = BulkWriter::new(database, options.write.clone(), sink);
+    progress.watch(writer.pace());
     let (sender, mut documents) = mpsc::channel(WAITING_DOCUMENTS);
     let reading = send_all(files, &options, sender);
     let mut encoder = writer.encoder();
@@ -264,7 +264,7 @@ async fn look_up(
 
 /// Reads a file through, and says how many documents it has. `each` gets those that were chosen, where they are to be.
 fn check_file(
-    file: &Path,
+    file: &DocumentsFile,
     options: &RestoreOptions,
     mut each: impl FnMut(DocumentPath, Fields) -> Result<(), RestoreError>,
 ) -> Result<u64, ImportError> {
@@ -278,7 +278,7 @@ fn check_file(
         }
     }
     let taken = options.renames.taken();
-    let read = read_documents(file, |path, fields| {
+    let read = file.read(|path, fields| {
         if !options.filter.matches(&path) {
             return Ok(());
         }
@@ -296,7 +296,7 @@ fn check_file(
         }
     });
     match read {
-        Ok(checked) => Ok(checked.total_document_count),
+        Ok(documents) => Ok(documents),
         Err(Stopped::Restore(error)) => Err(error.into()),
         Err(Stopped::File(error)) => Err(ImportError::Refused(error)),
     }
@@ -304,7 +304,7 @@ fn check_file(
 
 /// Reads the files on a thread of their own and sends the documents that were chosen, under the paths that they get.
 fn send_all(
-    files: &[PathBuf],
+    files: &[DocumentsFile],
     options: &RestoreOptions,
     sender: mpsc::Sender<(DocumentPath, Vec<u8>)>,
 ) -> tokio::task::JoinHandle<Result<(), JsonError>> {
@@ -327,7 +327,10 @@ fn send_all(
 }
 
 /// Calls `each` with the documents of a file until it answers false.
-fn send_documents(file: &Path, mut each: impl FnMut(DocumentPath, Vec<u8>) -> bool) -> Result<(), JsonError> {
+fn send_documents(
+    file: &DocumentsFile,
+    mut each: impl FnMut(DocumentPath, Vec<u8>) -> bool,
+) -> Result<(), JsonError> {
     enum Stopped {
         ByReceiver,
         ByFile(JsonError),
@@ -337,11 +340,9 @@ fn send_documents(file: &Path, mut each: impl FnMut(DocumentPath, Vec<u8>) -> bo
             Self::ByFile(error)
         }
     }
-    let read = read_documents(file, |path, fields| {
-        match each(path, canonical::encode(&fields)) {
-            true => Ok(()),
-            false => Err(Stopped::ByReceiver),
-        }
+    let read = file.read(|path, fields| match each(path, canonical::encode(&fields)) {
+        true => Ok(()),
+        false => Err(Stopped::ByReceiver),
     });
     match read {
         Ok(_) | Err(Stopped::ByReceiver) => Ok(()),

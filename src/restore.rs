@@ -389,6 +389,7 @@ async fn restore_all(
     let conflicts = Conflicts::default();
     let sink = options.sink(conflicts.clone());
     let writer = BulkWriter::new(database, options.write.clone(), sink);
+    progress.watch(writer.pace());
     let purpose = Purpose::Write(writer.encoder());
     let decide = Decide::new(
         reader,

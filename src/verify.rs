@@ -1,4 +1,9 @@
-//! Checks that snapshots are intact: their structure, that every object is there, and on demand every byte.
+//! Checks that snapshots are intact: their structure, that every object is there, and on demand every byte; and whether a
+//! database holds what a snapshot holds.
+
+mod counts;
+mod database;
+mod restored;
 
 use std::time::{Duration, Instant};
 
@@ -8,6 +13,10 @@ use crate::archive::{
     check_contents, check_presence,
 };
 use crate::progress::Progress;
+
+pub use counts::{CountOf, CountStats, CountedPart, verify_counts};
+pub use database::{CompareOptions, DatabaseStats, Sample, verify_database, verify_sample};
+pub use restored::{VerifyRestoreError, verify_restore};
 
 /// What to check.
 #[derive(Clone, Debug, Default)]

@@ -40,23 +40,8 @@ pub(crate) struct DiffCommand {
 struct ChangeView<'a> {
     path: &'a str,
     change: ChangeKind,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    fields: Vec<FieldView>,
-}
-
-#[derive(Serialize)]
-pub(crate) struct FieldView {
-    field: String,
-    change: FieldChangeKind,
-}
-
-impl FieldView {
-    pub(crate) fn new(field: &FieldChange) -> Self {
-        Self {
-            field: field.path.to_string(),
-            change: field.kind,
-        }
-    }
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    fields: &'a [FieldChange],
 }
 
 impl DiffCommand {
@@ -116,7 +101,7 @@ impl DiffCommand {
                 listing.entry(&ChangeView {
                     path: change.path.as_str(),
                     change: change.kind,
-                    fields: change.fields.iter().map(FieldView::new).collect(),
+                    fields: &change.fields,
                 })?;
                 output.entry(line(change))?;
             }

@@ -3,12 +3,12 @@
 use clap::Args;
 use serde::Serialize;
 
-use super::diff::{FieldView, field_list};
+use super::diff::field_list;
 use super::options::GlobalOptions;
 use super::snapshots::chosen_database;
 use super::{Outcome, UsageError, output};
 use crate::archive::{ChangeKind, SnapshotKind};
-use crate::document::{DocumentPath, typed_json};
+use crate::document::{DocumentPath, FieldChange, typed_json};
 use crate::history::{Version, history};
 
 #[derive(Args, Debug)]
@@ -32,7 +32,7 @@ struct VersionView {
     read_time: String,
     create_time: Option<String>,
     update_time: Option<String>,
-    changed: Vec<FieldView>,
+    changed: Vec<FieldChange>,
     fields: Option<serde_json::Value>,
 }
 
@@ -109,7 +109,7 @@ fn view(version: &Version) -> anyhow::Result<VersionView> {
         read_time: first.read_time.to_string(),
         create_time: document.map(|document| document.create_time.to_string()),
         update_time: document.map(|document| document.update_time.to_string()),
-        changed: version.fields.iter().map(FieldView::new).collect(),
+        changed: version.fields.clone(),
         fields: fields.transpose()?,
     })
 }

@@ -1,6 +1,6 @@
 //! `firebank restore FILE.json` and `firebank import`.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -11,13 +11,14 @@ use super::write_args::{WriteArgs, report, show_plan, show_warnings};
 use super::{Outcome, output, write_args};
 use crate::document::DatabaseName;
 use crate::import::{ImportError, check_import, import, plan_import};
+use crate::json::DocumentsFile;
 use crate::progress::Progress;
 use crate::restore::{RestoreOptions, RestorePlan};
 
 #[derive(Serialize)]
 struct Plan<'a> {
     dry_run: bool,
-    files: &'a [PathBuf],
+    files: Vec<&'a Path>,
     target: String,
     #[serde(flatten)]
     plan: RestorePlan,
@@ -25,13 +26,13 @@ struct Plan<'a> {
 
 pub(crate) async fn run(
     global: &GlobalOptions,
-    files: &[PathBuf],
+    files: &[DocumentsFile],
     target: &DatabaseName,
     options: RestoreOptions,
     write: &WriteArgs,
 ) -> anyhow::Result<Outcome> {
     let source = match files {
-        [file] => file.display().to_string(),
+        [file] => file.name().display().to_string(),
         files => output::count(files.len() as u64, "file"),
     };
     if write.dry_run {
@@ -43,7 +44,7 @@ pub(crate) async fn run(
         let outcome = show_plan(output, &plan, &source, target, &options)?;
         output.json(&Plan {
             dry_run: true,
-            files,
+            files: files.iter().map(DocumentsFile::name).collect(),
             target: target.to_string(),
             plan,
         })?;
@@ -60,7 +61,8 @@ pub(crate) async fn run(
     let imported = import(files, &database, options.clone(), &progress).await;
     drop(display);
     let stats = imported.map_err(wrong_usage)?;
-    report(global, &source, target, &stats, &options)
+    let billed_reads = database.stats().counts().billed_reads;
+    report(global, &source, target, &stats, &options, billed_reads, None)
 }
 
 fn wrong_usage(error: ImportError) -> anyhow::Error {

@@ -30,6 +30,7 @@ mod snapshot_filter;
 mod snapshots;
 mod status;
 mod verify;
+mod verify_live;
 mod write_args;
 
 use std::fmt;
@@ -88,7 +89,7 @@ enum Command {
     History(history::HistoryCommand),
     /// Show what changed between two snapshots, or since one
     Diff(diff::DiffCommand),
-    /// Check that snapshots are intact
+    /// Check that snapshots are intact, or that a database holds what a snapshot holds
     Verify(verify::VerifyCommand),
     /// Write a snapshot or a JSON backup into a database
     Restore(restore::RestoreCommand),
@@ -374,7 +375,7 @@ fn start_log(global: &GlobalOptions) -> anyhow::Result<()> {
         (false, _) => "debug",
     };
     let terminal = tracing_subscriber::fmt::layer()
-        .with_writer(io::stderr)
+        .with_writer(|| progress::BesideProgress)
         .without_time()
         .with_target(global.verbose > 1)
         .with_ansi(io::IsTerminal::is_terminal(&io::stderr()));

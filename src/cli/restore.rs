@@ -12,15 +12,18 @@ use super::progress::ProgressDisplay;
 use super::restore_session::SessionArgs;
 use super::snapshot_filter::SnapshotFilterArgs;
 use super::snapshots::find_filtered;
+use super::verify_live::{Check, Verification};
 use super::write_args::{WriteArgs, report, show_plan, show_warnings, wrong_usage};
 use super::{Outcome, UsageError, json_restore, output};
 use crate::archive::{Snapshot, SnapshotFilter, SnapshotReader};
 use crate::document::DatabaseName;
+use crate::json::DocumentsFile;
 use crate::progress::Progress;
 use crate::restore::{
-    RestoreError, RestoreOptions, RestorePlan, check_restore, plan_restore, restore, retry,
+    RestoreError, RestoreMode, RestoreOptions, RestorePlan, check_restore, plan_restore, restore, retry,
 };
 use crate::stop::Stop;
+use crate::verify::verify_restore;
 
 #[derive(Args, Debug)]
 pub(crate) struct RestoreCommand {
@@ -39,6 +42,10 @@ pub(crate) struct RestoreCommand {
     /// Allow writing into the database that the snapshot was taken of
     #[arg(long)]
     in_place: bool,
+    /// Compare the database with the snapshot afterwards, every chosen document by its contents, which costs a read each; exit
+    /// code 3 where they differ
+    #[arg(long, conflicts_with = "dry_run")]
+    verify: bool,
     #[command(flatten)]
     write: WriteArgs,
     #[command(flatten)]
@@ -57,8 +64,14 @@ impl RestoreCommand {
         }
         let source = self.source.as_deref().unwrap_or_default();
         if let Some(file) = json_file(global, source)? {
+            if self.verify {
+                return Err(UsageError::new(
+                    "--verify compares with a snapshot, and a file is none",
+                ));
+            }
             let target = self.json_target(global)?;
-            return json_restore::run(global, &[file], &target, options, &self.write).await;
+            let file = [DocumentsFile::collection(file)];
+            return json_restore::run(global, &file, &target, options, &self.write).await;
         }
         let repository = global.open_repository().await?;
         let mut snapshot = find_filtered(global, &repository, source, &self.latest).await?;
@@ -92,7 +105,7 @@ impl RestoreCommand {
             show_warnings(&warnings.map_err(wrong_usage)?);
         }
         self.write.confirm(global, &target)?;
-        write_snapshot(global, &reader, target, options).await
+        write_snapshot(global, &reader, target, options, self.verify).await
     }
 
     /// Writes again what failed.
@@ -109,7 +122,9 @@ impl RestoreCommand {
         let display = ProgressDisplay::start("writing again", &progress, global.quiet);
         let stats = retry(file, &database, options.clone(), &progress).await?;
         drop(display);
-        report(global, &file.display().to_string(), &target, &stats, &options)
+        let billed_reads = database.stats().counts().billed_reads;
+        let source = file.display().to_string();
+        report(global, &source, &target, &stats, &options, billed_reads, None)
     }
 
     /// A JSON backup goes where the command line points: the original tools restored them so.
@@ -162,6 +177,7 @@ async fn write_snapshot(
     reader: &SnapshotReader,
     target: DatabaseName,
     options: RestoreOptions,
+    verify: bool,
 ) -> anyhow::Result<Outcome> {
     let snapshot = reader.snapshot();
     let database = global.connect_to(target.clone()).await?;
@@ -183,13 +199,40 @@ async fn write_snapshot(
             )
         })?,
     };
-    report(
-        global,
-        &format!("snapshot {}", snapshot.id),
-        &target,
-        &stats,
-        &options,
-    )
+    let source = format!("snapshot {}", snapshot.id);
+    let billed_reads = database.stats().counts().billed_reads;
+    if !verify {
+        return report(global, &source, &target, &stats, &options, billed_reads, None);
+    }
+    let progress = Arc::new(Progress::new());
+    let display = ProgressDisplay::start("comparing", &progress, global.quiet);
+    let compared = verify_restore(reader, &database, &options, &progress).await;
+    drop(display);
+    match compared {
+        Ok(compared) => {
+            let verification = Verification {
+                snapshot: snapshot.id,
+                target: &target,
+                stats: &compared,
+                check: Check::Contents,
+                extra_matters: options.mode == RestoreMode::Mirror,
+            };
+            report(
+                global,
+                &source,
+                &target,
+                &stats,
+                &options,
+                billed_reads,
+                Some(&verification),
+            )
+        }
+        Err(error) => {
+            report(global, &source, &target, &stats, &options, billed_reads, None)?;
+            Err(error)
+                .context("what was restored could not be verified; `firebank verify --live` tries it again")
+        }
+    }
 }
 
 /// The JSON backup that `source` names: as a path, or as a file's name in the repository's folder.

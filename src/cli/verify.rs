@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
 use super::snapshots::find_snapshot;
+use super::verify_live::LiveArgs;
 use super::{Outcome, output};
 use crate::archive::{ArchiveError, Damage, DataSubset, Repository};
 use crate::progress::Progress;
@@ -21,6 +22,8 @@ pub(crate) struct VerifyCommand {
     /// Also read the data, all of it or a part: `10%`, or `2/7` for the second of seven parts
     #[arg(long, value_name = "SUBSET", num_args = 0..=1, require_equals = true, default_missing_value = "100%", value_parser = subset)]
     read_data: Option<DataSubset>,
+    #[command(flatten)]
+    live: LiveArgs,
 }
 
 /// What `--json` prints of a verification.
@@ -62,6 +65,9 @@ fn subset(text: &str) -> Result<DataSubset, String> {
 
 impl VerifyCommand {
     pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
+        if self.live.live {
+            return self.live.run(global, &self.snapshots).await;
+        }
         let repository = match Repository::open(global.store()?).await {
             Err(ArchiveError::Damaged(damage)) => {
                 let stats = VerifyStats {

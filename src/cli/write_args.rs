@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::confirm::{confirm, is_protected};
 use super::options::GlobalOptions;
 use super::output::Output;
+use super::verify_live::{Verification, VerificationView};
 use super::{Outcome, UsageError, output};
 use crate::clock;
 use crate::document::{DatabaseName, DocumentPath, FieldMask, Timestamp};
@@ -353,18 +354,26 @@ struct Summary<'a> {
     conflicting: &'a [DocumentPath],
     references: ReferenceCounts,
     foreign_references: u64,
+    billed_reads: u64,
+    billed_writes: u64,
+    billed_deletes: u64,
     requests: u64,
     retries: u64,
     seconds: f64,
+    /// Of `restore --verify`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verification: Option<VerificationView<'a>>,
 }
 
-/// Tells how a restore or an import ended.
+/// Tells how a restore or an import ended, and whether the database holds what it should, if somebody has looked.
 pub(super) fn report(
     global: &GlobalOptions,
     source: &str,
     target: &DatabaseName,
     stats: &RestoreStats,
     options: &RestoreOptions,
+    billed_reads: u64,
+    verification: Option<&Verification<'_>>,
 ) -> anyhow::Result<Outcome> {
     let output = global.output();
     let shown = output::printable(source);
@@ -404,6 +413,14 @@ pub(super) fn report(
         output.line(format!("{}.", documents(count, one, many)))?;
     }
     show_references(output, &stats.references)?;
+    let billed_writes = stats.written.saturating_sub(fates.deleted);
+    output.line(format!(
+        "Billed: {}, {}, {}; {} sent again.",
+        output::count(billed_reads, "read"),
+        output::count(billed_writes, "write"),
+        output::count(fates.deleted, "delete"),
+        output::count(stats.writes.retries, "write"),
+    ))?;
     if fates.conflicts > 0 {
         tracing::error!(
             "{} meanwhile and left alone",
@@ -419,6 +436,9 @@ pub(super) fn report(
         );
     }
     tell_of_gaps(&stats.gaps);
+    if let Some(verification) = verification {
+        verification.tell(output)?;
+    }
     output.json(&Summary {
         source,
         target: target.to_string(),
@@ -432,12 +452,17 @@ pub(super) fn report(
         conflicting: &stats.conflicts,
         references: stats.references,
         foreign_references: stats.references.foreign,
+        billed_reads,
+        billed_writes,
+        billed_deletes: fates.deleted,
         requests: stats.writes.requests,
         retries: stats.writes.retries,
         seconds: stats.duration.as_secs_f64(),
+        verification: verification.map(Verification::view),
     })?;
+    let differs = verification.is_some_and(|verification| verification.outcome() == Outcome::NeedsLook);
     Ok(
-        if stats.failed > 0 || fates.conflicts > 0 || !stats.gaps.is_empty() {
+        if stats.failed > 0 || fates.conflicts > 0 || !stats.gaps.is_empty() || differs {
             Outcome::NeedsLook
         } else {
             outcome_of_choice(options, stats.documents + fates.deleted)

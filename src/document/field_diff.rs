@@ -14,13 +14,19 @@ pub enum FieldChangeKind {
     Removed,
 }
 
-/// A field that differs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A field that differs. In JSON: `{"field": "address.city", "change": "changed"}`.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct FieldChange {
     /// The field: the innermost map's key where both versions have a map, so `address.city` and not `address`.
+    #[serde(rename = "field", serialize_with = "as_text")]
     pub path: FieldPath,
     /// How it differs.
+    #[serde(rename = "change")]
     pub kind: FieldChangeKind,
+}
+
+fn as_text<S: serde::Serializer>(path: &FieldPath, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(path)
 }
 
 /// The fields that differ, in the order of their keys. Maps are looked into, arrays are compared as a whole.

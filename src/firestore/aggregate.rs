@@ -55,6 +55,13 @@ impl Firestore {
         Ok(try_join_all(counts).await?.into_iter().sum())
     }
 
+    /// How many documents the collections of this id have, wherever they are, at the read time or now. Bills a read for each
+    /// thousand.
+    pub async fn count_group(&self, id: &str, read_time: Option<Timestamp>) -> Result<u64> {
+        self.count_query(&KeyRange::all(), Some(id), None, read_time)
+            .await
+    }
+
     async fn count_query(
         &self,
         range: &KeyRange,

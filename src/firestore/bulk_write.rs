@@ -24,6 +24,7 @@ use tokio::task::JoinSet;
 
 use super::{Error, Firestore, Result, Throttle, ThrottleOptions};
 use crate::document::DocumentPath;
+use crate::progress::Pace;
 use batch::{Batch, Limits, SpareBuffers};
 pub use encode::{EncodedWrites, WriteEncoder};
 pub(crate) use mark::Marks;
@@ -175,6 +176,12 @@ impl std::fmt::Debug for BulkWriter {
 }
 
 impl BulkWriter {
+    /// A way to ask how the writer fares, from anywhere and for as long as it is there.
+    pub fn pace(&self) -> impl Fn() -> Option<Pace> + Send + Sync + 'static + use<> {
+        let sender = Arc::downgrade(&self.sender);
+        move || sender.upgrade().map(|sender| sender.pace())
+    }
+
     /// A writer into a database. It needs a Tokio runtime.
     pub fn new(firestore: &Firestore, options: WriteOptions, sink: impl FailureSink + 'static) -> Self {
         let throttle = Arc::new(Throttle::new(ThrottleOptions {

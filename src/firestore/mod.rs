@@ -51,6 +51,7 @@ pub use stats::{RequestCounts, RequestStats};
 pub use throttle::{Clock, SystemClock, Throttle, ThrottleOptions, ramp_time, write_time};
 
 use crate::document::DatabaseName;
+use crate::progress::Pace;
 
 /// A connection to one database. Clones share it.
 #[derive(Clone)]
@@ -128,6 +129,17 @@ impl Firestore {
                  call and a billed read more for every document",
                 refusal.message()
             );
+        }
+    }
+
+    /// A way to ask how the reading fares, from anywhere and for as long as the connection is there.
+    pub fn pace(&self) -> impl Fn() -> Option<Pace> + Send + Sync + 'static + use<> {
+        let inner = Arc::downgrade(&self.inner);
+        move || {
+            inner.upgrade().map(|inner| Pace {
+                retries: inner.stats.counts().retries,
+                ..Pace::default()
+            })
         }
     }
 

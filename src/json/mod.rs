@@ -1,4 +1,5 @@
-//! The JSON format for compatibility: one file a collection, as the Python tool before Firebank wrote it.
+//! The JSON format for compatibility: one file a collection, as the Python tool before Firebank wrote it; and NDJSON, one
+//! document a line ([`LineWriter`]), for other tools and for pipes.
 //!
 //! A person can read it, `jq` can, and files of the old tool are read as they are. It is no archive: every backup is a full
 //! copy, and nothing but its count says that a file is whole. So files come into being under another name and are renamed
@@ -52,7 +53,9 @@
 
 mod folder;
 mod layout;
+mod ndjson;
 mod read;
+mod source;
 mod summary;
 mod write;
 
@@ -65,7 +68,9 @@ use crate::document::canonical::CanonicalError;
 use crate::document::{CollectionPath, DocumentPath};
 
 pub use folder::{JsonBackup, list_folder};
+pub use ndjson::{LineFile, LineWriter, ndjson_file_name, read_lines, read_lines_of};
 pub use read::{Checked, check, read_documents};
+pub use source::{DocumentsFile, is_ndjson};
 pub use summary::{BackupSession, BackupSummary};
 pub use write::{CollectionWriter, Origin, WrittenFile};
 
@@ -103,6 +108,16 @@ pub enum JsonError {
         /// The file.
         file: PathBuf,
         /// What is wrong, with line and column where there are any.
+        reason: String,
+    },
+    /// A line of an NDJSON file is no document.
+    #[error("{}, line {line}: {reason}", file.display())]
+    Line {
+        /// The file.
+        file: PathBuf,
+        /// Counted from 1.
+        line: u64,
+        /// What is wrong with it, with the column where there is one.
         reason: String,
     },
     /// The file does not hold as many documents as it says.

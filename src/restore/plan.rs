@@ -11,6 +11,7 @@ use super::ranges;
 use super::rules::{Fate, Fates, Look};
 use super::{ReferenceCounts, RestoreCounts, RestoreError, RestoreOptions};
 use crate::archive::{Lease, SnapshotReader};
+use crate::compare::{Difference, DifferenceKind, NAMED_DIFFERENCES};
 use crate::document::{DatabaseName, DocumentPath};
 use crate::firestore::{Firestore, write_time};
 
@@ -38,6 +39,8 @@ pub struct RestorePlan {
     pub seconds: Option<f64>,
     /// Documents that were changed too late and would be left alone: the first of them.
     pub conflicting: Vec<DocumentPath>,
+    /// Some of the documents that would be created (missing), changed (different) or deleted (extra), in path order.
+    pub some_differences: Vec<Difference>,
     /// What to know before.
     pub warnings: Vec<Warning>,
 }
@@ -47,11 +50,22 @@ pub struct RestorePlan {
 pub(crate) struct Tally {
     pub(crate) collections: BTreeMap<String, Fates>,
     pub(crate) writes: u64,
+    pub(crate) some_differences: Vec<Difference>,
     pub(crate) warnings: Vec<Warning>,
 }
 
 impl Tally {
     pub(crate) fn note(&mut self, path: &DocumentPath, fate: Fate) {
+        let kind = match fate {
+            Fate::Created => Some(DifferenceKind::Missing),
+            Fate::Changed => Some(DifferenceKind::Different),
+            Fate::Deleted => Some(DifferenceKind::Extra),
+            _ => None,
+        };
+        if let Some(kind) = kind.filter(|_| self.some_differences.len() < NAMED_DIFFERENCES) {
+            let (path, fields) = (path.clone(), Vec::new());
+            self.some_differences.push(Difference { path, kind, fields });
+        }
         match self.collections.get_mut(path.root_collection()) {
             Some(fates) => fates.note(fate),
             None => {
@@ -67,6 +81,9 @@ impl Tally {
             *self.collections.entry(collection).or_default() += fates;
         }
         self.writes += other.writes;
+        let room = NAMED_DIFFERENCES.saturating_sub(self.some_differences.len());
+        let more = other.some_differences.into_iter().take(room);
+        self.some_differences.extend(more);
         check::merge(&mut self.warnings, other.warnings);
     }
 
@@ -78,11 +95,14 @@ impl Tally {
 impl RestorePlan {
     pub(crate) fn new(
         counts: &RestoreCounts,
-        tally: Tally,
+        mut tally: Tally,
         billed_reads: u64,
         conflicts: &Conflicts,
         options: &RestoreOptions,
     ) -> Self {
+        tally
+            .some_differences
+            .sort_by_cached_key(|difference| difference.path.key());
         let billed_deletes = counts.fates.deleted;
         let time = write_time(
             tally.writes + billed_deletes,
@@ -100,6 +120,7 @@ impl RestorePlan {
             billed_deletes,
             seconds: time.map(|time| time.as_secs_f64()),
             conflicting: conflicts.paths(),
+            some_differences: tally.some_differences,
             warnings: tally.warnings,
         }
     }

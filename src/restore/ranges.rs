@@ -15,7 +15,10 @@ pub(super) async fn split_ranges(
     let boundaries = reader
         .page_boundaries_within(ranges, parallel.max(1) * RANGES_PER_READER)
         .await?;
-    Ok(ranges.iter().flat_map(|range| range.cut_at(&boundaries)).collect())
+    Ok(ranges
+        .iter()
+        .flat_map(|range| range.cut_at(&boundaries))
+        .collect())
 }
 
 /// The order in which so many ranges are begun when `parallel` of them are read at a time: those that are read together lie

@@ -57,7 +57,10 @@ const SNAPSHOT_KEYS: [&str; 26] = [
     "unchanged_documents",
 ];
 
-const RESTORE_KEYS: [&str; 21] = [
+const RESTORE_KEYS: [&str; 24] = [
+    "billed_deletes",
+    "billed_reads",
+    "billed_writes",
     "bytes",
     "changed",
     "conflicting",

@@ -72,6 +72,7 @@ fn a_dry_run_says_what_would_happen_and_what_it_costs() {
             "references",
             "seconds",
             "snapshot",
+            "some_differences",
             "target",
             "unchanged",
             "warnings",

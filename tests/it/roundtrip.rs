@@ -8,9 +8,12 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use firebank::clock;
-use firebank::export::{ExportOptions, ExportStats, export_database, export_snapshot};
+use firebank::export::{
+    ExportOptions, ExportStats, LinesOptions, LinesTo, export_database, export_lines, export_snapshot,
+};
 use firebank::firestore::Firestore;
 use firebank::import::import;
+use firebank::json::DocumentsFile;
 use firebank::progress::Progress;
 use firestore::gcloud_sdk::google::firestore::v1::value::ValueType;
 use firestore::gcloud_sdk::google::firestore::v1::{Document, ListDocumentsRequest, Value, Write};
@@ -568,6 +571,7 @@ async fn through_json_files(address: &str) {
         let target = source.with_new_project("named-copy");
         let copy = client(address, &target).await;
         let options = restore_options(&copy, &folder.path().join("failed.ndjson"));
+        let files: Vec<DocumentsFile> = files.into_iter().map(DocumentsFile::at).collect();
         let stats = import(&files, &copy, options, &progress).await.unwrap();
         assert_eq!((stats.written, stats.failed), (shallow.len() as u64, 0));
         assert_same(&read_back(&target).await, &moved(&shallow, &source, &target));
@@ -576,6 +580,62 @@ async fn through_json_files(address: &str) {
             tonic::Code::NotFound as i32
         );
     }
+}
+
+/// Through lines of NDJSON: one file a collection, one file, and a stream. There is no limit to the depth of subcollections.
+async fn through_lines(address: &str) {
+    let source = Server::connect(address, "trip-lines").await;
+    let documents = hard_documents(&source);
+    load(&source, &documents).await;
+    let database = client(address, &source).await;
+    let repository = repository(small_segments()).await;
+    let snapshot = back_up(&database, &repository, 2).await;
+    let reader = repository.reader(&snapshot).await.unwrap();
+    let (folder, progress) = (tempfile::tempdir().unwrap(), Progress::new());
+    let one_file = folder.path().join("all.jsonl");
+    let streamed = folder.path().join("stream.ndjson");
+    let stream = std::fs::File::create(&streamed).unwrap();
+    let many = folder.path().join("many");
+    std::fs::create_dir(&many).unwrap();
+    for to in [
+        LinesTo::Folder(many),
+        LinesTo::File(one_file.clone()),
+        LinesTo::Stream(Box::new(stream), streamed.clone()),
+    ] {
+        let options = LinesOptions {
+            collections: Vec::new(),
+            include_migrations: true,
+            time: clock::now(),
+        };
+        let stats = export_lines(&reader, to, &options, &progress).await.unwrap();
+        let files: Vec<_> = stats.files.into_iter().map(|written| written.file).collect();
+        let sources: Vec<_> = files.into_iter().map(DocumentsFile::at).collect();
+        let target = source.with_new_project("named-copy");
+        let copy = client(address, &target).await;
+        let options = restore_options(&copy, &folder.path().join("failed.ndjson"));
+        let stats = import(&sources, &copy, options, &progress).await.unwrap();
+        assert_eq!((stats.written, stats.failed), (documents.len() as u64, 0));
+        assert_same(&read_back(&target).await, &moved(&documents, &source, &target));
+        assert_eq!(
+            code(target.get("missing/far").await),
+            tonic::Code::NotFound as i32
+        );
+    }
+    let text = std::fs::read_to_string(&one_file).unwrap();
+    assert_eq!(text, std::fs::read_to_string(&streamed).unwrap());
+    assert_eq!(text.lines().count(), documents.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sandbox_comes_back_from_lines() {
+    let sandbox = sandbox().await;
+    through_lines(&sandbox.address().to_string()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn emulator_comes_back_from_lines() {
+    let Some(address) = emulator() else { return };
+    through_lines(address).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

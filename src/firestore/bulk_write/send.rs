@@ -13,6 +13,7 @@ use crate::document::{DocumentPath, canonical, changed_fields};
 use crate::firestore::connect::Lane;
 use crate::firestore::retry::{Backoff, is_retryable, is_retryable_code};
 use crate::firestore::{Error, Firestore, Method, Result, Throttle};
+use crate::progress::Pace;
 use crate::stop::Stop;
 
 /// `BatchWriteResponse` without the times of the writes, which nobody asks for.
@@ -59,6 +60,8 @@ pub(super) struct Sender {
     /// Asks to send nothing more.
     stop: Stop,
     retries: AtomicU64,
+    /// Writes that are done, well or not.
+    settled: AtomicU64,
     requests: AtomicU64,
     sent_bytes: AtomicU64,
 }
@@ -86,6 +89,15 @@ enum Refusal {
 }
 
 impl Sender {
+    /// How the writing goes, and the reading on the same connection.
+    pub(super) fn pace(&self) -> Pace {
+        Pace {
+            limit: self.throttle.current_rate(),
+            retries: self.retries.load(Relaxed) + self.firestore.stats().counts().retries,
+            settled: self.settled.load(Relaxed),
+        }
+    }
+
     pub(super) fn new(firestore: Firestore, throttle: Arc<Throttle>, spare: Arc<SpareBuffers>) -> Self {
         Self {
             head: request_head(&firestore.database().resource()),
@@ -95,6 +107,7 @@ impl Sender {
             spare,
             stop: Stop::default(),
             retries: AtomicU64::new(0),
+            settled: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
         }
@@ -303,6 +316,7 @@ impl Sender {
         outcome: &mut Outcome,
     ) -> Result<Batch> {
         let mut again = Batch::default();
+        let sent = statuses.len();
         for (index, (code, message)) in statuses.into_iter().enumerate() {
             let entry = &part.entries[index];
             match code {
@@ -321,6 +335,8 @@ impl Sender {
                 code => outcome.failures.push(self.failure(part, index, code, &message)),
             }
         }
+        let settled = sent - again.len();
+        self.settled.fetch_add(settled as u64, Relaxed);
         Ok(again)
     }
 
