@@ -83,7 +83,7 @@ pub async fn plan_import(
     reading.await?.map_err(ImportError::Refused)?;
     let billed_reads = match rules.look() {
         Look::Nothing => 0,
-        Look::Times | Look::Documents => database.stats().counts().since(&before).billed_reads,
+        Look::Documents => database.stats().counts().since(&before).billed_reads,
     };
     Ok(RestorePlan::new(
         &counts,
@@ -239,7 +239,7 @@ impl There {
             None => Found::Missing,
             Some((update_time, body)) => Found::There {
                 update_time: *update_time,
-                body: Some(body),
+                body,
             },
         }
     }

@@ -42,6 +42,7 @@ use crate::firestore::{self, BulkWriter, Firestore, WriteOptions, WriteStats};
 use crate::path_filter::PathFilter;
 use crate::progress::Progress;
 use crate::stop::Stop;
+use crate::store::StoreError;
 pub(crate) use check::Checks;
 pub use check::{TtlField, Warning, WarningKind};
 pub(crate) use conflicts::Conflicts;
@@ -136,13 +137,14 @@ impl RestoreOptions {
             note("--exclude", self.filter.excluded().join(" "));
         }
         if let Some(fields) = &self.fields {
-            note("--fields", format!("{fields:?}"));
+            note("--fields", fields.to_string());
         }
         if let Some(time) = self.unmodified_since {
             note("--if-unmodified-since", time.to_string());
         }
         if !self.renames.is_empty() {
-            note("--rename-collection", format!("{:?}", self.renames));
+            let renames: Vec<String> = self.renames.iter().map(ToString::to_string).collect();
+            note("--rename-collection", renames.join(" "));
         }
         if self.skip_damaged {
             note("--skip-damaged", "yes".to_owned());
@@ -238,7 +240,6 @@ pub struct RestoreStats {
     pub failed: u64,
     /// What was left out because the snapshot is damaged there ([`RestoreOptions::skip_damaged`]).
     pub gaps: Vec<Gap>,
-    /// How the writer fared, in this process.
     /// What was decided about the documents, and what the database said to it. Documents are known to be created or changed
     /// only where the database was looked at.
     pub fates: Fates,
@@ -246,7 +247,7 @@ pub struct RestoreStats {
     pub conflicts: Vec<DocumentPath>,
     /// References in what was written.
     pub references: ReferenceCounts,
-    /// How the writer fared.
+    /// How the writer fared, in this process.
     pub writes: WriteStats,
     /// How long it took, in this process.
     pub duration: Duration,
@@ -336,11 +337,18 @@ fn going_on(session: Option<SessionId>) -> &'static str {
 }
 
 fn advice(error: &ArchiveError) -> &'static str {
-    match error {
-        ArchiveError::Damaged(_) => {
+    let is_damage = matches!(
+        error,
+        ArchiveError::Damaged(_)
+            | ArchiveError::Store(
+                StoreError::NotFound { .. } | StoreError::OutOfRange { .. } | StoreError::TooLarge { .. }
+            )
+    );
+    match is_damage {
+        true => {
             ". `firebank verify --read-data` shows what else is damaged; --skip-damaged restores what is not"
         }
-        _ => "",
+        false => "",
     }
 }
 
@@ -416,12 +424,15 @@ async fn restore_all(
 
     let (sender, steps) = mpsc::channel(WAITING_BATCHES);
     let parallel = options.parallel.max(1);
-    let reading = &reading;
-    let order = ranges::far_apart(rest.len(), parallel).into_iter();
-    let read = stream::iter(order.map(|place| rest[place].clone()))
-        .map(move |(number, range)| reading.range(number, range, sender.clone()))
-        .buffer_unordered(parallel)
-        .for_each(|()| std::future::ready(()));
+    // In a block of its own, at whose end the sender goes: that is how the writing knows that there is no more.
+    let read = async move {
+        let order = ranges::far_apart(rest.len(), parallel).into_iter();
+        stream::iter(order.map(|place| rest[place].clone()))
+            .map(|(number, range)| reading.range(number, range, sender.clone()))
+            .buffer_unordered(parallel)
+            .for_each(|()| std::future::ready(()))
+            .await;
+    };
     // When the writing ends early, nobody needs what is still being read.
     let write = match futures::future::select(pin!(writing.run(steps)), pin!(read)).await {
         Either::Left((written, _)) => written,

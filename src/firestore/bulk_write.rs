@@ -442,8 +442,7 @@ impl BulkWriter {
             }
             if let Some(batch) = self.full.pop_front() {
                 self.bytes_in_flight += bytes;
-                let sender = self.sender.clone();
-                self.in_flight.spawn(async move { sender.deliver(batch).await });
+                self.in_flight.spawn(self.sender.clone().deliver(batch));
             }
         }
         Ok(())

@@ -198,14 +198,22 @@ impl Throttle {
 
     /// Waits until `writes` more may be sent. Calls are served in the order in which they are made.
     pub async fn acquire(&self, writes: usize) {
+        if writes == 0 {
+            return;
+        }
         let wait = self.reserve(writes);
+        self.wait(wait).await;
+    }
+
+    /// Waits until a place is there.
+    pub(super) async fn wait(&self, wait: Duration) {
         if !wait.is_zero() {
             self.clock.sleep(wait).await;
         }
     }
 
     /// Takes the place of `writes` in time, and says how long it is until then.
-    fn reserve(&self, writes: usize) -> Duration {
+    pub(super) fn reserve(&self, writes: usize) -> Duration {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.clock.now();
         let Some(rate) = self.rate_at(&mut state, now) else {

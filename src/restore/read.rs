@@ -129,7 +129,7 @@ impl Reading {
                     if let Some(up_to) = &decided.up_to {
                         rest.start = Some(up_to.next());
                     }
-                    steps.send(Ok(Step::Decided(decided))).await?;
+                    steps.send(Ok(Step::Decided(Box::new(decided)))).await?;
                 }
                 Some(Err(error)) => break error,
             }
@@ -233,11 +233,12 @@ impl Reading {
 
     /// The damage of each record whose body cannot be read.
     async fn unreadable(&self, records: &RecordBatch) -> Result<HashMap<usize, Damage>, RestoreError> {
-        let frame_len = self.reader.repository().parameters().frame_len;
+        let frame_len = u64::from(self.reader.repository().parameters().frame_len);
         let mut by_frames: HashMap<_, Vec<usize>> = HashMap::new();
         for (number, record) in records.iter().enumerate() {
             let Some(body) = record.body else { continue };
-            let frames = (body.offset / frame_len, (body.offset + body.length) / frame_len);
+            let (start, length) = (u64::from(body.offset), u64::from(body.length));
+            let frames = (start / frame_len, (start + length) / frame_len);
             let frames = (body.chunk.id, body.chunk.session, frames);
             by_frames.entry(frames).or_default().push(number);
         }

@@ -26,7 +26,7 @@ pub(super) type Message = (usize, Result<Step, RestoreError>);
 /// The next of a range.
 pub(super) enum Step {
     /// A stretch that is decided.
-    Decided(Decided),
+    Decided(Box<Decided>),
     /// A stretch that cannot be read, up to this key, or to the end.
     Gap(Gap, Option<DocumentKey>),
     /// There is no more.
@@ -252,12 +252,13 @@ impl Writing<'_> {
     async fn take_step(&mut self, range: usize, step: Step) -> Result<End, RestoreError> {
         let mut waiting = Waiting::default();
         match step {
-            Step::Decided(Decided {
-                writes,
-                counts,
-                up_to,
-                ..
-            }) => {
+            Step::Decided(decided) => {
+                let Decided {
+                    writes,
+                    counts,
+                    up_to,
+                    ..
+                } = *decided;
                 let mark = self.writer.mark();
                 waiting.mark = Some(mark);
                 waiting.counts = counts;

@@ -130,11 +130,30 @@ impl Sender {
 
     /// Sends a batch until each of its writes is written or has failed for good, or nothing more is to be sent. An error means
     /// that there is no point in going on with any.
-    pub(super) async fn deliver(&self, batch: Batch) -> Result<Outcome> {
+    ///
+    /// The batch's place in time is taken at the call, so that batches are sent in the order in which they are given.
+    pub(super) fn deliver(
+        self: Arc<Self>,
+        batch: Batch,
+    ) -> impl Future<Output = Result<Outcome>> + Send + 'static {
+        let wait = self.throttle.reserve(batch.len());
+        async move {
+            tokio::select! {
+                biased;
+                () = self.stop.requested() => return Ok(Outcome::default()),
+                () = self.throttle.wait(wait) => {}
+            }
+            self.deliver_in_time(batch).await
+        }
+    }
+
+    async fn deliver_in_time(&self, batch: Batch) -> Result<Outcome> {
         let mut outcome = Outcome {
             bytes: batch.byte_len(),
             ..Outcome::default()
         };
+        // Each write's first place in time is taken.
+        let mut paid = batch.len();
         let mut waiting = vec![batch];
         while let Some(mut batch) = waiting.pop() {
             let most = self.throttle.request_writes();
@@ -150,7 +169,7 @@ impl Sender {
                     mark: entry.mark,
                 })
                 .collect();
-            match self.deliver_part(sealed, &mut outcome).await? {
+            match self.deliver_part(sealed, &mut paid, &mut outcome).await? {
                 Delivered::Done => outcome.done.extend(done),
                 Delivered::Halves(first, second) => waiting.extend([second, first]),
                 Delivered::Stopped => break,
@@ -160,17 +179,24 @@ impl Sender {
     }
 
     /// Sends writes until they are done, or gives back two halves to send on their own.
-    async fn deliver_part(&self, mut part: Sealed, outcome: &mut Outcome) -> Result<Delivered> {
+    async fn deliver_part(
+        &self,
+        mut part: Sealed,
+        paid: &mut usize,
+        outcome: &mut Outcome,
+    ) -> Result<Delivered> {
         let policy = self.firestore.inner.retry.clone();
         // Requests that fail as a whole, and writes that fail within answered requests, are counted apart: a bad
         // connection must not use up what a contended document may need.
         let mut unanswered = Backoff::new(policy.clone());
         let mut undone = Backoff::new(policy.clone());
         loop {
+            let owed = part.entries.len().saturating_sub(*paid);
+            *paid = paid.saturating_sub(part.entries.len());
             tokio::select! {
                 biased;
                 () = self.stop.requested() => return Ok(Delivered::Stopped),
-                () = self.throttle.acquire(part.entries.len()) => {}
+                () = self.throttle.acquire(owed) => {}
             }
             let status = match self.send_once(&part).await {
                 Ok(statuses) => {
