@@ -186,7 +186,14 @@ pub async fn import(
         }
     }
     reading.await?.map_err(ImportError::Changed)?;
-    let writes = writer.finish().await?;
+    let writes = tokio::select! {
+        writes = writer.complete() => writes?,
+        () = options.stop.requested() => {
+            writer.drain(DRAIN_PATIENCE).await?;
+            let documents = writer.stats().written;
+            return Err(ImportError::Stopped { documents });
+        }
+    };
     counts.written = writes.written;
     counts.failed = writes.failed;
     counts.left_out = writes.left_out;

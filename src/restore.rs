@@ -487,7 +487,7 @@ async fn begin(
     }) = &options.session
     {
         unfinished.check(&plan(&[]))?;
-        return Ok((Some(sessions.resume(unfinished)), unfinished.ranges()));
+        return Ok((Some(sessions.resume(unfinished).await?), unfinished.ranges()));
     }
     let chosen = options.pieces(reader);
     let pieces = match ranges::split_ranges(reader, &chosen, options.parallel).await {

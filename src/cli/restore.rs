@@ -82,7 +82,7 @@ impl RestoreCommand {
                 .session
                 .options(global, repository.id(), snapshot.id, is_latest, &target)
                 .await?;
-            if let Some(unfinished) = &session.resume {
+            if let Some(unfinished) = session.as_ref().and_then(|session| session.resume.as_ref()) {
                 if self.write.dead_letter_file.is_none() {
                     options.dead_letter_file = unfinished.dead_letter_file().to_owned();
                 }
@@ -94,7 +94,7 @@ impl RestoreCommand {
                     );
                 }
             }
-            options.session = Some(session);
+            options.session = session;
         }
         let reader = repository.reader(&snapshot).await?;
         if self.write.dry_run {

@@ -27,8 +27,13 @@ pub(super) struct SessionArgs {
 }
 
 impl SessionArgs {
+    /// The address that was given.
+    fn state(&self) -> Option<&str> {
+        self.state.as_deref().filter(|state| !state.is_empty())
+    }
+
     fn sessions(&self, global: &GlobalOptions) -> anyhow::Result<RestoreSessions> {
-        let address = match self.state.as_deref().filter(|state| !state.is_empty()) {
+        let address = match self.state() {
             Some(state) => state
                 .parse()
                 .map_err(|error: AddressError| UsageError::new(format!("--state: {error}")))?,
@@ -49,9 +54,21 @@ impl SessionArgs {
         snapshot: SnapshotId,
         is_latest: bool,
         target: &DatabaseName,
-    ) -> anyhow::Result<SessionOptions> {
-        let sessions = self.sessions(global)?;
-        let mut unfinished = sessions.unfinished().await?;
+    ) -> anyhow::Result<Option<SessionOptions>> {
+        let found = async {
+            let sessions = self.sessions(global)?;
+            let unfinished = sessions.unfinished().await?;
+            Ok::<_, anyhow::Error>((sessions, unfinished))
+        };
+        let (sessions, mut unfinished) = match found.await {
+            Ok(found) => found,
+            // Nobody asked for it, and a restore must not fail for want of a home.
+            Err(error) if !self.resume && self.state().is_none() => {
+                tracing::warn!("should this restore be stopped, it cannot be resumed: {error:#}");
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
         unfinished.retain(|one| one.repository() == repository && one.target() == target);
         let same = unfinished.iter().position(|one| one.snapshot() == snapshot);
         let found = match same {
@@ -76,10 +93,10 @@ impl SessionArgs {
             }
             (false, None) => None,
         };
-        Ok(SessionOptions {
+        Ok(Some(SessionOptions {
             resume,
             ..SessionOptions::new(sessions)
-        })
+        }))
     }
 }
 

@@ -108,7 +108,14 @@ pub async fn retry(
         progress.add(1, bytes);
     }
     reading.await?.map_err(RetryError::Changed)?;
-    let writes = writer.finish().await?;
+    let writes = tokio::select! {
+        writes = writer.complete() => writes?,
+        () = options.stop.requested() => {
+            writer.drain(DRAIN_PATIENCE).await?;
+            let written = writer.stats().written;
+            return Err(RetryError::Stopped { written });
+        }
+    };
     counts.written = writes.written;
     counts.failed = writes.failed;
     counts.left_out = writes.left_out;

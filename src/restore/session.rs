@@ -2,9 +2,10 @@
 //!
 //! A session is a plan and checkpoints, below `restores/<id>/` of any store: a folder of this machine, or a bucket where several
 //! machines see it. The plan says what is restored and into which ranges it was cut; a checkpoint says how far each range is.
-//! Every object is created once and never changed. Checkpoints are numbered: of two processes that go on with one session, only
-//! one can create the next number, and the other stops. An older checkpoint goes when a newer one is stored, everything when the
-//! restore is done.
+//! Every object is created once and never changed. Whoever goes on with a session first creates the next of its claims, which only
+//! one process can; a process that finds a claim newer than its own stops. Checkpoints bear the number of the claim that they were
+//! made under, so that one of a process that has not noticed yet counts for nothing. An older checkpoint goes when a newer one is
+//! stored, everything when the restore is done.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,7 @@ use crate::store::{Store, StoreError};
 const FOLDER: &str = "restores";
 const PLAN: &str = "plan.json";
 const PLAN_KIND: &str = "restore plan";
+const CLAIM_KIND: &str = "restore claim";
 const CHECKPOINT_KIND: &str = "restore checkpoint";
 
 /// Where restores record how far they are.
@@ -108,8 +110,6 @@ impl RangeRecord {
 /// How far a restore is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Checkpoint {
-    /// Of the process that wrote it: two never write the same bytes.
-    worker: SessionId,
     ranges: Vec<Place>,
     counts: RestoreCounts,
     gaps: Vec<Gap>,
@@ -126,7 +126,10 @@ struct Place {
 pub struct UnfinishedRestore {
     id: SessionId,
     plan: Plan,
-    number: u64,
+    /// The newest claim; 0 is that of the process that began it.
+    claim: u64,
+    /// Of the newest checkpoint.
+    number: CheckpointNumber,
     checkpoint: Option<Checkpoint>,
 }
 
@@ -233,19 +236,48 @@ fn plan_name(id: SessionId) -> String {
     format!("{FOLDER}/{id}/{PLAN}")
 }
 
-fn checkpoint_name(id: SessionId, number: u64) -> String {
-    format!("{FOLDER}/{id}/checkpoint-{number:010}.json")
+fn claim_name(id: SessionId, claim: u64) -> String {
+    format!("{FOLDER}/{id}/claim-{claim:010}.json")
 }
 
-/// The session and, for a checkpoint, its number.
-fn parse(name: &str) -> Option<(SessionId, Option<u64>)> {
+/// A claim, and the number of a checkpoint under it, from 1. Nothing is there at 0.
+type CheckpointNumber = (u64, u64);
+
+fn checkpoint_name(id: SessionId, (claim, number): CheckpointNumber) -> String {
+    format!("{FOLDER}/{id}/checkpoint-{claim:010}-{number:010}.json")
+}
+
+/// An object of a session.
+#[derive(Debug, PartialEq)]
+enum Object {
+    Plan,
+    Claim(u64),
+    Checkpoint(CheckpointNumber),
+}
+
+fn parse(name: &str) -> Option<(SessionId, Object)> {
     let (id, object) = name.strip_prefix(FOLDER)?.strip_prefix('/')?.split_once('/')?;
     let id = id.parse().ok()?;
     if object == PLAN {
-        return Some((id, None));
+        return Some((id, Object::Plan));
     }
-    let number = object.strip_prefix("checkpoint-")?.strip_suffix(".json")?;
-    Some((id, Some(number.parse().ok()?)))
+    let object = object.strip_suffix(".json")?;
+    if let Some(claim) = object.strip_prefix("claim-") {
+        return Some((id, Object::Claim(claim.parse().ok()?)));
+    }
+    let (claim, number) = object.strip_prefix("checkpoint-")?.split_once('-')?;
+    Some((
+        id,
+        Object::Checkpoint((claim.parse().ok()?, number.parse().ok()?)),
+    ))
+}
+
+/// What a listing shows of a session.
+#[derive(Clone, Copy, Debug, Default)]
+struct Listed {
+    has_plan: bool,
+    claim: u64,
+    number: CheckpointNumber,
 }
 
 impl RestoreSessions {
@@ -267,24 +299,25 @@ impl RestoreSessions {
     }
 
     async fn find(&self) -> Result<Vec<UnfinishedRestore>, ArchiveError> {
-        let mut newest: BTreeMap<SessionId, (bool, u64)> = BTreeMap::new();
+        let mut all: BTreeMap<SessionId, Listed> = BTreeMap::new();
         let mut listing = self.store.list(FOLDER);
         while let Some(object) = listing.try_next().await? {
-            match parse(&object.name) {
-                Some((id, None)) => newest.entry(id).or_default().0 = true,
-                Some((id, Some(number))) => {
-                    let known = &mut newest.entry(id).or_default().1;
-                    *known = number.max(*known);
-                }
-                None => {}
+            let Some((id, object)) = parse(&object.name) else {
+                continue;
+            };
+            let listed = all.entry(id).or_default();
+            match object {
+                Object::Plan => listed.has_plan = true,
+                Object::Claim(claim) => listed.claim = claim.max(listed.claim),
+                Object::Checkpoint(number) => listed.number = number.max(listed.number),
             }
         }
         let mut found = Vec::new();
-        for (id, (has_plan, number)) in newest {
-            if !has_plan {
+        for (id, listed) in all {
+            if !listed.has_plan {
                 continue;
             }
-            match self.read(id, number).await {
+            match self.read(id, listed).await {
                 Ok(Some(session)) => found.push(session),
                 Ok(None) => {}
                 // Finished by another process between the listing and now, or cut off by a crash of the machine.
@@ -295,10 +328,11 @@ impl RestoreSessions {
     }
 
     /// `None` where all of it is done and only its removal was not.
-    async fn read(&self, id: SessionId, number: u64) -> Result<Option<UnfinishedRestore>, ArchiveError> {
+    async fn read(&self, id: SessionId, listed: Listed) -> Result<Option<UnfinishedRestore>, ArchiveError> {
+        let number = listed.number;
         let plan: Plan = self.read_object(&plan_name(id), PLAN_KIND).await?;
         let checkpoint = match number {
-            0 => None,
+            (_, 0) => None,
             number => {
                 let name = checkpoint_name(id, number);
                 let checkpoint: Checkpoint = self.read_object(&name, CHECKPOINT_KIND).await?;
@@ -320,6 +354,7 @@ impl RestoreSessions {
         Ok(Some(UnfinishedRestore {
             id,
             plan,
+            claim: listed.claim,
             number,
             checkpoint,
         }))
@@ -353,18 +388,32 @@ impl RestoreSessions {
         Ok(RestoreSession {
             sessions: self.clone(),
             id,
-            worker: SessionId::random(),
-            number: 0,
+            claim: 0,
+            number: (0, 0),
         })
     }
 
     /// Goes on with a session.
-    pub(super) fn resume(&self, unfinished: &UnfinishedRestore) -> RestoreSession {
-        RestoreSession {
-            sessions: self.clone(),
-            id: unfinished.id,
-            worker: SessionId::random(),
-            number: unfinished.number,
+    ///
+    /// # Errors
+    /// [`RestoreError::SessionTaken`] when another process was faster.
+    pub(super) async fn resume(
+        &self,
+        unfinished: &UnfinishedRestore,
+    ) -> Result<RestoreSession, RestoreError> {
+        let (id, claim) = (unfinished.id, unfinished.claim + 1);
+        // Of this process alone: two claims must not be equal.
+        let payload = envelope::encode(CLAIM_KIND, &SessionId::random().to_string())
+            .map_err(|source| self.unusable(source))?;
+        match self.store.put_new(&claim_name(id, claim), payload).await {
+            Ok(()) => Ok(RestoreSession {
+                sessions: self.clone(),
+                id,
+                claim,
+                number: unfinished.number,
+            }),
+            Err(StoreError::AlreadyExists { .. }) => Err(RestoreError::SessionTaken { session: id }),
+            Err(error) => Err(self.unusable(error.into())),
         }
     }
 }
@@ -397,9 +446,9 @@ pub(super) fn plan(
 pub(super) struct RestoreSession {
     sessions: RestoreSessions,
     id: SessionId,
-    worker: SessionId,
-    /// Of the newest checkpoint; 0 is none.
-    number: u64,
+    claim: u64,
+    /// Of the newest checkpoint.
+    number: CheckpointNumber,
 }
 
 impl RestoreSession {
@@ -416,25 +465,27 @@ impl RestoreSession {
             cursor: state.cursor.as_ref().map(HexKey::of),
             finished: state.finished,
         });
+        let store = &self.sessions.store;
+        let taken = store.exists(&claim_name(self.id, self.claim + 1)).await;
+        if taken.map_err(|error| self.sessions.unusable(error.into()))? {
+            return Err(RestoreError::SessionTaken { session: self.id });
+        }
         let checkpoint = Checkpoint {
-            worker: self.worker,
             ranges: places.collect(),
             counts: ranges.counts(),
             gaps: ranges.gaps().to_vec(),
         };
         let payload = envelope::encode(CHECKPOINT_KIND, &checkpoint)
             .map_err(|source| self.sessions.unusable(source))?;
-        let name = checkpoint_name(self.id, self.number + 1);
-        match self.sessions.store.put_new(&name, payload).await {
-            Ok(()) => {}
-            Err(StoreError::AlreadyExists { .. }) => {
-                return Err(RestoreError::SessionTaken { session: self.id });
-            }
-            Err(error) => return Err(self.sessions.unusable(error.into())),
-        }
-        self.number += 1;
-        if self.number > 1 {
-            self.delete(&checkpoint_name(self.id, self.number - 1)).await;
+        let number = match self.number {
+            (claim, number) if claim == self.claim => (claim, number + 1),
+            _ => (self.claim, 1),
+        };
+        let stored = store.put_new(&checkpoint_name(self.id, number), payload).await;
+        stored.map_err(|error| self.sessions.unusable(error.into()))?;
+        let older = std::mem::replace(&mut self.number, number);
+        if older.1 > 0 {
+            self.delete(&checkpoint_name(self.id, older)).await;
         }
         Ok(())
     }
@@ -443,7 +494,10 @@ impl RestoreSession {
     pub(super) async fn remove(self) {
         // The plan first: without it there is no session, whatever else is left.
         self.delete(&plan_name(self.id)).await;
-        self.delete(&checkpoint_name(self.id, self.number)).await;
+        let mut listing = self.sessions.store.list(&format!("{FOLDER}/{}", self.id));
+        while let Ok(Some(object)) = listing.try_next().await {
+            self.delete(&object.name).await;
+        }
     }
 
     async fn delete(&self, name: &str) {

@@ -170,6 +170,11 @@ impl Ranges {
         }
     }
 
+    /// Whether nothing waits for the writer.
+    fn are_settled(&self) -> bool {
+        self.marks.is_empty()
+    }
+
     fn take_moved(&mut self) -> bool {
         std::mem::take(&mut self.moved)
     }
@@ -219,7 +224,9 @@ impl Writing<'_> {
     async fn take_in(&mut self, mut steps: mpsc::Receiver<Message>) -> Result<End, RestoreError> {
         let every = self.session.as_ref().map(|(_, every)| *every);
         let mut checkpoint_at = every.map(|every| Instant::now() + every);
-        loop {
+        let mut reading = true;
+        // Also when all is read: what is under way may take long.
+        while reading || !self.ranges.are_settled() {
             let checkpoint_due = async {
                 match checkpoint_at {
                     Some(at) => tokio::time::sleep_until(at).await,
@@ -231,22 +238,40 @@ impl Writing<'_> {
                 () = self.stop.requested() => return Ok(End::Stopped),
                 () = checkpoint_due => {
                     // What is left over would hold cursors back for as long as nothing comes that fills a request.
-                    self.writer.flush().await?;
+                    if self.flush().await? == End::Stopped {
+                        return Ok(End::Stopped);
+                    }
+                    self.acknowledge();
                     self.checkpoint().await?;
                     checkpoint_at = every.map(|every| Instant::now() + every);
                 }
                 settled = self.writer.settled() => settled?,
-                step = steps.recv() => match step {
+                step = steps.recv(), if reading => match step {
                     Some((range, step)) => {
                         if self.take_step(range, step?).await? == End::Stopped {
                             return Ok(End::Stopped);
                         }
                     }
-                    None => return Ok(End::Done),
+                    None => {
+                        reading = false;
+                        if self.flush().await? == End::Stopped {
+                            return Ok(End::Stopped);
+                        }
+                    }
                 },
             }
             self.acknowledge();
         }
+        Ok(End::Done)
+    }
+
+    /// Sends what is left over, unless somebody asks to stop.
+    async fn flush(&mut self) -> Result<End, RestoreError> {
+        tokio::select! {
+            flushed = self.writer.flush() => flushed?,
+            () = self.stop.requested() => return Ok(End::Stopped),
+        }
+        Ok(End::Done)
     }
 
     async fn take_step(&mut self, range: usize, step: Step) -> Result<End, RestoreError> {
