@@ -17,8 +17,11 @@ struct Counters {
     documents: AtomicU64,
     bytes: AtomicU64,
     total_documents: AtomicU64,
-    pace: Mutex<Option<Box<dyn Fn() -> Option<Pace> + Send + Sync>>>,
+    pace: Mutex<Option<PaceSource>>,
 }
+
+/// Asks whoever talks to the database.
+type PaceSource = Box<dyn Fn() -> Option<Pace> + Send + Sync>;
 
 impl fmt::Debug for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -85,7 +85,7 @@ const RESTORE_KEYS: [&str; 24] = [
 ];
 
 /// What a plan says, beside what it is a plan of.
-const PLAN_KEYS: [&str; 19] = [
+const PLAN_KEYS: [&str; 20] = [
     "billed_deletes",
     "billed_reads",
     "billed_writes",
@@ -102,6 +102,7 @@ const PLAN_KEYS: [&str; 19] = [
     "left_out",
     "references",
     "seconds",
+    "some_differences",
     "target",
     "unchanged",
     "warnings",

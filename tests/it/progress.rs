@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use firebank::document::{DocumentPath, canonical};
 use firebank::sandbox::{Effect, Fault, Rpc, When};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::pty::{Winsize, openpty};
 
 use crate::cli_support::*;
@@ -59,6 +60,10 @@ fn watch(shop: &Shop, columns: u16, arguments: &[&str]) -> Seen {
         ws_ypixel: 0,
     };
     let pty = openpty(&size, None).unwrap();
+    // Other tests start processes meanwhile: one of them that held an end would keep the reading below from ending.
+    for end in [&pty.master, &pty.slave] {
+        fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).unwrap();
+    }
     let end = || Stdio::from(pty.slave.try_clone().unwrap());
     let mut command = shop.std_command();
     command
