@@ -18,6 +18,7 @@
 //! # }
 //! ```
 
+mod engine;
 mod journal;
 mod run;
 mod script;
