@@ -188,8 +188,11 @@ fn spawn<T: Send + 'static>(
     module: &Module,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> std::io::Result<std::thread::JoinHandle<T>> {
+    // The script's name, so that tools which list threads show which one is busy.
+    let stem = module.file.file_stem().unwrap_or_default().to_string_lossy();
+    let name: String = stem.chars().filter(|&letter| letter != '\0').take(15).collect();
     std::thread::Builder::new()
-        .name("migration".to_owned())
+        .name(name)
         .stack_size(module.limits.stack_bytes.saturating_mul(2) + NATIVE_STACK)
         .spawn(work)
 }
