@@ -85,7 +85,9 @@ impl Part {
 
     fn run(self) -> anyhow::Result<()> {
         let cost = match self {
-            Self::Transform { address, round } => tokio::runtime::Runtime::new()?.block_on(transform(address, round))?,
+            Self::Transform { address, round } => {
+                tokio::runtime::Runtime::new()?.block_on(transform(address, round))?
+            }
             Self::Drain { address } => single_threaded(drain(address, false))?,
             Self::BatchWrite { address, round } => single_threaded(batch_write(address, round))?,
         };
@@ -111,7 +113,10 @@ fn main() -> anyhow::Result<()> {
             let sandbox = Sandbox::start(&[])?;
             let address = sandbox.address.clone();
             tokio::runtime::Runtime::new()?.block_on(load(&address, options.documents))?;
-            let drained = Part::Drain { address: address.clone() }.measure()?;
+            let drained = Part::Drain {
+                address: address.clone(),
+            }
+            .measure()?;
             anyhow::Ok((drained, part(address, round).measure()?))
         };
         let (_, transformed) = run(|address, round| Part::Transform { address, round })?;
@@ -141,18 +146,33 @@ fn product(number: u64) -> Fields {
             .collect()
     };
     map(&[
-        ("name", text(&format!("Product {number}, in the colour that everybody wants"))),
+        (
+            "name",
+            text(&format!("Product {number}, in the colour that everybody wants")),
+        ),
         ("price", Value::Double(number as f64 / 100.0)),
         ("stock", Value::Integer(number as i64 % 1000)),
         ("active", Value::Boolean(true)),
-        ("description", text(&"What can be said about it, at some length. ".repeat(10))),
-        ("tags", Value::Array(vec![text("new"), text("sale"), text("summer")])),
+        (
+            "description",
+            text(&"What can be said about it, at some length. ".repeat(10)),
+        ),
+        (
+            "tags",
+            Value::Array(vec![text("new"), text("sale"), text("summer")]),
+        ),
         (
             "dimensions",
-            Value::Map(map(&[("width", Value::Double(1.5)), ("height", Value::Integer(3))])),
+            Value::Map(map(&[
+                ("width", Value::Double(1.5)),
+                ("height", Value::Integer(3)),
+            ])),
         ),
         ("rating", Value::Double(4.5)),
-        ("created_at", Value::Timestamp(firebank::document::Timestamp::new(1_751_198_400, 0))),
+        (
+            "created_at",
+            Value::Timestamp(firebank::document::Timestamp::new(1_751_198_400, 0)),
+        ),
     ])
 }
 
@@ -166,7 +186,11 @@ async fn load(address: &str, documents: u64) -> anyhow::Result<()> {
         writer.put(&path, &canonical::encode(&product(number))).await?;
     }
     let stats = writer.finish().await?;
-    ensure!(stats.written == documents, "the database took only {}", stats.written);
+    ensure!(
+        stats.written == documents,
+        "the database took only {}",
+        stats.written
+    );
     Ok(())
 }
 
@@ -176,7 +200,12 @@ async fn transform(address: String, round: u64) -> anyhow::Result<Cost> {
         "export function migrate(db) {{\n\
          db.transform('{COLLECTION}', (data) => ({{ ...data, round: {round}, total: data.price * data.stock }}));\n}}\n"
     );
-    let script = Script::load(Path::new("v1_bench.js"), source, Default::default(), Limits::default())?;
+    let script = Script::load(
+        Path::new("v1_bench.js"),
+        source,
+        Default::default(),
+        Limits::default(),
+    )?;
     let options = RunOptions::new(RunMode::write(&database, Arc::new(NoJournal)));
     let stopwatch = Stopwatch::start()?;
     let stats = script
@@ -224,12 +253,15 @@ async fn write_requests(address: &str, round: u64) -> anyhow::Result<Vec<Bytes>>
     while let Some(batch) = batches.try_next().await? {
         for document in batch.iter() {
             let fields = canonical::decode(document.body)?;
-            let (Some(Value::Double(price)), Some(Value::Integer(stock))) = (fields.get("price"), fields.get("stock"))
+            let (Some(Value::Double(price)), Some(Value::Integer(stock))) =
+                (fields.get("price"), fields.get("stock"))
             else {
                 anyhow::bail!("a product without a price and a stock");
             };
             let total = price * *stock as f64;
-            let value = |value| pb::Value { value_type: Some(value) };
+            let value = |value| pb::Value {
+                value_type: Some(value),
+            };
             let total = match total.fract() == 0.0 {
                 true => ValueType::IntegerValue(total as i64),
                 false => ValueType::DoubleValue(total),

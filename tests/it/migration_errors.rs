@@ -166,7 +166,8 @@ async fn endless_loops_end() {
         .result
         .unwrap_err();
     assert!(matches!(error.kind, ScriptErrorKind::TimeLimit), "{error:?}");
-    assert_eq!(error.line, Some(3), "{error}");
+    // The engine knows the function, and not always how far it was.
+    assert!(error.stack.contains("migrate") && error.line.is_some(), "{error}");
     assert!(began.elapsed() < Duration::from_secs(20));
     // One that keeps the database busy is ended by the time that it has altogether.
     let limits = Limits {
@@ -202,8 +203,7 @@ async fn memory_is_bounded() {
         assert!(
             matches!(error.kind, ScriptErrorKind::MemoryLimit)
                 || error.message.contains("memory")
-                || error.message.contains("invalid string length")
-                || error.message.contains("invalid array buffer length"),
+                || error.message.contains("string too long"),
             "{bomb}: {error}"
         );
     }

@@ -159,7 +159,8 @@ impl<S: Sink> Server<S> {
         &self,
         documents: &mut futures::stream::BoxStream<'static, crate::firestore::Result<DocumentBatch>>,
     ) -> Result<Option<DocumentBatch>, Failure> {
-        let batch = match tokio::time::timeout(self.deadline(), documents.next()).await {
+        self.bounds().check()?;
+        let batch = match tokio::time::timeout(self.bounds().call, documents.next()).await {
             Ok(batch) => batch.transpose()?,
             Err(_) => return Err(Failure::Deadline("a scan")),
         };

@@ -76,6 +76,13 @@ pub(super) enum OnConflict {
     Rerun(u32),
 }
 
+impl OnConflict {
+    /// Whether the same change can be made to whatever the document has become.
+    pub(super) fn repeats(self) -> bool {
+        matches!(self, Self::Again | Self::AgainIfThere)
+    }
+}
+
 /// A write of a script.
 #[derive(Clone, Debug)]
 pub(super) struct Write {

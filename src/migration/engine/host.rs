@@ -179,6 +179,10 @@ impl Host {
         ctx: &Ctx<'js>,
         document: StoredDocument,
     ) -> rquickjs::Result<Function<'js>> {
+        if self.held.get() + weight(&document) > self.memory {
+            // Some may only wait to be collected: the engine does not know how large they are.
+            ctx.run_gc();
+        }
         let held = self.held.get() + weight(&document);
         if held > self.memory {
             return Err(Exception::throw_internal(

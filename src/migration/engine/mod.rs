@@ -31,6 +31,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -42,7 +43,7 @@ use deliver::Delivery;
 use evaluate::{Job, Task};
 use failure::Failure;
 use host::Access;
-use serve::{Request, Server};
+use serve::{Bounds, Request, Server};
 use sink::{Live, Pretend, Sink};
 use writer::Writer;
 
@@ -149,7 +150,7 @@ async fn drive<S: Sink>(
         dry_run: matches!(options.mode, RunMode::DryRun { .. }),
         requests: Some(requests),
         log: options.log,
-        stop: options.stop,
+        stop: options.stop.clone(),
         abandoned: abandoned.0.clone(),
         root: firestore.database().root(),
         project: firestore.database().project.clone(),
@@ -159,6 +160,11 @@ async fn drive<S: Sink>(
         let _ = finished.send(evaluate::evaluate(job));
     });
     let thread = thread.map_err(|error| no_thread(&module.file, &error))?;
+    let bounds = Bounds {
+        call: module.limits.call,
+        total: module.limits.total.map(|total| (Instant::now() + total, total)),
+        stop: options.stop.clone(),
+    };
     let server = Server::new(firestore, Writer::new(delivery), progress, module.limits.call);
     let served = server.serve(served).await;
     if served.is_err() {

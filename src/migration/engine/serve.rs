@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use tokio::sync::{mpsc, oneshot};
@@ -20,6 +20,7 @@ use crate::document::{DocumentBatch, DocumentPath};
 use crate::firestore::{Firestore, Query};
 use crate::migration::{RunStats, StoredDocument};
 use crate::progress::Progress;
+use crate::stop::Stop;
 
 /// What a script wants.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub(super) enum Request {
     Count(Query, Reply<u64>),
     /// A step over a whole collection; how many documents it concerned.
     Bulk(Bulk, Arc<str>, Reply<u64>),
+    /// That what concerns a query is written; whether functions must run again on some of it.
+    Ready(Query, Reply<bool>),
     /// That everything is written; the documents on which functions must run again.
     Flush(Reply<Vec<(u32, DocumentPath)>>),
 }
@@ -61,7 +64,31 @@ pub(super) struct Server<S> {
     pub(super) writer: Writer<S>,
     scans: JoinSet<()>,
     read: Reading,
-    deadline: Duration,
+    bounds: Bounds,
+}
+
+/// How long a run goes on.
+#[derive(Clone, Debug)]
+pub(super) struct Bounds {
+    /// The most that a call may take.
+    pub(super) call: Duration,
+    /// When all of it must be over, and how long that is from its beginning.
+    pub(super) total: Option<(Instant, Duration)>,
+    /// Whether somebody asked to stop.
+    pub(super) stop: Stop,
+}
+
+impl Bounds {
+    /// Whether the run may go on. The script's thread looks by itself, but not while it waits for an answer.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        if self.stop.is_requested() {
+            return Err(Failure::Stopped);
+        }
+        match self.total {
+            Some((end, total)) if Instant::now() > end => Err(Failure::TotalTime(total)),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Counts what was read.
@@ -93,12 +120,12 @@ impl<S: Sink> Server<S> {
                 documents: Arc::default(),
                 progress,
             },
-            deadline,
+            bounds,
         }
     }
 
-    pub(super) fn deadline(&self) -> Duration {
-        self.deadline
+    pub(super) fn bounds(&self) -> &Bounds {
+        &self.bounds
     }
 
     pub(super) fn reading(&self) -> Reading {
@@ -136,6 +163,7 @@ impl<S: Sink> Server<S> {
 
     /// Does what is asked. A failure of a read is the script's to hear; one of a write ends the run.
     async fn handle(&mut self, request: Request) -> Result<(), Failure> {
+        self.bounds.check()?;
         match request {
             Request::Write(writes) => {
                 for write in writes {
@@ -159,6 +187,10 @@ impl<S: Sink> Server<S> {
                 let done = self.bulk(bulk, site).await?;
                 let _ = reply.send(Ok(done));
             }
+            Request::Ready(query, reply) => {
+                self.writer.flush_query(&query).await?;
+                let _ = reply.send(Ok(self.writer.has_rerun()));
+            }
             Request::Flush(reply) => {
                 self.writer.flush().await?;
                 let _ = reply.send(Ok(self.writer.take_rerun()));
@@ -172,7 +204,7 @@ impl<S: Sink> Server<S> {
         what: &'static str,
         call: impl Future<Output = crate::firestore::Result<T>>,
     ) -> Result<T, Failure> {
-        match tokio::time::timeout(self.deadline, call).await {
+        match tokio::time::timeout(self.bounds.call, call).await {
             Ok(answer) => Ok(answer?),
             Err(_) => Err(Failure::Deadline(what)),
         }
@@ -205,7 +237,7 @@ impl<S: Sink> Server<S> {
         let time = self.read_time().await?;
         let (sender, receiver) = mpsc::channel(READ_AHEAD);
         let documents = self.firestore.query(query, time).boxed();
-        let (read, deadline) = (self.read.clone(), self.deadline);
+        let (read, deadline) = (self.read.clone(), self.bounds.call);
         self.scans.spawn(scan(documents, sender, read, deadline));
         Ok(receiver)
     }
