@@ -95,22 +95,16 @@ impl<S: Sink> Delivery<S> {
                 match undone.remove(&entry.path) {
                     None => delivered.done(&write, roots),
                     Some(undone) if !is_conflict(undone.code) => return Err(refused(&entry, undone)),
-                    Some(undone) => {
-                        if undone.in_doubt && self.is_done(&write).await? {
-                            delivered.done(&write, roots);
-                            continue;
+                    Some(_) => match entry.on_conflict {
+                        OnConflict::Rerun(function) => delivered.rerun.push((function, entry.path)),
+                        OnConflict::Never => return Err(contended(&entry, attempt)),
+                        _ if attempt == ATTEMPTS => return Err(contended(&entry, attempt)),
+                        _ => {
+                            entry.base = Base::Unknown;
+                            entry.supersedes = true;
+                            conflicts.push(entry);
                         }
-                        match entry.on_conflict {
-                            OnConflict::Rerun(function) => delivered.rerun.push((function, entry.path)),
-                            OnConflict::Never => return Err(contended(&entry, attempt)),
-                            _ if attempt == ATTEMPTS => return Err(contended(&entry, attempt)),
-                            _ => {
-                                entry.base = Base::Unknown;
-                                entry.supersedes = true;
-                                conflicts.push(entry);
-                            }
-                        }
-                    }
+                    },
                 }
             }
             if conflicts.is_empty() {
@@ -169,13 +163,6 @@ impl<S: Sink> Delivery<S> {
             Ok((path, StoredDocument::of(document)))
         });
         documents.collect()
-    }
-
-    /// Whether a write whose answer got lost was done.
-    async fn is_done(&self, write: &Ready) -> Result<bool, Failure> {
-        let found = self.get(std::slice::from_ref(&write.path)).await?;
-        let stored = found.get(&write.path).map(|stored| &stored.body);
-        Ok(stored == write.after.as_ref().map(|(_, body)| body))
     }
 
     /// The server's time, as well as it is known.
