@@ -174,7 +174,8 @@ declare global {
 
       /**
        * The documents of a collection, read as the loop goes on, however many there are. As they are when the loop begins:
-       * what is written while it runs is not seen.
+       * what is written while it runs is not seen. (One that takes longer than the database keeps its past, an hour or with
+       * point-in-time recovery seven days, goes on with what the database holds then.)
        */
       documents(collection: string, options?: QueryOptions): Generator<Document, void, undefined>;
       /** The documents of all collections with this name. */

@@ -722,3 +722,33 @@ async fn a_scan_that_is_left_stops_reading() {
     assert!(read <= 5 * 512, "{read}");
     tokio::time::sleep(Duration::from_millis(10)).await;
 }
+
+/// A scan that takes longer than the database keeps its past goes on where it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scan_outlives_the_past() {
+    let sandbox = sandbox_with(SandboxConfig {
+        history: Duration::from_millis(400),
+        ..SandboxConfig::default()
+    })
+    .await;
+    let database = connect(&sandbox.address().to_string(), "demo-past", "(default)").await;
+    let all = (0..25_000).map(|n| {
+        let fields = Fields::from([("n".to_owned(), Value::Integer(n))]);
+        (format!("numbers/{n:07}"), fields)
+    });
+    put(&database, all).await;
+    let (_, log) = run_ok(
+        &database,
+        r#"
+        let count = 0, last = "";
+        for (const doc of db.documents("numbers", { limit: 24000 })) {
+            db.assert(doc.path > last); last = doc.path; count += 1;
+            if (count % 8000 === 0) for (const until = Date.now() + 900; Date.now() < until; );
+        }
+        db.log(count, last);
+        db.log(db.copyCollection("numbers", "copies"), db.count("copies"));
+        "#,
+    )
+    .await;
+    assert_eq!(log, ["24000 numbers/0023999", "25000 25000"]);
+}

@@ -214,9 +214,10 @@ fn prepare(entry: &Entry, now: Timestamp) -> Result<Option<Ready>, Failure> {
         None if entry.on_conflict == OnConflict::AgainIfThere => return Ok(None),
         None => None,
     };
-    let mut after = before_fields.clone();
-    for change in &entry.changes {
-        after = change.clone().apply(after, now).map_err(failed)?;
+    let (first, others) = entry.changes.split_first().ok_or(Failure::Gone)?;
+    let mut after = first.apply(before_fields.as_ref(), now).map_err(failed)?;
+    for change in others {
+        after = change.apply(after.as_ref(), now).map_err(failed)?;
     }
     let after = after.map(|fields| {
         let body = canonical::encode(&fields);

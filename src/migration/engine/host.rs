@@ -381,7 +381,7 @@ impl Host {
         let drafts = drafts_of(ctx, data, &self.root)?;
         let unreadable = |_| Exception::throw_internal(ctx, "the document cannot be read");
         let before = canonical::decode(&stored.body).map_err(unreadable)?;
-        let after = fields_onto(drafts.clone(), Some(&before), Timestamp::default())
+        let after = fields_onto(&drafts, Some(&before), Timestamp::default())
             .map_err(|error| Exception::throw_type(ctx, &error.to_string()))?;
         if after == before {
             return Ok(false);

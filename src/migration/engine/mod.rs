@@ -22,6 +22,7 @@ mod failure;
 mod field_path;
 mod host;
 mod promises;
+mod scan;
 mod serve;
 mod sink;
 mod watch;

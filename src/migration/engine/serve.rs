@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::bulk::Bulk;
 use super::change::Write;
 use super::failure::Failure;
+use super::scan::{Scan, Source};
 use super::sink::Sink;
 use super::writer::Writer;
 use crate::document::{DocumentBatch, DocumentPath};
@@ -123,10 +123,6 @@ impl<S: Sink> Server<S> {
         &self.bounds
     }
 
-    pub(super) fn reading(&self) -> Reading {
-        self.read.clone()
-    }
-
     /// Serves until the script is done. What it has not asked to be flushed by then, because it failed, is not written.
     pub(super) async fn serve(mut self, mut requests: mpsc::Receiver<Request>) -> Result<RunStats, Failure> {
         let served = self.serve_all(&mut requests).await;
@@ -222,37 +218,25 @@ impl<S: Sink> Server<S> {
         Ok(document)
     }
 
-    /// The time to scan at: later than every write that was done before.
-    pub(super) async fn read_time(&self) -> Result<crate::document::Timestamp, Failure> {
-        self.within("the question for the time", self.firestore.current_read_time())
-            .await
+    /// Begins to read a source as it is now.
+    pub(super) async fn scan(&self, source: Source) -> Result<Scan, Failure> {
+        Scan::open(&self.firestore, source, self.read.clone(), self.bounds.call).await
     }
 
     async fn open(&mut self, query: Query) -> Result<mpsc::Receiver<Scanned>, Failure> {
-        let time = self.read_time().await?;
+        let scan = self.scan(Source::Query(query)).await?;
         let (sender, receiver) = mpsc::channel(READ_AHEAD);
-        let documents = self.firestore.query(query, time).boxed();
-        let (read, deadline) = (self.read.clone(), self.bounds.call);
-        self.scans.spawn(scan(documents, sender, read, deadline));
+        self.scans.spawn(pass_on(scan, sender));
         Ok(receiver)
     }
 }
 
-async fn scan(
-    mut documents: futures::stream::BoxStream<'static, crate::firestore::Result<DocumentBatch>>,
-    sender: mpsc::Sender<Scanned>,
-    read: Reading,
-    deadline: Duration,
-) {
+async fn pass_on(mut scan: Scan, sender: mpsc::Sender<Scanned>) {
     loop {
-        let scanned = match tokio::time::timeout(deadline, documents.next()).await {
-            Ok(Some(Ok(batch))) => {
-                read.add(batch.len(), batch.byte_len());
-                Scanned::Documents(batch)
-            }
+        let scanned = match scan.next().await {
+            Ok(Some(batch)) => Scanned::Documents(batch),
             Ok(None) => Scanned::End,
-            Ok(Some(Err(error))) => Scanned::Failed(error.into()),
-            Err(_) => Scanned::Failed(Failure::Deadline("a scan")),
+            Err(failure) => Scanned::Failed(failure),
         };
         let last = !matches!(scanned, Scanned::Documents(_));
         // Nobody listens any more when the script has left the loop.
