@@ -165,7 +165,7 @@ async fn drive<S: Sink>(
         total: module.limits.total.map(|total| (Instant::now() + total, total)),
         stop: options.stop.clone(),
     };
-    let server = Server::new(firestore, Writer::new(delivery), progress, module.limits.call);
+    let server = Server::new(firestore, Writer::new(delivery), progress, bounds);
     let served = server.serve(served).await;
     if served.is_err() {
         abandoned.0.store(true, Ordering::Relaxed);

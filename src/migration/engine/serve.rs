@@ -106,12 +106,7 @@ impl Reading {
 }
 
 impl<S: Sink> Server<S> {
-    pub(super) fn new(
-        firestore: Firestore,
-        writer: Writer<S>,
-        progress: Progress,
-        deadline: Duration,
-    ) -> Self {
+    pub(super) fn new(firestore: Firestore, writer: Writer<S>, progress: Progress, bounds: Bounds) -> Self {
         Self {
             firestore,
             writer,
