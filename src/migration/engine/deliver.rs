@@ -3,6 +3,10 @@
 //! Every write is done upon a known version of its document, with a condition to that end. So the before-image is exactly what
 //! the write replaces, increments count once whatever the network does, and somebody else's change is never lost: when the
 //! condition does not hold, the change is made again upon what the document has become.
+//!
+//! What is sent are values and never transforms: an increment, a union and also a server timestamp are worked out here. Only so
+//! is the hash of what is going to be there known before it is written, and only so may a request be repeated. The server's time
+//! is the server's own, asked for once a minute and carried on by the local monotonic clock in between.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
