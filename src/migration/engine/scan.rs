@@ -53,7 +53,7 @@ impl Scan {
             warned: false,
         };
         let time = scan.now().await?;
-        scan.batches = scan.from_here(time)?;
+        scan.batches = scan.resumed(time)?;
         Ok(scan)
     }
 
@@ -76,7 +76,7 @@ impl Scan {
                              now, and may meet what was written since it began"
                         );
                     }
-                    self.batches = self.from_here(time)?;
+                    self.batches = self.resumed(time)?;
                 }
                 Some(Err(error)) => return Err(error.into()),
             }
@@ -106,7 +106,7 @@ impl Scan {
             .map_err(Failure::from)
     }
 
-    fn from_here(&self, time: Timestamp) -> Result<BoxStream<'static, Result<DocumentBatch>>, Failure> {
+    fn resumed(&self, time: Timestamp) -> Result<BoxStream<'static, Result<DocumentBatch>>, Failure> {
         let last = self.last.as_ref();
         Ok(match &self.source {
             Source::Query(query) => {
