@@ -2,7 +2,7 @@
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 
-use crate::archive::{ChangeKind, Repository, Snapshot};
+use crate::archive::{ChangeKind, Lease, Repository, Snapshot};
 use crate::diff::{DiffError, fields_between};
 use crate::document::{DocumentBatch, DocumentPath, FieldChange};
 
@@ -33,6 +33,19 @@ pub async fn history(
 ) -> Result<Vec<Version>, DiffError> {
     let key = path.key();
     snapshots.retain(|snapshot| snapshot.selection.contains(key.as_bytes()));
+    let ids: Vec<_> = snapshots.iter().map(|snapshot| snapshot.id).collect();
+    let lease = Lease::take(repository, &ids, "history").await?;
+    snapshots.retain(|snapshot| !lease.fallen().contains(&snapshot.id));
+    let versions = versions(repository, snapshots, path).await;
+    lease.release().await;
+    versions
+}
+
+async fn versions(
+    repository: &Repository,
+    mut snapshots: Vec<Snapshot>,
+    path: &DocumentPath,
+) -> Result<Vec<Version>, DiffError> {
     snapshots.sort_by_key(|snapshot| (snapshot.read_time, snapshot.finished_at, snapshot.id));
     let mut found = stream::iter(snapshots)
         .map(|snapshot| async move {

@@ -16,8 +16,9 @@ use crate::firestore::{self, BulkWriter, Firestore};
 use crate::json::{JsonError, read_documents};
 use crate::progress::Progress;
 use crate::restore::{
-    Checks, Conflicts, Found, Look, ReferenceMode, RestoreCounts, RestoreError, RestoreMode, RestoreOptions,
-    RestorePlan, RestoreStats, Rules, Tally, Warning, plan_document, refuse_foreign, write_document,
+    Checks, Conflicts, DRAIN_PATIENCE, Found, Look, ReferenceMode, RestoreCounts, RestoreError, RestoreMode,
+    RestoreOptions, RestorePlan, RestoreStats, Rules, Tally, Warning, plan_document, refuse_foreign,
+    write_document,
 };
 
 /// Documents that wait for the writer.
@@ -38,6 +39,14 @@ pub enum ImportError {
     /// The documents cannot be restored so, or the database could not be written.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// Somebody asked it to stop.
+    #[error(
+        "stopped after {documents} documents: what was written stays written; the same command again writes it again"
+    )]
+    Stopped {
+        /// Documents that the database has taken.
+        documents: u64,
+    },
     /// The thread that reads is gone.
     #[error("the thread that reads the files stopped: {0}")]
     Worker(#[from] tokio::task::JoinError),
@@ -75,7 +84,7 @@ pub async fn plan_import(
     reading.await?.map_err(ImportError::Refused)?;
     let billed_reads = match rules.look() {
         Look::Nothing => 0,
-        Look::Times | Look::Documents => database.stats().counts().since(&before).billed_reads,
+        Look::Documents => database.stats().counts().since(&before).billed_reads,
     };
     Ok(RestorePlan::new(
         &counts,
@@ -151,7 +160,17 @@ pub async fn import(
     let reading = send_all(files, &options, sender);
     let mut encoder = writer.encoder();
     let mut counts = RestoreCounts::default();
-    while let Some(batch) = next_batch(&mut documents, rules.look()).await {
+    loop {
+        let next = tokio::select! {
+            biased;
+            () = options.stop.requested() => {
+                writer.drain(DRAIN_PATIENCE).await?;
+                let documents = writer.stats().written;
+                return Err(ImportError::Stopped { documents });
+            }
+            next = next_batch(&mut documents, rules.look()) => next,
+        };
+        let Some(batch) = next else { break };
         let there = look_up(database, &batch, rules.look()).await?;
         for (path, body) in &batch {
             counts.looked_at(body);
@@ -161,7 +180,10 @@ pub async fn import(
             outcome.note_conflict(path, &conflicts);
             progress.add(1, body.len() as u64);
         }
-        writer.submit(encoder.take()).await?;
+        tokio::select! {
+            submitted = writer.submit(encoder.take()) => submitted?,
+            () = options.stop.requested() => continue,
+        }
     }
     reading.await?.map_err(ImportError::Changed)?;
     let writes = writer.finish().await?;
@@ -217,7 +239,7 @@ impl There {
             None => Found::Missing,
             Some((update_time, body)) => Found::There {
                 update_time: *update_time,
-                body: Some(body),
+                body,
             },
         }
     }

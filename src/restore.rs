@@ -19,22 +19,30 @@ mod decide;
 mod failures;
 mod plan;
 mod ranges;
+mod read;
 mod references;
 mod renames;
+mod retry;
 mod rules;
+mod session;
 mod write;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::future::Either;
+use futures::{StreamExt, stream};
 use tokio::sync::mpsc;
 
-use crate::archive::{ArchiveError, Lease, SnapshotReader};
+use crate::archive::{ArchiveError, Lease, SessionId, SnapshotReader};
 use crate::document::{DatabaseName, DocumentPath, FieldMask, KeyRange, PathError, Timestamp};
 use crate::firestore::{self, BulkWriter, Firestore, WriteOptions, WriteStats};
 use crate::path_filter::PathFilter;
 use crate::progress::Progress;
+use crate::stop::Stop;
+use crate::store::StoreError;
 pub(crate) use check::Checks;
 pub use check::{TtlField, Warning, WarningKind};
 pub(crate) use conflicts::Conflicts;
@@ -43,12 +51,18 @@ pub(crate) use decide::{plan as plan_document, write as write_document};
 use failures::Refusal;
 pub(crate) use plan::Tally;
 pub use plan::{RestorePlan, check_restore, plan_restore};
+pub use read::Gap;
+use read::Reading;
 pub(crate) use references::References;
 pub use references::{ReferenceCounts, ReferenceMode};
 pub use renames::{Rename, RenameError, Renames};
+pub use retry::{RetryError, retry};
 pub use rules::{Fates, RestoreMode};
 pub(crate) use rules::{Found, Look, Rules};
-use write::{RangeState, Ranges, Step};
+use session::RestoreSession;
+pub use session::{RestoreSessions, SessionOptions, UnfinishedRestore};
+pub(crate) use write::DRAIN_PATIENCE;
+use write::{End, RangeState, Ranges, Writing};
 
 /// Batches that wait for the writer. A few are enough: the readers refill faster than a database writes.
 const WAITING_BATCHES: usize = 4;
@@ -77,6 +91,12 @@ pub struct RestoreOptions {
     pub parallel: usize,
     /// Where documents go that the database refuses. Made when the first one is.
     pub dead_letter_file: PathBuf,
+    /// Restores what is intact around damage, instead of stopping there.
+    pub skip_damaged: bool,
+    /// Where it is recorded how far the restore is, so that it can be resumed.
+    pub session: Option<SessionOptions>,
+    /// Asks the restore to stop: it waits for what is under way, and records it.
+    pub stop: Stop,
 }
 
 impl RestoreOptions {
@@ -98,7 +118,38 @@ impl RestoreOptions {
             write: WriteOptions::for_target(is_emulator),
             parallel: READERS,
             dead_letter_file: dead_letter_file.into(),
+            skip_damaged: false,
+            session: None,
+            stop: Stop::default(),
         }
+    }
+
+    /// What decides which documents are written and how, by the option's name: a restore is resumed with the same.
+    fn described(&self) -> BTreeMap<String, String> {
+        let mut options = BTreeMap::new();
+        let mut note = |name: &str, value: String| {
+            options.insert(name.to_owned(), value);
+        };
+        note("--mode", format!("{:?}", self.mode));
+        note("--references", format!("{:?}", self.references));
+        if !self.filter.is_all() {
+            note("--only", self.filter.patterns().join(" "));
+            note("--exclude", self.filter.excluded().join(" "));
+        }
+        if let Some(fields) = &self.fields {
+            note("--fields", fields.to_string());
+        }
+        if let Some(time) = self.unmodified_since {
+            note("--if-unmodified-since", time.to_string());
+        }
+        if !self.renames.is_empty() {
+            let renames: Vec<String> = self.renames.iter().map(ToString::to_string).collect();
+            note("--rename-collection", renames.join(" "));
+        }
+        if self.skip_damaged {
+            note("--skip-damaged", "yes".to_owned());
+        }
+        options
     }
 
     /// Says no to options that contradict each other: [`RestoreError::Options`].
@@ -187,6 +238,8 @@ pub struct RestoreStats {
     pub existing: u64,
     /// Documents that the database refused; the dead-letter file has them.
     pub failed: u64,
+    /// What was left out because the snapshot is damaged there ([`RestoreOptions::skip_damaged`]).
+    pub gaps: Vec<Gap>,
     /// What was decided about the documents, and what the database said to it. Documents are known to be created or changed
     /// only where the database was looked at.
     pub fates: Fates,
@@ -194,9 +247,9 @@ pub struct RestoreStats {
     pub conflicts: Vec<DocumentPath>,
     /// References in what was written.
     pub references: ReferenceCounts,
-    /// How the writer fared.
+    /// How the writer fared, in this process.
     pub writes: WriteStats,
-    /// How long it took.
+    /// How long it took, in this process.
     pub duration: Duration,
 }
 
@@ -234,14 +287,68 @@ pub enum RestoreError {
          --references fail says", .0.documents, .0.examples.first().map_or("", DocumentPath::as_str)
     )]
     ForeignReferences(Box<Warning>),
+    /// Somebody asked it to stop.
+    #[error("stopped after {}: what was written stays written{}", documents_in_words(*documents), going_on(*session))]
+    Stopped {
+        /// Documents that are done, whether they are written or in the dead-letter file.
+        documents: u64,
+        /// What goes on with it.
+        session: Option<SessionId>,
+    },
+    /// A restore cannot be resumed with other options.
+    #[error(
+        "restore {session} cannot be resumed like this: {differences}. Resume it as it was begun, or begin a new one without \
+         --resume"
+    )]
+    OtherOptions {
+        /// The session.
+        session: SessionId,
+        /// What differs.
+        differences: String,
+    },
+    /// Another process goes on with the session.
+    #[error("another process has gone on with restore {session}: this one stops")]
+    SessionTaken {
+        /// The session.
+        session: SessionId,
+    },
+    /// How far the restore is cannot be recorded, or read.
+    #[error("cannot keep the state of the restore in {location}: {source}. Name another place with --state")]
+    State {
+        /// Where.
+        location: String,
+        /// Why.
+        source: Box<ArchiveError>,
+    },
+}
+
+fn documents_in_words(count: u64) -> String {
+    match count {
+        1 => "1 document".to_owned(),
+        count => format!("{count} documents"),
+    }
+}
+
+fn going_on(session: Option<SessionId>) -> &'static str {
+    match session {
+        Some(_) => ", and the same command with --resume goes on from there",
+        None => "; the same command again writes it again",
+    }
 }
 
 fn advice(error: &ArchiveError) -> &'static str {
-    match error {
-        ArchiveError::Damaged(_) => {
-            ". `firebank verify --read-data` shows what else is damaged; --only restores what is not"
+    let is_damage = matches!(
+        error,
+        ArchiveError::Damaged(_)
+            | ArchiveError::Store(
+                StoreError::NotFound { .. } | StoreError::OutOfRange { .. } | StoreError::TooLarge { .. }
+            )
+    );
+    match is_damage {
+        true => {
+            ". `firebank verify --read-data` shows what else is damaged; --skip-damaged restores what is not"
         }
-        _ => "",
+        false => "",
     }
 }
 
@@ -292,24 +399,59 @@ async fn restore_all(
         purpose,
     )?;
     decide.check_renames().await?;
-    let pieces = ranges::split_ranges(reader, &options.pieces(reader), options.parallel).await?;
-    let mut ranges = Ranges::new(pieces.iter().cloned().map(RangeState::new).collect());
+
+    let (mut session, ranges) = begin(reader, database, &options).await?;
+    let done = ranges.counts();
+    progress.add(done.documents, done.bytes);
+    let rest: Vec<(usize, KeyRange)> = (ranges.states().iter().enumerate())
+        .filter_map(|(number, state)| Some((number, state.rest()?)))
+        .collect();
+    let reading = Reading {
+        reader: reader.clone(),
+        decide,
+        filter: options.filter.clone(),
+        skip_damaged: options.skip_damaged,
+    };
+    let every = options.session.as_ref().map(|session| session.checkpoint_every);
+    let writing = Writing {
+        writer,
+        ranges,
+        session: session.as_mut().zip(every),
+        progress,
+        stop: &options.stop,
+    };
 
     let (sender, steps) = mpsc::channel(WAITING_BATCHES);
     let parallel = options.parallel.max(1);
-    let order = ranges::far_apart(pieces.len(), parallel);
+    // In a block of its own, at whose end the sender goes: that is how the writing knows that there is no more.
     let read = async move {
-        stream::iter(order)
-            .map(|number| read_range(&decide, number, &pieces[number], sender.clone()))
+        let order = ranges::far_apart(rest.len(), parallel).into_iter();
+        stream::iter(order.map(|place| rest[place].clone()))
+            .map(|(number, range)| reading.range(number, range, sender.clone()))
             .buffer_unordered(parallel)
-            .try_for_each(|()| async { Ok(()) })
-            .await
+            .for_each(|()| std::future::ready(()))
+            .await;
     };
-    let write = write::write_all(writer, steps, &mut ranges, progress);
-    let ((), writes) = tokio::try_join!(read, write)?;
-    Ok(ranges
+    // When the writing ends early, nobody needs what is still being read.
+    let write = match futures::future::select(pin!(writing.run(steps)), pin!(read)).await {
+        Either::Left((written, _)) => written,
+        Either::Right(((), write)) => write.await,
+    };
+    let (end, ranges, writes) = write?;
+    if end == End::Stopped {
+        return Err(RestoreError::Stopped {
+            documents: ranges.counts().documents,
+            session: session.map(|session| session.id()),
+        });
+    }
+    if let Some(session) = session {
+        session.remove().await;
+    }
+    let mut stats = ranges
         .counts()
-        .stats(writes, &options, &conflicts, start.elapsed()))
+        .stats(writes, &options, &conflicts, start.elapsed());
+    stats.gaps = ranges.gaps().to_vec();
+    Ok(stats)
 }
 
 /// Fails when documents refer to other databases.
@@ -321,23 +463,46 @@ pub(crate) fn refuse_foreign(tally: &Tally) -> Result<(), RestoreError> {
     }
 }
 
-/// Reads a range and sends what is decided, then that it is at its end.
-async fn read_range(
-    decide: &Decide,
-    number: usize,
-    range: &crate::document::KeyRange,
-    steps: mpsc::Sender<(usize, Step)>,
-) -> Result<(), RestoreError> {
-    let mut decided = decide.range(range.clone());
-    while let Some(decided) = decided.try_next().await? {
-        if steps.send((number, Step::Decided(decided))).await.is_err() {
-            // The writer has failed, and its error is the one to report.
-            return Ok(());
-        }
+/// Cuts the snapshot into ranges and begins a session where one is wanted, or takes up an earlier one.
+async fn begin(
+    reader: &SnapshotReader,
+    database: &Firestore,
+    options: &RestoreOptions,
+) -> Result<(Option<RestoreSession>, Ranges), RestoreError> {
+    let plan = |pieces: &[KeyRange]| {
+        session::plan(
+            reader.repository().id(),
+            reader.id(),
+            database.database(),
+            options.described(),
+            pieces,
+            &options.dead_letter_file,
+        )
+    };
+    if let Some(SessionOptions {
+        sessions,
+        resume: Some(unfinished),
+        ..
+    }) = &options.session
+    {
+        unfinished.check(&plan(&[]))?;
+        return Ok((Some(sessions.resume(unfinished)), unfinished.ranges()));
     }
-    // The same holds here.
-    let _ = steps.send((number, Step::End)).await;
-    Ok(())
+    let chosen = options.pieces(reader);
+    let pieces = match ranges::split_ranges(reader, &chosen, options.parallel).await {
+        Err(error) if options.skip_damaged => {
+            // Where the index cannot be cut it is read in one piece, and around what is damaged.
+            error.into_damage()?;
+            chosen
+        }
+        pieces => pieces?,
+    };
+    let session = match &options.session {
+        Some(options) => Some(options.sessions.begin(plan(&pieces)).await?),
+        None => None,
+    };
+    let ranges = Ranges::new(pieces.into_iter().map(RangeState::new).collect());
+    Ok((session, ranges))
 }
 
 impl RestoreCounts {
@@ -364,6 +529,7 @@ impl RestoreCounts {
             fates,
             conflicts: conflicts.paths(),
             references: self.references,
+            gaps: Vec::new(),
             writes,
             duration,
         }

@@ -7,6 +7,7 @@ use clap::Args;
 use super::options::GlobalOptions;
 use super::write_args::WriteArgs;
 use super::{Outcome, json_restore};
+use crate::stop::Stop;
 
 #[derive(Args, Debug)]
 pub(crate) struct ImportCommand {
@@ -18,8 +19,9 @@ pub(crate) struct ImportCommand {
 }
 
 impl ImportCommand {
-    pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
-        let options = self.write.restore_options(global)?;
+    pub(crate) async fn run(self, global: &GlobalOptions, stop: Stop) -> anyhow::Result<Outcome> {
+        let mut options = self.write.restore_options(global)?;
+        options.stop = stop;
         let target = global.database()?;
         json_restore::run(global, &self.files, &target, options, &self.write).await
     }

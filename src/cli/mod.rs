@@ -22,6 +22,7 @@ mod options;
 mod output;
 mod progress;
 mod restore;
+mod restore_session;
 mod sandbox;
 mod sessions;
 mod show;
@@ -48,6 +49,8 @@ use options::GlobalOptions;
 
 use crate::archive::lease;
 use crate::backup::BackupError;
+use crate::import::ImportError;
+use crate::restore::{RestoreError, RetryError};
 use crate::stop::Stop;
 
 /// Back up, verify and restore Google Cloud Firestore
@@ -123,7 +126,7 @@ pub(crate) enum Outcome {
 
 /// Threads that compress, hash and wait for disks. Each may keep memory of its own, so many of them cost more than they bring.
 const BLOCKING_THREADS: usize = 8;
-/// How long an interrupted backup takes to reach a place where it can go on.
+/// How long an interrupted command takes to reach a place where it can stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
 /// How long an interrupted command waits for its leases to be removed.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
@@ -202,7 +205,7 @@ fn start(cli: Cli) -> anyhow::Result<Outcome> {
             () = interrupted() => {}
         }
         if resumable {
-            tracing::warn!("stopping where the backup can go on later; once more, and it stops at once");
+            tracing::warn!("stopping as soon as what is under way is done; once more, and it stops at once");
             stop.request();
             tokio::select! {
                 outcome = &mut work => return outcome,
@@ -239,10 +242,10 @@ async fn run(global: &GlobalOptions, command: Command, stop: Stop) -> anyhow::Re
         Command::History(command) => command.run(global).await,
         Command::Diff(command) => command.run(global).await,
         Command::Verify(command) => command.run(global).await,
-        Command::Restore(command) => command.run(global).await,
+        Command::Restore(command) => command.run(global, stop).await,
         Command::Clean(command) => command.run(global).await,
         Command::Export(command) => command.run(global).await,
-        Command::Import(command) => command.run(global).await,
+        Command::Import(command) => command.run(global, stop).await,
         Command::Sessions(command) => command.run(global).await,
         Command::Compact(command) => command.run(global).await,
         Command::Status(command) => command.run(global).await,
@@ -263,6 +266,7 @@ impl Command {
         match self {
             Self::Backup(command) => command.is_resumable(),
             Self::BackupAll(command) => command.is_resumable(),
+            Self::Restore(_) | Self::Import(_) => true,
             _ => false,
         }
     }
@@ -276,7 +280,10 @@ impl Command {
                  checkpoints, within an hour after it began"
             }
             Self::Backup(_) | Self::BackupAll(_) => "the backup is not finished",
-            Self::Restore(_) | Self::Import(_) => {
+            Self::Restore(_) => {
+                "the documents that were written stay written; the same command with --resume goes on from the last checkpoint"
+            }
+            Self::Import(_) => {
                 "the documents that were written stay written; the same command again writes them all"
             }
             Self::Clean(_) => "what was forgotten is forgotten, and the next `clean` deletes the rest",
@@ -326,12 +333,20 @@ fn exit_code(error: &anyhow::Error) -> Option<u8> {
     Some(match error {
         error if error.is::<UsageError>() || error.is::<Refused>() => EXIT_USAGE,
         error if error.is::<Interrupted>() => EXIT_INTERRUPTED,
-        error if matches!(error.downcast_ref(), Some(BackupError::Stopped { .. })) => EXIT_INTERRUPTED,
+        error if was_stopped(error) => EXIT_INTERRUPTED,
         error => match error.downcast_ref::<output::OutputError>() {
             Some(error) if error.is_broken_pipe() => return None,
             _ => EXIT_FAILED,
         },
     })
+}
+
+/// Whether somebody asked the command to stop, and it did.
+fn was_stopped(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(BackupError::Stopped { .. }))
+        || matches!(error.downcast_ref(), Some(RestoreError::Stopped { .. }))
+        || matches!(error.downcast_ref(), Some(ImportError::Stopped { .. }))
+        || matches!(error.downcast_ref(), Some(RetryError::Stopped { .. }))
 }
 
 /// The error and its causes, without those that say again what stands there.

@@ -126,7 +126,7 @@ impl GlobalOptions {
             .with_context(|| format!("cannot create a repository in {address}"))
     }
 
-    fn bucket_options(&self) -> BucketOptions {
+    pub(crate) fn bucket_options(&self) -> BucketOptions {
         BucketOptions {
             google_credentials: self.key_file(),
             ..BucketOptions::from_environment()

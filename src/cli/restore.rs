@@ -1,6 +1,6 @@
 //! `firebank restore`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -9,20 +9,27 @@ use serde::Serialize;
 
 use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
+use super::restore_session::SessionArgs;
 use super::snapshot_filter::SnapshotFilterArgs;
 use super::snapshots::find_filtered;
 use super::write_args::{WriteArgs, report, show_plan, show_warnings, wrong_usage};
 use super::{Outcome, UsageError, json_restore, output};
-use crate::archive::{Snapshot, SnapshotReader};
+use crate::archive::{Snapshot, SnapshotFilter, SnapshotReader};
 use crate::document::DatabaseName;
 use crate::progress::Progress;
-use crate::restore::{RestoreOptions, RestorePlan, check_restore, plan_restore, restore};
+use crate::restore::{
+    RestoreError, RestoreOptions, RestorePlan, check_restore, plan_restore, restore, retry,
+};
+use crate::stop::Stop;
 
 #[derive(Args, Debug)]
 pub(crate) struct RestoreCommand {
     /// A snapshot (its id, a unique prefix of it, or `latest`), or a JSON backup's file
-    #[arg(value_name = "SNAPSHOT|FILE.json")]
-    source: String,
+    #[arg(value_name = "SNAPSHOT|FILE.json", required_unless_present = "retry")]
+    source: Option<String>,
+    /// Write again what an earlier restore or import left in this dead-letter file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["source", "resume", "dry_run"])]
+    retry: Option<PathBuf>,
     /// The project to write into
     #[arg(long, value_name = "ID")]
     to_project: Option<String>,
@@ -35,19 +42,47 @@ pub(crate) struct RestoreCommand {
     #[command(flatten)]
     write: WriteArgs,
     #[command(flatten)]
+    session: SessionArgs,
+    #[command(flatten)]
     latest: SnapshotFilterArgs,
 }
 
 impl RestoreCommand {
-    pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
-        let options = self.write.restore_options(global)?;
-        if let Some(file) = json_file(global, &self.source)? {
+    pub(crate) async fn run(self, global: &GlobalOptions, stop: Stop) -> anyhow::Result<Outcome> {
+        let mut options = self.write.restore_options(global)?;
+        options.stop = stop;
+        options.skip_damaged = self.session.skip_damaged;
+        if let Some(file) = &self.retry {
+            return self.retry(global, file, options).await;
+        }
+        let source = self.source.as_deref().unwrap_or_default();
+        if let Some(file) = json_file(global, source)? {
             let target = self.json_target(global)?;
             return json_restore::run(global, &[file], &target, options, &self.write).await;
         }
         let repository = global.open_repository().await?;
-        let snapshot = find_filtered(global, &repository, &self.source, &self.latest).await?;
+        let mut snapshot = find_filtered(global, &repository, source, &self.latest).await?;
         let target = self.target(global, &snapshot)?;
+        if !self.write.dry_run {
+            let is_latest = source == "latest";
+            let session = self
+                .session
+                .options(global, repository.id(), snapshot.id, is_latest, &target)
+                .await?;
+            if let Some(unfinished) = &session.resume {
+                if self.write.dead_letter_file.is_none() {
+                    options.dead_letter_file = unfinished.dead_letter_file().to_owned();
+                }
+                if unfinished.snapshot() != snapshot.id {
+                    let id = unfinished.snapshot().to_string();
+                    snapshot = repository.resolve(&id, &SnapshotFilter::default()).await?;
+                    tracing::warn!(
+                        "going on with the restore of snapshot {id}, which is not the latest any more"
+                    );
+                }
+            }
+            options.session = Some(session);
+        }
         let reader = repository.reader(&snapshot).await?;
         if self.write.dry_run {
             return dry_run(global, &reader, &target, &options).await;
@@ -58,6 +93,23 @@ impl RestoreCommand {
         }
         self.write.confirm(global, &target)?;
         write_snapshot(global, &reader, target, options).await
+    }
+
+    /// Writes again what failed.
+    async fn retry(
+        &self,
+        global: &GlobalOptions,
+        file: &Path,
+        options: RestoreOptions,
+    ) -> anyhow::Result<Outcome> {
+        let target = self.json_target(global)?;
+        self.write.confirm(global, &target)?;
+        let database = global.connect_to(target.clone()).await?;
+        let progress = Arc::new(Progress::new());
+        let display = ProgressDisplay::start("writing again", &progress, global.quiet);
+        let stats = retry(file, &database, options.clone(), &progress).await?;
+        drop(display);
+        report(global, &file.display().to_string(), &target, &stats, &options)
     }
 
     /// A JSON backup goes where the command line points: the original tools restored them so.
@@ -120,13 +172,17 @@ async fn write_snapshot(
     let display = ProgressDisplay::start("restoring", &progress, global.quiet);
     let restored = restore(reader, &database, options.clone(), &progress).await;
     drop(display);
-    let stats = restored.map_err(wrong_usage).with_context(|| {
-        format!(
-            "the restore of snapshot {} into {target} stopped after {}",
-            snapshot.id,
-            output::count(progress.documents(), "document")
-        )
-    })?;
+    let stats = match restored {
+        Err(other @ RestoreError::OtherOptions { .. }) => return Err(UsageError::new(other.to_string())),
+        Err(plain @ (RestoreError::Stopped { .. } | RestoreError::State { .. })) => return Err(plain.into()),
+        restored => restored.map_err(wrong_usage).with_context(|| {
+            format!(
+                "the restore of snapshot {} into {target} stopped after {} (--resume goes on from there)",
+                snapshot.id,
+                output::count(progress.documents(), "document")
+            )
+        })?,
+    };
     report(
         global,
         &format!("snapshot {}", snapshot.id),

@@ -16,8 +16,8 @@ use crate::document::{DatabaseName, DocumentPath, FieldMask, Timestamp};
 use crate::firestore::WriteOptions;
 use crate::path_filter::PathFilter;
 use crate::restore::{
-    Fates, ReferenceCounts, ReferenceMode, Renames, RestoreError, RestoreMode, RestoreOptions, RestorePlan,
-    RestoreStats, TtlField, Warning,
+    Fates, Gap, ReferenceCounts, ReferenceMode, Renames, RestoreError, RestoreMode, RestoreOptions,
+    RestorePlan, RestoreStats, TtlField, Warning,
 };
 
 /// How to write, for every command that does.
@@ -280,6 +280,30 @@ fn outcome_of_choice(options: &RestoreOptions, documents: u64) -> Outcome {
     Outcome::NeedsLook
 }
 
+/// Gaps that are listed for people.
+const LISTED_GAPS: usize = 50;
+
+fn tell_of_gaps(gaps: &[Gap]) {
+    if gaps.is_empty() {
+        return;
+    }
+    let known: u64 = gaps.iter().filter_map(|gap| gap.documents).sum();
+    let more = match gaps.iter().any(|gap| gap.documents.is_none()) {
+        true => " and those of stretches that the damage hides",
+        false => "",
+    };
+    tracing::error!(
+        "the snapshot is damaged, and {}{more} could not be restored:",
+        output::count(known, "document")
+    );
+    for gap in gaps.iter().take(LISTED_GAPS) {
+        tracing::error!("{}", output::printable(&gap.to_string()));
+    }
+    if let Some(left @ 1..) = gaps.len().checked_sub(LISTED_GAPS) {
+        tracing::error!("… and {left} more, which --json lists");
+    }
+}
+
 fn show_references(output: Output, references: &ReferenceCounts) -> anyhow::Result<()> {
     let lines = [
         (references.renamed, "follow renamed collections"),
@@ -325,6 +349,7 @@ struct Summary<'a> {
     fates: Fates,
     failed: u64,
     dead_letter_file: Option<&'a Path>,
+    gaps: &'a [Gap],
     conflicting: &'a [DocumentPath],
     references: ReferenceCounts,
     foreign_references: u64,
@@ -393,6 +418,7 @@ pub(super) fn report(
             dead_letter_file.display()
         );
     }
+    tell_of_gaps(&stats.gaps);
     output.json(&Summary {
         source,
         target: target.to_string(),
@@ -402,6 +428,7 @@ pub(super) fn report(
         fates: *fates,
         failed: stats.failed,
         dead_letter_file: (stats.failed > 0).then_some(dead_letter_file),
+        gaps: &stats.gaps,
         conflicting: &stats.conflicts,
         references: stats.references,
         foreign_references: stats.references.foreign,
@@ -409,11 +436,13 @@ pub(super) fn report(
         retries: stats.writes.retries,
         seconds: stats.duration.as_secs_f64(),
     })?;
-    Ok(if stats.failed > 0 || fates.conflicts > 0 {
-        Outcome::NeedsLook
-    } else {
-        outcome_of_choice(options, stats.documents + fates.deleted)
-    })
+    Ok(
+        if stats.failed > 0 || fates.conflicts > 0 || !stats.gaps.is_empty() {
+            Outcome::NeedsLook
+        } else {
+            outcome_of_choice(options, stats.documents + fates.deleted)
+        },
+    )
 }
 
 /// What contradicts itself is wrong usage; everything else is a failure.

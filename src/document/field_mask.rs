@@ -89,13 +89,6 @@ impl FieldMask {
         let same = |path: &Vec<String>| value_at(one, path) == value_at(other, path);
         self.paths.iter().all(same)
     }
-
-    /// The part of it for which `keep` is true.
-    pub fn filter(&self, keep: impl Fn(&[String]) -> bool) -> Self {
-        Self {
-            paths: self.paths.iter().filter(|path| keep(path)).cloned().collect(),
-        }
-    }
 }
 
 impl std::fmt::Display for FieldMask {

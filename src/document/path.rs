@@ -262,6 +262,23 @@ impl DocumentKey {
         DocumentPath::from_key(&self.0)
     }
 
+    /// The smallest key past a document's: that of no document, and before everything below it.
+    pub fn next(&self) -> Self {
+        let mut next = Vec::with_capacity(self.0.len() + 1);
+        next.extend_from_slice(&self.0);
+        next.push(PAST);
+        Self(next)
+    }
+
+    /// The key that this is the [next](Self::next) of, if it is one.
+    pub(crate) fn previous(&self) -> Option<Self> {
+        let previous = self.0.strip_suffix(&[PAST])?;
+        // A text's end is the same byte, so only what is left tells.
+        DocumentPath::from_key(previous)
+            .is_ok()
+            .then(|| Self(previous.to_vec()))
+    }
+
     /// The keys of this document and everything below it.
     pub fn subtree(&self) -> KeyRange {
         KeyRange {
@@ -440,6 +457,9 @@ fn path_of_key(key: &[u8], buffer: String) -> Result<(String, usize), PathError>
     let path = String::from_utf8(path).map_err(|_| PathError::BadKey("not UTF-8"))?;
     Ok((path, count))
 }
+
+/// What follows a document's key in the smallest key past it: no tag.
+const PAST: u8 = 0;
 
 /// The first key after all keys that start with `prefix`, which ends with a whole segment: what follows there is a tag.
 fn prefix_end(prefix: &[u8]) -> Vec<u8> {

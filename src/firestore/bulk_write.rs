@@ -19,15 +19,16 @@ mod write;
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::{Error, Firestore, Result, Throttle};
+use super::{Error, Firestore, Result, Throttle, ThrottleOptions};
 use crate::document::DocumentPath;
 use batch::{Batch, Limits, SpareBuffers};
 pub use conditional::{ConditionalWriter, ConditionalWrites};
 pub use encode::{EncodedWrites, WriteEncoder};
-use mark::Marks;
+pub(crate) use mark::Marks;
 pub use mark::{Acknowledged, Mark};
 use send::{Outcome, Sender};
 pub use write::{Change, OwnedChange, Precondition, Write, WriteFailure};
@@ -47,6 +48,8 @@ pub struct WriteOptions {
     pub rate: Option<f64>,
     /// Follow Firestore's advice for new traffic: 500 writes a second, half as much again every five minutes.
     pub ramp: bool,
+    /// Write less when the database pushes back or becomes slow: see [`Throttle`].
+    pub adaptive: bool,
 }
 
 impl WriteOptions {
@@ -64,6 +67,7 @@ impl WriteOptions {
             batch_bytes: None,
             rate: None,
             ramp: !is_emulator,
+            adaptive: !is_emulator,
         }
     }
 }
@@ -175,7 +179,11 @@ impl std::fmt::Debug for BulkWriter {
 impl BulkWriter {
     /// A writer into a database. It needs a Tokio runtime.
     pub fn new(firestore: &Firestore, options: WriteOptions, sink: impl FailureSink + 'static) -> Self {
-        let throttle = Arc::new(Throttle::new(options.rate, options.ramp));
+        let throttle = Arc::new(Throttle::new(ThrottleOptions {
+            rate: options.rate,
+            ramp: options.ramp,
+            adaptive: options.adaptive,
+        }));
         Self::with_throttle(firestore, options, throttle, sink)
     }
 
@@ -303,6 +311,24 @@ impl BulkWriter {
         }
     }
 
+    /// Sends nothing more, and waits for what is under way, as long as `patience` lasts. What is done by then can be
+    /// [asked for](Self::take_acknowledged); the writer takes nothing any more.
+    pub async fn drain(&mut self, patience: Duration) -> Result<()> {
+        self.check_running()?;
+        self.stopped = true;
+        self.sender.stop();
+        let settled = async {
+            while self.settle_one().await? {}
+            Ok(())
+        };
+        let in_time = tokio::time::timeout(patience, settled).await;
+        self.in_flight.abort_all();
+        in_time.unwrap_or_else(|_| {
+            tracing::warn!("some writes were still under way after {patience:?}: they may be applied or not");
+            Ok(())
+        })
+    }
+
     /// What has been done so far.
     pub fn stats(&self) -> WriteStats {
         let mut stats = self.stats;
@@ -402,8 +428,7 @@ impl BulkWriter {
             }
             if let Some(batch) = self.full.pop_front() {
                 self.bytes_in_flight += bytes;
-                let sender = self.sender.clone();
-                self.in_flight.spawn(async move { sender.deliver(batch).await });
+                self.in_flight.spawn(self.sender.clone().deliver(batch));
             }
         }
         Ok(())

@@ -97,7 +97,7 @@ pub(super) struct Channels {
 }
 
 /// Requests that share a channel for writes: their answers are small.
-const WRITES_PER_CHANNEL: usize = 8;
+const WRITES_PER_CHANNEL: usize = 4;
 
 impl Channels {
     /// Connects one channel, so that a wrong address shows at once; the others connect when they are first used.

@@ -47,6 +47,9 @@ fn first_name_from(boundary: &DocumentKey) -> Result<Option<DocumentPath>> {
     if let Ok(document) = DocumentPath::from_key(bytes) {
         return Ok(Some(document));
     }
+    if let Some(document) = boundary.previous() {
+        return Ok(first_below(&document));
+    }
     if let Some(first) = first_in_collection(bytes) {
         return Ok(Some(first));
     }
@@ -65,6 +68,12 @@ fn first_in_collection(collection: &[u8]) -> Option<DocumentPath> {
     // The key of the smallest id: its tag and the smallest number.
     key.extend_from_slice(&[0x01, 0, 0, 0, 0, 0, 0, 0, 0]);
     DocumentPath::from_key(&key).ok()
+}
+
+/// The smallest name below a document. The ids of collections are never numbers.
+fn first_below(document: &DocumentKey) -> Option<DocumentPath> {
+    let document = document.path().ok()?;
+    DocumentPath::parse(format!("{document}/{SMALLEST_TEXT_ID}/{SMALLEST_ID}")).ok()
 }
 
 /// The smallest name past everything that starts with a prefix, which is a document's key or a collection's.

@@ -32,13 +32,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+#[cfg(test)]
+pub(crate) use bulk_write::Marks;
 pub use bulk_write::{
     Acknowledged, BulkWriter, Change, ConditionalWriter, ConditionalWrites, EncodedWrites, FailureSink, Mark,
     OwnedChange, Precondition, Recorded, Write, WriteEncoder, WriteFailure, WriteOptions, WriteStats,
 };
 pub use connect::{ConnectOptions, Target};
 pub use credentials::Credentials;
-pub use dead_letter::DeadLetterFile;
+pub use dead_letter::{DeadLetterError, DeadLetterFile, DeadLetters};
 pub use error::{Error, Result};
 pub use fetch::Fetched;
 pub use metadata::DatabaseMetadata;
@@ -48,7 +50,7 @@ pub use raw::Method;
 pub use retry::RetryPolicy;
 pub use scan::ScanOptions;
 pub use stats::{RequestCounts, RequestStats};
-pub use throttle::{Clock, SystemClock, Throttle, ramp_time, write_time};
+pub use throttle::{Clock, SystemClock, Throttle, ThrottleOptions, ramp_time, write_time};
 
 use crate::document::DatabaseName;
 

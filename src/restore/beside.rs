@@ -14,7 +14,7 @@ use futures::stream::{BoxStream, StreamExt, TryStreamExt};
 use super::decide::{Decide, Shared};
 use super::plan::Tally;
 use super::renames::{KeyMap, renamed};
-use super::rules::{Fate, Found, Look, RestoreMode};
+use super::rules::{Fate, Found, RestoreMode};
 use super::{RestoreCounts, RestoreError};
 use crate::archive::{ArchiveError, RecordBatch, RecordRef, SnapshotReader};
 use crate::document::{DocumentBatch, DocumentKey, DocumentPath, DocumentRef, KeyRange, Timestamp};
@@ -38,10 +38,7 @@ const SCAN_LIFETIME: Duration = Duration::from_secs(600);
 #[derive(Clone, Debug)]
 pub(super) enum OwnedFound {
     Missing,
-    There {
-        update_time: Timestamp,
-        body: Option<Vec<u8>>,
-    },
+    There { update_time: Timestamp, body: Vec<u8> },
 }
 
 impl OwnedFound {
@@ -50,7 +47,7 @@ impl OwnedFound {
             Found::Missing | Found::Unknown => Self::Missing,
             Found::There { update_time, body } => Self::There {
                 update_time,
-                body: body.map(<[u8]>::to_vec),
+                body: body.to_vec(),
             },
         }
     }
@@ -60,7 +57,7 @@ impl OwnedFound {
             Self::Missing => Found::Missing,
             Self::There { update_time, body } => Found::There {
                 update_time: *update_time,
-                body: body.as_deref(),
+                body,
             },
         }
     }
@@ -107,7 +104,6 @@ pub(super) struct Beside {
     reader: SnapshotReader,
     shared: Arc<Shared>,
     database: Firestore,
-    look: Look,
     keys: KeyMap,
     records: Records,
     /// Where all of the range is read; `None` where documents are asked for by name.
@@ -116,19 +112,18 @@ pub(super) struct Beside {
 }
 
 impl Beside {
-    pub(super) fn new(decide: &Decide, database: Firestore, look: Look, range: KeyRange) -> Self {
+    pub(super) fn new(decide: &Decide, database: Firestore, range: KeyRange) -> Self {
         let (reader, shared) = (decide.reader.clone(), Arc::clone(&decide.shared));
         let keys = shared.renames.of_piece(&range);
         let selects_groups = !reader.snapshot().selection.collection_groups.is_empty();
         let reads_all =
             shared.rules.mode == RestoreMode::Mirror || (shared.filter.is_exact() && !selects_groups);
-        let scan = reads_all.then(|| TargetScan::new(&database, look, keys.target_range(&range)));
+        let scan = reads_all.then(|| TargetScan::new(&database, keys.target_range(&range)));
         Self {
             records: Records::new(&reader, range),
             reader,
             shared,
             database,
-            look,
             keys,
             scan,
             ended: false,
@@ -195,19 +190,17 @@ impl Beside {
         let target = renamed(&self.shared.renames, &path)?.unwrap_or(path);
         step.counts.documents += 1;
         step.counts.bytes += u64::from(record.length());
-        let body = there
-            .map(|document| document.body)
-            .filter(|_| self.look == Look::Documents);
         let found = match there {
             None => Found::Missing,
             Some(document) => Found::There {
                 update_time: document.update_time,
-                body,
+                body: document.body,
             },
         };
         let fate = self.shared.rules.known_fate(&found).or_else(|| {
-            let equal =
-                self.shared.skips_equal_bodies() && body.is_some_and(|body| self.is_body_of(record, body));
+            let document = there?;
+            let equal = self.shared.rules.skips_equal_body(document.update_time)
+                && self.is_body_of(record, document.body);
             equal.then_some(Fate::Unchanged)
         });
         if let Some(fate) = fate {
@@ -215,7 +208,7 @@ impl Beside {
             return Ok(());
         }
         step.wanted_bytes += record.length() as usize;
-        step.found_bytes += body.map_or(0, <[u8]>::len);
+        step.found_bytes += there.map_or(0, |document| document.body.len());
         step.wanted.push(record);
         step.found.push(OwnedFound::of(found));
         Ok(())
@@ -237,7 +230,7 @@ impl Beside {
             return Ok(());
         }
         let path = document.path()?;
-        if self.shared.rules.is_conflict(document.update_time) {
+        if self.shared.rules.is_too_new(document.update_time) {
             self.shared.settle(&path, Fate::Conflict, step);
             return Ok(());
         }
@@ -315,7 +308,6 @@ impl Records {
 struct TargetScan {
     database: Firestore,
     range: KeyRange,
-    names_only: bool,
     stream: Option<(BoxStream<'static, firestore::Result<DocumentBatch>>, Instant)>,
     after: Option<DocumentKey>,
     batch: DocumentBatch,
@@ -324,11 +316,10 @@ struct TargetScan {
 }
 
 impl TargetScan {
-    fn new(database: &Firestore, look: Look, range: KeyRange) -> Self {
+    fn new(database: &Firestore, range: KeyRange) -> Self {
         Self {
             database: database.clone(),
             range,
-            names_only: look == Look::Times,
             stream: None,
             after: None,
             batch: DocumentBatch::new(),
@@ -367,7 +358,6 @@ impl TargetScan {
     fn open(&self, read_time: Timestamp) -> BoxStream<'static, firestore::Result<DocumentBatch>> {
         let options = ScanOptions {
             after: self.after.clone(),
-            names_only: self.names_only,
             ..ScanOptions::new(self.range.clone(), read_time)
         };
         self.database.scan(options).boxed()

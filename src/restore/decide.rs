@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
+use futures::stream::{self, BoxStream, Stream, StreamExt, TryStreamExt};
 
 use super::beside::{Beside, OwnedFound, Step};
 use super::check::{Checks, examine};
@@ -16,7 +16,7 @@ use super::plan::Tally;
 use super::renames::{Renames, renamed};
 use super::rules::{Action, Fate, Found, Look, Rules};
 use super::{ReferenceCounts, RestoreCounts, RestoreError, RestoreOptions};
-use crate::archive::{DocumentSink, RecordBatch, SnapshotReader};
+use crate::archive::{ArchiveError, DocumentSink, RecordBatch, SnapshotReader};
 use crate::document::wire::{ReferencesSeen, WireError};
 use crate::document::{CanonicalError, DatabaseName, DocumentKey, DocumentPath, DocumentRef, KeyRange};
 use crate::firestore::{EncodedWrites, Firestore, Precondition, Write, WriteEncoder};
@@ -72,11 +72,6 @@ impl Shared {
         }
     }
 
-    /// Whether equal bodies say enough.
-    pub(super) fn skips_equal_bodies(&self) -> bool {
-        self.rules.skips_equal_bodies()
-    }
-
     fn out(&self) -> Out {
         match &self.purpose {
             Purpose::Write(encoder) => Out::Writes(encoder.another()),
@@ -88,6 +83,7 @@ impl Shared {
     pub(super) fn settle(&self, path: &DocumentPath, fate: Fate, step: &mut Step) {
         step.counts.fates.note(fate);
         step.tally.note(path, fate);
+        step.tally.writes += u64::from(self.rules.sends_anyway(fate));
         if fate == Fate::Conflict {
             self.conflicts.note(path);
         }
@@ -128,9 +124,7 @@ impl Decide {
     /// What is to be written for the documents of a range. The stream's end says that all of the range is decided.
     pub(super) fn range(&self, range: KeyRange) -> BoxStream<'static, Result<Decided, RestoreError>> {
         match (&self.shared.database, self.shared.look()) {
-            (Some(database), look @ (Look::Times | Look::Documents)) => {
-                self.beside(Beside::new(self, database.clone(), look, range))
-            }
+            (Some(database), Look::Documents) => self.beside(Beside::new(self, database.clone(), range)),
             _ => self.blind(range),
         }
     }
@@ -139,11 +133,7 @@ impl Decide {
     fn blind(&self, range: KeyRange) -> BoxStream<'static, Result<Decided, RestoreError>> {
         let encode = Encode::new(Arc::clone(&self.shared), None);
         if self.shared.filter.is_all() {
-            return self
-                .reader
-                .documents_into(range, encode)
-                .map(|decided| decided?)
-                .boxed();
+            return one_by_one(self.reader.documents_into(range, encode));
         }
         // Chosen by name first, so that nothing is fetched that is not chosen.
         let shared = Arc::clone(&self.shared);
@@ -152,10 +142,7 @@ impl Decide {
             .records(range)
             .map_ok(move |batch| chosen(&shared.filter, &batch))
             .try_filter(|batch| std::future::ready(!batch.is_empty()));
-        self.reader
-            .bodies_into(records, encode)
-            .map(|decided| decided?)
-            .boxed()
+        one_by_one(self.reader.bodies_into(records, encode))
     }
 
     /// With a look at the database: each step's bodies are fetched while the next step is found.
@@ -191,7 +178,7 @@ impl Decide {
             let records = stream::once(std::future::ready(Ok(wanted)));
             let mut decided = self.reader.bodies_into(records, encode).boxed();
             while let Some(decided) = decided.try_next().await? {
-                all.push(decided?);
+                all.extend(decided?);
             }
         }
         let mut out = self.shared.out();
@@ -259,6 +246,16 @@ fn chosen(filter: &PathFilter, batch: &RecordBatch) -> RecordBatch {
     chosen
 }
 
+/// What sinks have made, in its order.
+fn one_by_one(
+    sinks: impl Stream<Item = Result<<Encode as DocumentSink>::Output, ArchiveError>> + Send + 'static,
+) -> BoxStream<'static, Result<Decided, RestoreError>> {
+    sinks
+        .map(|decided| Ok::<_, RestoreError>(stream::iter(decided??.into_iter().map(Ok))))
+        .try_flatten()
+        .boxed()
+}
+
 /// Encodes chosen documents where they are decoded: their bytes are at hand there, and all cores take part.
 struct Encode {
     shared: Arc<Shared>,
@@ -270,6 +267,8 @@ struct Encode {
     counts: RestoreCounts,
     /// The last document that was looked at, where that says how far everything is.
     last: Option<Vec<u8>>,
+    /// What makes a request each: so much is done at a time, and a cursor need not wait for a whole window of documents.
+    ready: Vec<Decided>,
     failed: Option<RestoreError>,
 }
 
@@ -282,6 +281,7 @@ impl Encode {
             path: String::new(),
             counts: RestoreCounts::default(),
             last: None,
+            ready: Vec::new(),
             failed: None,
         }
     }
@@ -303,22 +303,21 @@ impl Encode {
             }
         }
         self.path = path.into();
+        if matches!(&self.out, Out::Writes(encoder) if encoder.has_full()) {
+            let decided = self.decided();
+            self.ready.push(decided);
+        }
         Ok(())
     }
 
     fn decide(&mut self, path: &DocumentPath, body: &[u8], found: Found<'_>) -> Result<(), RestoreError> {
         let rules = &self.shared.rules;
-        match &mut self.out {
-            Out::Writes(encoder) => {
-                let outcome = write(rules, path, body, found, |write| Ok(encoder.write(write)?))?;
-                self.counts.note(&outcome);
-                outcome.note_conflict(path, &self.shared.conflicts);
-            }
-            Out::Tally(tally, checks) => {
-                let outcome = plan(rules, path, body, found, tally, checks)?;
-                self.counts.note(&outcome);
-            }
-        }
+        let outcome = match &mut self.out {
+            Out::Writes(encoder) => write(rules, path, body, found, |write| Ok(encoder.write(write)?))?,
+            Out::Tally(tally, checks) => plan(rules, path, body, found, tally, checks)?,
+        };
+        self.counts.note(&outcome);
+        outcome.note_conflict(path, &self.shared.conflicts);
         Ok(())
     }
 
@@ -412,6 +411,7 @@ pub(crate) fn plan(
         .decide(Cow::Borrowed(&body), found)
         .map_err(|error| invalid(path, error))?;
     tally.note(path, decision.fate);
+    tally.writes += u64::from(rules.sends_anyway(decision.fate));
     if decision.action != Action::Nothing {
         tally.writes += 1;
         examine(path, &body, checks, &mut tally.warnings).map_err(|error| invalid(path, error))?;
@@ -452,7 +452,7 @@ fn invalid(path: &DocumentPath, source: CanonicalError) -> RestoreError {
 }
 
 impl DocumentSink for Encode {
-    type Output = Result<Decided, RestoreError>;
+    type Output = Result<Vec<Decided>, RestoreError>;
 
     fn push(&mut self, document: DocumentRef<'_>) {
         if self.failed.is_none() {
@@ -463,7 +463,11 @@ impl DocumentSink for Encode {
     fn pass_on(&mut self) -> Self::Output {
         match self.failed.take() {
             Some(failed) => Err(failed),
-            None => Ok(self.decided()),
+            None => {
+                let rest = self.decided();
+                self.ready.push(rest);
+                Ok(std::mem::take(&mut self.ready))
+            }
         }
     }
 

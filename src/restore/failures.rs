@@ -36,6 +36,11 @@ impl RestoreOptions {
     }
 }
 
+/// Where writes go that fail, whatever for.
+pub(super) fn dead_letters(options: &RestoreOptions) -> impl FailureSink + use<> {
+    DeadLetterFile::new(&options.dead_letter_file)
+}
+
 struct RestoreSink {
     means: Refusal,
     conflicts: Conflicts,

@@ -30,7 +30,7 @@ pub struct RestorePlan {
     pub references: ReferenceCounts,
     /// Reads that the restore would be billed, about.
     pub billed_reads: u64,
-    /// Writes that it would be billed.
+    /// Writes that it would be billed, those that are refused because a document exists, or does not, among them.
     pub billed_writes: u64,
     /// Deletes that it would be billed.
     pub billed_deletes: u64,
@@ -126,11 +126,9 @@ pub async fn plan_restore(
         purpose,
     )?;
     let (counts, tally) = leased(reader, survey(&decide, options)).await?;
-    let source = Some(&reader.snapshot().database);
-    let billed_reads = match options.rules(source, target)?.look() {
+    let billed_reads = match decide.shared.rules.look() {
         Look::Nothing => 0,
-        // Names are billed as documents are.
-        Look::Times | Look::Documents => database.stats().counts().since(&before).billed_reads,
+        Look::Documents => database.stats().counts().since(&before).billed_reads,
     };
     Ok(RestorePlan::new(
         &counts,

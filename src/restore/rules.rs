@@ -7,8 +7,8 @@
 //! | with other fields | replaces it | leaves it | replaces it | replaces it | writes what differs, keeps what only the database has |
 //! | and the snapshot does not | leaves it | leaves it | leaves it | deletes it | leaves it |
 //!
-//! With a time since which documents must be unmodified, one that was changed later is a conflict: it is left alone and
-//! listed, whatever the mode. With fields that are named, only these are written, and a document that the database does not have
+//! With a time since which documents must be unmodified, one that was changed later and would be changed is a conflict: it is
+//! left alone and listed, whatever the mode. With fields that are named, only these are written, and a document that the database does not have
 //! is left out. Overwrite and create-only need not read the database for any of this; the others do, a read for a document.
 //!
 //! Documents are written at their own paths and nowhere above: a missing document that only has subcollections stays missing.
@@ -16,7 +16,7 @@
 use std::borrow::Cow;
 
 use super::{References, RestoreError};
-use crate::document::field_mask::{Merge, merge, value_at};
+use crate::document::field_mask::{Merge, merge};
 use crate::document::{CanonicalError, FieldMask, Fields, Timestamp, canonical};
 use crate::firestore::Precondition;
 
@@ -38,13 +38,11 @@ pub enum RestoreMode {
 }
 
 /// What has to be read of the database before it is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Look {
     /// Nothing.
     Nothing,
-    /// Which documents there are, and since when they are as they are.
-    Times,
-    /// Documents.
+    /// The documents that are there.
     Documents,
 }
 
@@ -59,8 +57,8 @@ pub(crate) enum Found<'a> {
     There {
         /// When it was last changed.
         update_time: Timestamp,
-        /// Its fields, if they were read.
-        body: Option<&'a [u8]>,
+        /// Its fields in canonical form.
+        body: &'a [u8],
     },
 }
 
@@ -156,13 +154,19 @@ impl Rules {
         match (self.mode, self.unmodified_since) {
             (RestoreMode::SkipIdentical | RestoreMode::Mirror | RestoreMode::Merge, _) => Look::Documents,
             (RestoreMode::Overwrite | RestoreMode::CreateOnly, None) => Look::Nothing,
-            (RestoreMode::Overwrite | RestoreMode::CreateOnly, Some(_)) => Look::Times,
+            (RestoreMode::Overwrite | RestoreMode::CreateOnly, Some(_)) => Look::Documents,
         }
     }
 
-    /// Whether documents that have the same fields as the snapshot's are left alone, and equal bodies mean equal fields.
-    pub(crate) fn skips_equal_bodies(&self) -> bool {
-        self.fields.is_none() && self.references.is_plain() && self.skips_identical()
+    /// Whether a document with the snapshot's body, last changed then, is left alone for that.
+    pub(crate) fn skips_equal_body(&self, update_time: Timestamp) -> bool {
+        let leaves = self.skips_identical() || self.is_too_new(update_time);
+        self.fields.is_none() && self.references.is_plain() && leaves
+    }
+
+    /// Whether a document that a plan leaves alone is left alone only once its write is refused, which is billed.
+    pub(crate) fn sends_anyway(&self, fate: Fate) -> bool {
+        self.look() == Look::Nothing && matches!(fate, Fate::Existing | Fate::LeftOut)
     }
 
     fn skips_identical(&self) -> bool {
@@ -173,14 +177,13 @@ impl Rules {
     }
 
     /// Whether a document that exists was changed too late.
-    pub(crate) fn is_conflict(&self, update_time: Timestamp) -> bool {
+    pub(crate) fn is_too_new(&self, update_time: Timestamp) -> bool {
         self.unmodified_since.is_some_and(|since| update_time > since)
     }
 
     /// What is known of a document's fate without its fields.
     pub(crate) fn known_fate(&self, found: &Found<'_>) -> Option<Fate> {
         match found {
-            Found::There { update_time, .. } if self.is_conflict(*update_time) => Some(Fate::Conflict),
             Found::There { .. } if self.mode == RestoreMode::CreateOnly => Some(Fate::Existing),
             Found::Missing if self.fields.is_some() => Some(Fate::LeftOut),
             _ => None,
@@ -196,74 +199,66 @@ impl Rules {
         if let Some(fate) = self.known_fate(&found) {
             return Ok(Decision::leave(fate));
         }
-        let precondition = self.precondition(&found);
-        let there = match found {
-            Found::There { body, update_time } => body.map(|body| (body, update_time)),
-            _ => None,
-        };
-        let (action, precondition) = match (&self.fields, there) {
-            (None, Some((there, update_time))) if self.mode == RestoreMode::Merge => {
-                merge_over(&canonical::decode(&body)?, there, update_time, precondition)?
-            }
-            (None, there) => {
-                let identical = there.is_some_and(|(there, _)| *there == *body);
-                match identical && self.skips_identical() {
-                    true => return Ok(Decision::leave(Fate::Unchanged)),
-                    false if identical => {
-                        return Ok(Decision {
-                            fate: Fate::Unchanged,
-                            action: Action::Put(body),
-                            precondition,
-                        });
-                    }
-                    false => (Action::Put(body), precondition),
-                }
-            }
-            (Some(mask), there) => {
-                let fields = canonical::decode(&body)?;
-                match there {
-                    Some((there, update_time)) if self.mode == RestoreMode::Merge => {
-                        let picked = mask.pick(&fields);
-                        merge_over(&picked, there, update_time, precondition)?
-                    }
-                    there => {
-                        let patch = patch(&mask.filter(|path| self.restores(&fields, path)), &fields);
-                        let same = match there {
-                            Some((there, _)) => mask.agree(&fields, &canonical::decode(there)?),
-                            None => false,
-                        };
-                        if same {
-                            return Ok(Decision {
-                                fate: Fate::Unchanged,
-                                action: match self.skips_identical() {
-                                    true => Action::Nothing,
-                                    false => patch,
-                                },
-                                precondition,
-                            });
-                        }
-                        (patch, precondition)
-                    }
-                }
-            }
-        };
-        let fate = match (found, &action) {
-            (_, Action::Nothing) => Fate::Unchanged,
-            (Found::Unknown, _) => Fate::Written,
-            (Found::Missing, _) => Fate::Created,
-            (Found::There { body: None, .. }, _) => Fate::Written,
-            (Found::There { .. }, _) => Fate::Changed,
-        };
-        Ok(Decision {
-            fate,
-            action,
-            precondition,
+        let decision = self.compare(body, found)?;
+        let too_new = matches!(found, Found::There { update_time, .. } if self.is_too_new(update_time));
+        Ok(match decision.fate {
+            Fate::Unchanged if too_new => Decision::leave(Fate::Unchanged),
+            _ if too_new => Decision::leave(Fate::Conflict),
+            _ => decision,
         })
     }
 
-    /// Whether a named field is written: in a merge, only where the snapshot has it.
-    fn restores(&self, fields: &Fields, path: &[String]) -> bool {
-        self.mode != RestoreMode::Merge || value_at(fields, path).is_some()
+    /// The same, whenever the document was changed.
+    fn compare<'a>(&self, body: Cow<'a, [u8]>, found: Found<'_>) -> Result<Decision<'a>, CanonicalError> {
+        let mut precondition = self.precondition(&found);
+        let there = match found {
+            Found::There { body, update_time } => Some((body, update_time)),
+            Found::Missing | Found::Unknown => None,
+        };
+        let (same, action) = match (&self.fields, there) {
+            (fields, Some((there, update_time))) if self.mode == RestoreMode::Merge => {
+                let from = canonical::decode(&body)?;
+                let from = fields
+                    .as_ref()
+                    .map_or_else(|| from.clone(), |mask| mask.pick(&from));
+                let action = match merge(&from, &canonical::decode(there)?) {
+                    Merge::Nothing => Action::Nothing,
+                    Merge::Patch { fields, mask } => Action::Patch {
+                        body: canonical::encode(&fields),
+                        mask: mask.names(),
+                    },
+                    Merge::Whole(fields) => {
+                        // It was put together from what was read, so it must still be that.
+                        precondition = Precondition::UpdateTime(update_time);
+                        Action::Put(Cow::Owned(canonical::encode(&fields)))
+                    }
+                };
+                (action == Action::Nothing, action)
+            }
+            (None, there) => (there.is_some_and(|(there, _)| *there == *body), Action::Put(body)),
+            (Some(mask), there) => {
+                let fields = canonical::decode(&body)?;
+                let same = match there {
+                    Some((there, _)) => mask.agree(&fields, &canonical::decode(there)?),
+                    None => false,
+                };
+                (same, patch(mask, &fields))
+            }
+        };
+        let fate = match found {
+            _ if same => Fate::Unchanged,
+            Found::Unknown => Fate::Written,
+            Found::Missing => Fate::Created,
+            Found::There { .. } => Fate::Changed,
+        };
+        Ok(match same && self.skips_identical() {
+            true => Decision::leave(fate),
+            false => Decision {
+                fate,
+                action,
+                precondition,
+            },
+        })
     }
 
     /// What must hold when the write happens.
@@ -280,37 +275,10 @@ impl Rules {
     }
 }
 
-/// What makes a document have these fields, too.
-fn merge_over(
-    fields: &Fields,
-    there: &[u8],
-    update_time: Timestamp,
-    precondition: Precondition,
-) -> Result<(Action<'static>, Precondition), CanonicalError> {
-    Ok(match merge(fields, &canonical::decode(there)?) {
-        Merge::Nothing => (Action::Nothing, Precondition::None),
-        Merge::Patch { fields, mask } => (
-            Action::Patch {
-                body: canonical::encode(&fields),
-                mask: mask.names(),
-            },
-            precondition,
-        ),
-        // It was put together from what was read, so it must still be that.
-        Merge::Whole(fields) => (
-            Action::Put(Cow::Owned(canonical::encode(&fields))),
-            Precondition::UpdateTime(update_time),
-        ),
-    })
-}
-
 fn patch(mask: &FieldMask, fields: &Fields) -> Action<'static> {
-    match mask.is_empty() {
-        true => Action::Nothing,
-        false => Action::Patch {
-            body: canonical::encode(&mask.pick(fields)),
-            mask: mask.names(),
-        },
+    Action::Patch {
+        body: canonical::encode(&mask.pick(fields)),
+        mask: mask.names(),
     }
 }
 

@@ -56,7 +56,7 @@ const SNAPSHOT_KEYS: [&str; 26] = [
     "unchanged_documents",
 ];
 
-const RESTORE_KEYS: [&str; 20] = [
+const RESTORE_KEYS: [&str; 21] = [
     "bytes",
     "changed",
     "conflicting",
@@ -68,6 +68,7 @@ const RESTORE_KEYS: [&str; 20] = [
     "existing",
     "failed",
     "foreign_references",
+    "gaps",
     "left_out",
     "references",
     "requests",

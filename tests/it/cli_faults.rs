@@ -179,8 +179,8 @@ fn what_the_database_refuses_goes_to_the_dead_letter_file() {
     let mut lines = std::collections::BTreeSet::new();
     for line in std::fs::read_to_string(shop.file(&file)).unwrap().lines() {
         let line: serde_json::Value = serde_json::from_str(line).unwrap();
-        assert_eq!(keys(&line), ["code", "document", "path", "reason"]);
-        assert_eq!(line["code"], "INVALID_ARGUMENT");
+        assert_eq!(keys(&line), ["document", "operation", "path", "reason", "status"]);
+        assert_eq!(line["status"], "INVALID_ARGUMENT");
         assert_ne!(line["reason"], "");
         let fields: serde_json::Value =
             serde_json::from_str(&shop.run(["show", &id, line["path"].as_str().unwrap()]).done()).unwrap();

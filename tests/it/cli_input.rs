@@ -348,7 +348,7 @@ fn a_wrong_command_line_is_a_usage_error() {
         (&["verify", "--read-data=nan%"], "10%"),
         (&["verify", "--read-data=4/3"], "2/7"),
         (&["verify", "--read-data="], "10%"),
-        (&["restore", &id, "--mode", "mirror"], "mirror"),
+        (&["restore", &id, "--mode", "merge-all"], "merge-all"),
         (&["restore", &id, "--rate", "0"], "--rate"),
         (&["restore", &id, "--rate", "fast"], "--rate"),
         (

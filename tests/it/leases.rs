@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use firebank::archive::*;
 use firebank::document::*;
+use firebank::history::history;
 use firebank::progress::Progress;
 use firebank::verify::{VerifyOptions, verify};
 
@@ -78,6 +79,11 @@ async fn operations_leave_no_lease_behind() {
         put + 1,
         "one lease for all snapshots"
     );
+    let snapshots = repository.snapshots().await.unwrap().snapshots;
+    let path = DocumentPath::from_key(sample(80).keys().next().unwrap()).unwrap();
+    let versions = history(&repository, snapshots, &path).await.unwrap();
+    assert_eq!(versions.len(), 2);
+    assert_eq!(repository.store().requests().put_create, put + 2);
     assert!(object_names(repository.store(), "leases").await.is_empty());
 }
 

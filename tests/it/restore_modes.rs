@@ -145,6 +145,13 @@ fn cases() -> Vec<Case> {
             full.clone(),
         ),
         case(
+            "identical and newer",
+            "things/same-newer",
+            full.clone(),
+            full.clone(),
+            full.clone(),
+        ),
+        case(
             "newer",
             "things/newer",
             json!({"a": 1}),
@@ -299,7 +306,14 @@ async fn modes_do_what_the_table_says(address: &str, sandbox: Option<&Sandbox>) 
             let older = ["identical", "changed", "extra"];
             put(&target, &of(|case| &case.target, &older)).await;
             let time = target.current_read_time().await.unwrap();
-            put(&target, &of(|case| &case.target, &["newer", "extra and newer"])).await;
+            put(
+                &target,
+                &of(
+                    |case| &case.target,
+                    &["newer", "identical and newer", "extra and newer"],
+                ),
+            )
+            .await;
             let before = contents_with_times(&target).await;
 
             let options = RestoreOptions {
@@ -326,6 +340,7 @@ async fn modes_do_what_the_table_says(address: &str, sandbox: Option<&Sandbox>) 
                 let row = match case.row {
                     // Without a time nothing is newer than it.
                     "newer" if !with_time => "changed",
+                    "identical and newer" if !with_time => "identical",
                     "extra and newer" if !with_time => "extra",
                     row => row,
                 };
@@ -375,9 +390,14 @@ async fn modes_do_what_the_table_says(address: &str, sandbox: Option<&Sandbox>) 
                 "{what}: {planned:?}"
             );
             check_stats(&what, mode, &stats, &plan.fates, with_time);
+            // Create-only asks the database, which refuses, and that is billed.
+            let refused = match mode {
+                RestoreMode::CreateOnly => planned.existing,
+                _ => 0,
+            };
             assert_eq!(
                 (plan.billed_writes, plan.billed_deletes),
-                (writes, count("deleted")),
+                (writes + refused, count("deleted")),
                 "{what}"
             );
             assert_eq!(stats.written, writes + count("deleted"), "{what}");
@@ -389,10 +409,9 @@ async fn modes_do_what_the_table_says(address: &str, sandbox: Option<&Sandbox>) 
             );
             assert_eq!(stats.conflicts, plan.conflicting, "{what}");
             if let Some(usage) = usage {
-                // Refused writes are not billed here; create-only sends them.
                 assert_eq!(
                     (usage.writes, usage.deletes),
-                    (writes, count("deleted")),
+                    (plan.billed_writes, plan.billed_deletes),
                     "{what}"
                 );
                 assert_eq!(usage.reads, plan.billed_reads, "{what}");

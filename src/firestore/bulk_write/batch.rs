@@ -54,8 +54,10 @@ impl Limits {
             true => EMULATOR_BATCH_BYTES,
             false => BATCH_BYTES,
         };
+        // A request of more than a second's worth would only make the writes wait for each other.
+        let per_second = options.rate.map_or(LARGEST_BATCH, |rate| rate.ceil() as usize);
         Self {
-            writes: options.batch_writes.clamp(1, LARGEST_BATCH),
+            writes: options.batch_writes.min(per_second).clamp(1, LARGEST_BATCH),
             bytes: options.batch_bytes.unwrap_or(accepted).max(1),
         }
     }

@@ -12,7 +12,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use super::batch::{Batch, Limits, SpareBuffers, path_hash};
 use super::send::Sender;
 use super::{Write, WriteFailure, WriteOptions};
-use crate::firestore::{Firestore, Result, Throttle};
+use crate::firestore::{Error, Firestore, Result, Throttle, ThrottleOptions};
 
 /// Requests of one [`send`](ConditionalWriter::send) under way at once.
 const REQUESTS_AT_ONCE: usize = 4;
@@ -44,7 +44,11 @@ pub struct ConditionalWrites {
 impl ConditionalWriter {
     /// A writer into a database.
     pub fn new(firestore: &Firestore, options: &WriteOptions) -> Self {
-        let throttle = Arc::new(Throttle::new(options.rate, options.ramp));
+        let throttle = Arc::new(Throttle::new(ThrottleOptions {
+            rate: options.rate,
+            ramp: options.ramp,
+            adaptive: options.adaptive,
+        }));
         let spare = Arc::<SpareBuffers>::default();
         Self {
             sender: Arc::new(Sender::new(firestore.clone(), throttle, spare.clone())),
@@ -72,10 +76,23 @@ impl ConditionalWriter {
         if !writes.batch.is_empty() {
             writes.full.push(writes.batch);
         }
-        let delivered = stream::iter(writes.full).map(|batch| self.sender.deliver(batch));
-        let outcomes: Vec<_> = delivered.buffer_unordered(REQUESTS_AT_ONCE).try_collect().await?;
-        let failures = outcomes.into_iter().flat_map(|outcome| outcome.failures);
-        Ok(failures.map(|(_, failure)| failure).collect())
+        let deliveries = writes.full.into_iter().map(|batch| {
+            let asked = batch.len() as u64;
+            let delivery = self.sender.clone().deliver(batch);
+            async move {
+                let outcome = delivery.await?;
+                // Only what is accounted for is done.
+                match outcome.written + outcome.failures.len() as u64 == asked {
+                    true => Ok(outcome.failures),
+                    false => Err(Error::WriterStopped),
+                }
+            }
+        });
+        let failures: Vec<_> = stream::iter(deliveries)
+            .buffer_unordered(REQUESTS_AT_ONCE)
+            .try_concat()
+            .await?;
+        Ok(failures.into_iter().map(|(_, failure)| failure).collect())
     }
 }
 

@@ -93,6 +93,11 @@ impl WriteEncoder {
         self.write(Write::put(path, body)).map(|_| ())
     }
 
+    /// Whether there is a request that is full.
+    pub fn has_full(&self) -> bool {
+        !self.done.full.is_empty()
+    }
+
     /// The requests that are full. What is left over begins the next.
     pub fn take_full(&mut self) -> EncodedWrites {
         std::mem::take(&mut self.done)

@@ -23,7 +23,7 @@ pub struct Acknowledged {
 
 /// What is known of marks.
 #[derive(Debug, Default)]
-pub(super) struct Marks {
+pub(crate) struct Marks {
     last: u64,
     undone: HashMap<Mark, Undone>,
     done: Vec<Acknowledged>,
@@ -38,7 +38,7 @@ struct Undone {
 }
 
 impl Marks {
-    pub(super) fn next(&mut self) -> Mark {
+    pub(crate) fn next(&mut self) -> Mark {
         self.last += 1;
         Mark(NonZeroU64::new(self.last).unwrap_or(NonZeroU64::MIN))
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use prost::Message;
+use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::batch::{Batch, Sealed, SpareBuffers, request_head};
@@ -12,6 +13,7 @@ use crate::document::{DocumentPath, canonical, changed_fields};
 use crate::firestore::connect::Lane;
 use crate::firestore::retry::{Backoff, is_retryable, is_retryable_code};
 use crate::firestore::{Error, Firestore, Method, Result, Throttle};
+use crate::stop::Stop;
 
 /// `BatchWriteResponse` without the times of the writes, which nobody asks for.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -54,9 +56,21 @@ pub(super) struct Sender {
     head: bytes::Bytes,
     root: Arc<str>,
     spare: Arc<SpareBuffers>,
+    /// Asks to send nothing more.
+    stop: Stop,
     retries: AtomicU64,
     requests: AtomicU64,
     sent_bytes: AtomicU64,
+}
+
+/// What became of a part of a batch.
+enum Delivered {
+    /// Each of its writes is done.
+    Done,
+    /// It was too much, or one of its writes is to blame: to be sent as two.
+    Halves(Batch, Batch),
+    /// Nothing more is to be sent, and some of it was not.
+    Stopped,
 }
 
 /// What a refused request asks for.
@@ -79,6 +93,7 @@ impl Sender {
             firestore,
             throttle,
             spare,
+            stop: Stop::default(),
             retries: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
@@ -89,21 +104,49 @@ impl Sender {
         self.root.clone()
     }
 
+    /// From now on nothing more is sent: what is not yet, is not done.
+    pub(super) fn stop(&self) {
+        self.stop.request();
+    }
+
     pub(super) fn add_counts(&self, stats: &mut WriteStats) {
         stats.retries += self.retries.load(Relaxed);
         stats.requests += self.requests.load(Relaxed);
         stats.sent_bytes += self.sent_bytes.load(Relaxed);
     }
 
-    /// Sends a batch until each of its writes is written or has failed for good. An error means that there is no
-    /// point in going on with any.
-    pub(super) async fn deliver(&self, batch: Batch) -> Result<Outcome> {
+    /// Sends a batch until each of its writes is written or has failed for good, or nothing more is to be sent. An error means
+    /// that there is no point in going on with any.
+    ///
+    /// The batch's place in time is taken at the call, so that batches are sent in the order in which they are given.
+    pub(super) fn deliver(
+        self: Arc<Self>,
+        batch: Batch,
+    ) -> impl Future<Output = Result<Outcome>> + Send + 'static {
+        let wait = self.throttle.reserve(batch.len());
+        async move {
+            tokio::select! {
+                biased;
+                () = self.stop.requested() => return Ok(Outcome::default()),
+                () = self.throttle.wait(wait) => {}
+            }
+            self.deliver_in_time(batch).await
+        }
+    }
+
+    async fn deliver_in_time(&self, batch: Batch) -> Result<Outcome> {
         let mut outcome = Outcome {
             bytes: batch.byte_len(),
             ..Outcome::default()
         };
+        // Each write's first place in time is taken.
+        let mut paid = batch.len();
         let mut waiting = vec![batch];
-        while let Some(batch) = waiting.pop() {
+        while let Some(mut batch) = waiting.pop() {
+            let most = self.throttle.request_writes();
+            if batch.len() > most {
+                waiting.push(batch.split_off(most));
+            }
             let sealed = batch.seal();
             let done: Vec<Done> = sealed
                 .entries
@@ -113,22 +156,35 @@ impl Sender {
                     mark: entry.mark,
                 })
                 .collect();
-            match self.deliver_part(sealed, &mut outcome).await? {
-                Some((first, second)) => waiting.extend([second, first]),
-                None => outcome.done.extend(done),
+            match self.deliver_part(sealed, &mut paid, &mut outcome).await? {
+                Delivered::Done => outcome.done.extend(done),
+                Delivered::Halves(first, second) => waiting.extend([second, first]),
+                Delivered::Stopped => break,
             }
         }
         Ok(outcome)
     }
 
     /// Sends writes until they are done, or gives back two halves to send on their own.
-    async fn deliver_part(&self, mut part: Sealed, outcome: &mut Outcome) -> Result<Option<(Batch, Batch)>> {
+    async fn deliver_part(
+        &self,
+        mut part: Sealed,
+        paid: &mut usize,
+        outcome: &mut Outcome,
+    ) -> Result<Delivered> {
         let policy = self.firestore.inner.retry.clone();
         // Requests that fail as a whole, and writes that fail within answered requests, are counted apart: a bad
         // connection must not use up what a contended document may need.
         let mut unanswered = Backoff::new(policy.clone());
         let mut undone = Backoff::new(policy.clone());
         loop {
+            let owed = part.entries.len().saturating_sub(*paid);
+            *paid = paid.saturating_sub(part.entries.len());
+            tokio::select! {
+                biased;
+                () = self.stop.requested() => return Ok(Delivered::Stopped),
+                () = self.throttle.acquire(owed) => {}
+            }
             let status = match self.send_once(&part).await {
                 Ok(statuses) => {
                     unanswered.progressed();
@@ -140,7 +196,7 @@ impl Sender {
                         .await?;
                     if again.is_empty() {
                         self.spare.give(part.bytes);
-                        return Ok(None);
+                        return Ok(Delivered::Done);
                     }
                     if again.len() < part.entries.len() {
                         undone.progressed();
@@ -161,13 +217,14 @@ impl Sender {
                             message = status.message(),
                             "halving a request"
                         );
-                        return Ok(Some(part.unseal().halve()));
+                        let (first, second) = part.unseal().halve();
+                        return Ok(Delivered::Halves(first, second));
                     }
                     Refusal::Halve | Refusal::Search => {
                         outcome
                             .failures
                             .push(self.failure(&part, 0, status.code(), status.message()));
-                        return Ok(None);
+                        return Ok(Delivered::Done);
                     }
                     Refusal::Stop => {
                         return Err(Error::from_status(
@@ -181,20 +238,37 @@ impl Sender {
                 },
             };
             self.retries.fetch_add(part.entries.len() as u64, Relaxed);
-            self.throttle.push_back();
             let (backoff, status) = match status {
                 Some(status) => (&mut unanswered, status),
                 // Never the last attempt: writes that have had theirs are failures by now.
                 None => (&mut undone, Status::aborted("some writes are to be tried again")),
             };
-            self.firestore
-                .wait_or_fail(Method::BatchWrite, None, backoff, status)
-                .await?;
+            tokio::select! {
+                biased;
+                () = self.stop.requested() => return Ok(Delivered::Stopped),
+                waited = self.firestore.wait_or_fail(Method::BatchWrite, None, backoff, status) => waited?,
+            }
         }
     }
 
     async fn send_once(&self, part: &Sealed) -> Result<Vec<(Code, String)>, Status> {
-        self.throttle.acquire(part.entries.len()).await;
+        let sent_at = Instant::now();
+        let answer = self.send_request(part).await;
+        let writes = part.entries.len();
+        match &answer {
+            Ok(statuses) => {
+                let refused = statuses.iter().filter(|(code, _)| is_push_back(*code)).count();
+                self.throttle.answered(writes, refused, sent_at.elapsed());
+            }
+            Err(status) if is_retryable(status) => {
+                self.throttle.answered(writes, writes, sent_at.elapsed());
+            }
+            Err(_) => {}
+        }
+        answer
+    }
+
+    async fn send_request(&self, part: &Sealed) -> Result<Vec<(Code, String)>, Status> {
         self.requests.fetch_add(1, Relaxed);
         self.sent_bytes
             .fetch_add((self.head.len() + part.bytes.len()) as u64, Relaxed);
@@ -289,6 +363,11 @@ impl Sender {
 #[expect(clippy::expect_used, reason = "a constant")]
 fn unreadable_path() -> DocumentPath {
     DocumentPath::parse("unknown/unknown").expect("two segments")
+}
+
+/// Whether a write's status says that the database has too much to do.
+fn is_push_back(code: Code) -> bool {
+    is_retryable_code(code)
 }
 
 fn refusal(status: &Status) -> Refusal {
