@@ -11,13 +11,13 @@ use ::firestore::gcloud_sdk::google::firestore::v1::structured_aggregation_query
 };
 use ::firestore::gcloud_sdk::google::firestore::v1::value::ValueType;
 use ::firestore::gcloud_sdk::google::firestore::v1::{
-    RunAggregationQueryRequest, RunAggregationQueryResponse, StructuredAggregationQuery,
+    RunAggregationQueryRequest, RunAggregationQueryResponse, StructuredAggregationQuery, StructuredQuery,
 };
 use futures::future::try_join_all;
 
 use super::cursor::name_range;
 use super::scan::{protobuf_time, query_by_name};
-use super::{Error, Firestore, Method, Result};
+use super::{Error, Firestore, Method, Query, Result};
 use crate::document::{DocumentKey, KeyRange, Timestamp};
 
 const ALIAS: &str = "n";
@@ -47,22 +47,22 @@ impl Firestore {
             return Ok(0);
         }
         if groups.is_empty() {
-            return self.count_query(range, None, after, read_time).await;
+            return self.count_in(range, None, after, read_time).await;
         }
         let counts = groups
             .iter()
-            .map(|group| self.count_query(range, Some(group), after, read_time));
+            .map(|group| self.count_in(range, Some(group), after, read_time));
         Ok(try_join_all(counts).await?.into_iter().sum())
     }
 
     /// How many documents the collections of this id have, wherever they are, at the read time or now. Bills a read for each
     /// thousand.
     pub async fn count_group(&self, id: &str, read_time: Option<Timestamp>) -> Result<u64> {
-        self.count_query(&KeyRange::all(), Some(id), None, read_time)
+        self.count_in(&KeyRange::all(), Some(id), None, read_time)
             .await
     }
 
-    async fn count_query(
+    async fn count_in(
         &self,
         range: &KeyRange,
         group: Option<&str>,
@@ -74,8 +74,26 @@ impl Firestore {
             boundary: error.to_string(),
         })?;
         let query = query_by_name(&self.inner.root, group, &name_range(range)?, after.as_ref());
+        self.run_count(self.inner.root.clone(), query, read_time).await
+    }
+
+    /// How many documents a query selects, at the read time or now. Bills a read for each thousand.
+    pub async fn count_query(&self, query: &Query, read_time: Option<Timestamp>) -> Result<u64> {
+        let root = &self.inner.root;
+        let mut structured = query.structured(root);
+        structured.limit = query.limit.and_then(|limit| i32::try_from(limit).ok());
+        self.run_count(query.parent_name(root), structured, read_time)
+            .await
+    }
+
+    async fn run_count(
+        &self,
+        parent: String,
+        query: StructuredQuery,
+        read_time: Option<Timestamp>,
+    ) -> Result<u64> {
         let request = RunAggregationQueryRequest {
-            parent: self.inner.root.clone(),
+            parent,
             query_type: Some(QueryType::StructuredAggregationQuery(
                 StructuredAggregationQuery {
                     aggregations: vec![Aggregation {

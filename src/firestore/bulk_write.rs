@@ -10,6 +10,7 @@
 //! database) stop the writer instead of filling a file with every document there is.
 
 mod batch;
+mod conditional;
 mod encode;
 mod mark;
 mod send;
@@ -26,6 +27,7 @@ use super::{Error, Firestore, Result, Throttle, ThrottleOptions};
 use crate::document::DocumentPath;
 use crate::progress::Pace;
 use batch::{Batch, Limits, SpareBuffers};
+pub use conditional::{ConditionalWriter, ConditionalWrites};
 pub use encode::{EncodedWrites, WriteEncoder};
 pub(crate) use mark::Marks;
 pub use mark::{Acknowledged, Mark};
@@ -199,19 +201,10 @@ impl BulkWriter {
         throttle: Arc<Throttle>,
         sink: impl FailureSink + 'static,
     ) -> Self {
-        let accepted = match firestore.is_emulator() {
-            true => EMULATOR_BATCH_BYTES,
-            false => BATCH_BYTES,
-        };
         let spare = Arc::<SpareBuffers>::default();
         let sender = Sender::new(firestore.clone(), throttle, spare.clone());
         let sender = Arc::new(sender);
-        // A request of more than a second's worth would only make the writes wait for each other.
-        let per_second = options.rate.map_or(LARGEST_BATCH, |rate| rate.ceil() as usize);
-        let limits = Limits {
-            writes: options.batch_writes.min(per_second).clamp(1, LARGEST_BATCH),
-            bytes: options.batch_bytes.unwrap_or(accepted).max(1),
-        };
+        let limits = Limits::of(&options, firestore.is_emulator());
         Self {
             root: sender.root(),
             sender,

@@ -19,6 +19,8 @@ mod groups;
 mod list;
 mod metadata;
 mod permissions;
+mod query;
+mod query_value;
 mod raw;
 mod retry;
 mod scan;
@@ -34,8 +36,8 @@ use std::time::Duration;
 #[cfg(test)]
 pub(crate) use bulk_write::Marks;
 pub use bulk_write::{
-    Acknowledged, BulkWriter, Change, EncodedWrites, FailureSink, Mark, OwnedChange, Precondition, Recorded,
-    Write, WriteEncoder, WriteFailure, WriteOptions, WriteStats,
+    Acknowledged, BulkWriter, Change, ConditionalWriter, ConditionalWrites, EncodedWrites, FailureSink, Mark,
+    OwnedChange, Precondition, Recorded, Write, WriteEncoder, WriteFailure, WriteOptions, WriteStats,
 };
 pub use connect::{ConnectOptions, Target};
 pub use credentials::Credentials;
@@ -44,6 +46,7 @@ pub use error::{Error, Result};
 pub use fetch::Fetched;
 pub use metadata::DatabaseMetadata;
 pub use permissions::{Permission, PermissionCheck, Purpose};
+pub use query::{NAME_FIELD, Query, QueryFilter, QueryOperator, QueryOrder, field_path_text};
 pub use raw::Method;
 pub use retry::RetryPolicy;
 pub use scan::ScanOptions;

@@ -6,7 +6,8 @@ use ::firestore::gcloud_sdk::google::firestore::v1::BatchWriteRequest;
 use bytes::Bytes;
 use prost::Message;
 
-use super::{Change, Mark, OwnedChange, Precondition, Write};
+use super::{BATCH_BYTES, EMULATOR_BATCH_BYTES, LARGEST_BATCH};
+use super::{Change, Mark, OwnedChange, Precondition, Write, WriteOptions};
 use crate::document::wire::{self, ReferencesSeen, WireError};
 use crate::document::{DocumentBatch, DocumentPath};
 
@@ -44,6 +45,22 @@ pub(super) struct Batch {
 pub(super) struct Limits {
     pub(super) writes: usize,
     pub(super) bytes: usize,
+}
+
+impl Limits {
+    /// What the options say, within what the server takes.
+    pub(super) fn of(options: &WriteOptions, is_emulator: bool) -> Self {
+        let accepted = match is_emulator {
+            true => EMULATOR_BATCH_BYTES,
+            false => BATCH_BYTES,
+        };
+        // A request of more than a second's worth would only make the writes wait for each other.
+        let per_second = options.rate.map_or(LARGEST_BATCH, |rate| rate.ceil() as usize);
+        Self {
+            writes: options.batch_writes.min(per_second).clamp(1, LARGEST_BATCH),
+            bytes: options.batch_bytes.unwrap_or(accepted).max(1),
+        }
+    }
 }
 
 /// Buffers of requests that were answered, for those to come: memory that is asked for anew is cleared page by page.
