@@ -24,6 +24,7 @@ mod scan;
 mod split;
 mod stats;
 mod throttle;
+mod transaction;
 mod walk;
 
 use std::sync::Arc;
@@ -45,6 +46,7 @@ pub use retry::RetryPolicy;
 pub use scan::ScanOptions;
 pub use stats::{RequestCounts, RequestStats};
 pub use throttle::{Clock, SystemClock, Throttle};
+pub use transaction::{Seen, SeenDocument, Transacted, TransactionWrite};
 
 use crate::document::DatabaseName;
 

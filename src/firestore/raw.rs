@@ -26,13 +26,17 @@ pub enum Method {
     ListDocuments,
     /// Offers names that split a query's results.
     PartitionQuery,
+    /// Applies the writes of a transaction, all or none.
+    Commit,
+    /// Ends a transaction without writes.
+    Rollback,
     /// Describes the database: a method of the administration API.
     GetDatabase,
 }
 
 impl Method {
     /// Every method, in the order of its declaration.
-    pub const ALL: [Method; 8] = [
+    pub const ALL: [Method; 10] = [
         Method::RunQuery,
         Method::RunAggregationQuery,
         Method::BatchGetDocuments,
@@ -40,6 +44,8 @@ impl Method {
         Method::ListCollectionIds,
         Method::ListDocuments,
         Method::PartitionQuery,
+        Method::Commit,
+        Method::Rollback,
         Method::GetDatabase,
     ];
 
@@ -56,6 +62,8 @@ impl Method {
             Method::ListCollectionIds => "/google.firestore.v1.Firestore/ListCollectionIds",
             Method::ListDocuments => "/google.firestore.v1.Firestore/ListDocuments",
             Method::PartitionQuery => "/google.firestore.v1.Firestore/PartitionQuery",
+            Method::Commit => "/google.firestore.v1.Firestore/Commit",
+            Method::Rollback => "/google.firestore.v1.Firestore/Rollback",
             Method::GetDatabase => "/google.firestore.admin.v1.FirestoreAdmin/GetDatabase",
         })
     }
@@ -71,6 +79,8 @@ impl std::fmt::Display for Method {
             Method::ListCollectionIds => "ListCollectionIds",
             Method::ListDocuments => "ListDocuments",
             Method::PartitionQuery => "PartitionQuery",
+            Method::Commit => "Commit",
+            Method::Rollback => "Rollback",
             Method::GetDatabase => "GetDatabase",
         })
     }
