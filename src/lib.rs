@@ -10,6 +10,7 @@
 //! | [`archive`] | the repository's format: chunks, runs, snapshots, sessions, the merge that reads a snapshot |
 //! | [`json`] | the JSON files for compatibility |
 //! | [`backup`](mod@backup), [`restore`](mod@restore), [`verify`](mod@verify), [`compact`](mod@compact), [`prune`](mod@prune), [`export`], [`import`](mod@import), [`compare`](mod@compare), [`diff`](mod@diff), [`history`](mod@history) | the operations, one file each: options in, stats out |
+//! | [`migration`] | scripts that change a database, and what the documents were before |
 //! | [`sandbox`] | an embedded Firestore for the demonstration, the tests and the benchmarks |
 //! | [`cli`] | the command line |
 //!
@@ -47,6 +48,7 @@ pub mod firestore;
 pub mod history;
 pub mod import;
 pub mod json;
+pub mod migration;
 pub mod path_filter;
 pub mod progress;
 pub mod prune;
