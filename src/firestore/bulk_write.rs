@@ -10,6 +10,7 @@
 //! database) stop the writer instead of filling a file with every document there is.
 
 mod batch;
+mod conditional;
 mod encode;
 mod send;
 
@@ -23,6 +24,8 @@ use tonic::Code;
 use super::{Error, Firestore, Result, Throttle};
 use crate::document::DocumentPath;
 use batch::{Batch, Limits, SpareBuffers};
+pub use batch::Precondition;
+pub use conditional::{ConditionalWriter, ConditionalWrites};
 pub use encode::{EncodedWrites, WriteEncoder};
 use send::{Outcome, Sender};
 
@@ -76,6 +79,14 @@ const LARGEST_BATCH: usize = 500;
 const BATCH_BYTES: usize = 9 * (1 << 20) + (1 << 19);
 /// Google's emulator takes messages of up to 4 MiB.
 const EMULATOR_BATCH_BYTES: usize = 7 << 19;
+
+/// Bytes that a database's server takes in a request.
+fn largest_request(firestore: &Firestore) -> usize {
+    match firestore.is_emulator() {
+        true => EMULATOR_BATCH_BYTES,
+        false => BATCH_BYTES,
+    }
+}
 
 /// A document that could not be written, for good.
 #[derive(Clone, Debug, PartialEq)]
@@ -189,17 +200,10 @@ impl BulkWriter {
         throttle: Arc<Throttle>,
         sink: impl FailureSink + 'static,
     ) -> Self {
-        let accepted = match firestore.is_emulator() {
-            true => EMULATOR_BATCH_BYTES,
-            false => BATCH_BYTES,
-        };
         let spare = Arc::<SpareBuffers>::default();
         let sender = Sender::new(firestore.clone(), throttle, options.mode, spare.clone());
         let sender = Arc::new(sender);
-        let limits = Limits {
-            writes: options.batch_writes.clamp(1, LARGEST_BATCH),
-            bytes: options.batch_bytes.unwrap_or(accepted).max(1),
-        };
+        let limits = Limits::of(&options, largest_request(firestore));
         Self {
             root: sender.root(),
             sender,

@@ -18,6 +18,7 @@ mod fetch;
 mod list;
 mod metadata;
 mod permissions;
+mod query;
 mod raw;
 mod retry;
 mod scan;
@@ -32,7 +33,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 pub use bulk_write::{
-    BulkWriter, EncodedWrites, FailureSink, WriteEncoder, WriteFailure, WriteMode, WriteOptions, WriteStats,
+    BulkWriter, ConditionalWriter, ConditionalWrites, EncodedWrites, FailureSink, Precondition, WriteEncoder,
+    WriteFailure, WriteMode, WriteOptions, WriteStats,
 };
 pub use connect::{ConnectOptions, Target};
 pub use credentials::Credentials;
@@ -41,6 +43,7 @@ pub use error::{Error, Result};
 pub use fetch::Fetched;
 pub use metadata::DatabaseMetadata;
 pub use permissions::{Permission, PermissionCheck, Purpose};
+pub use query::{Query, QueryFilter, QueryOperator, QueryOrder};
 pub use raw::Method;
 pub use retry::RetryPolicy;
 pub use scan::ScanOptions;

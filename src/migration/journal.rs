@@ -36,6 +36,9 @@ pub struct BeforeImage {
     /// The hash of what it is going to be, `None` where it is going to be deleted. It differs from the hash of `before`:
     /// what would change nothing is not written.
     pub after: Option<BodyHash>,
+    /// Whether the write of the image that was recorded last for this path was refused, because somebody else had changed
+    /// the document since it was read: forget that image, this one takes its place.
+    pub supersedes: bool,
 }
 
 /// A document as the database has it.

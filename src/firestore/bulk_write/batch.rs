@@ -4,9 +4,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use super::WriteMode;
+use super::{LARGEST_BATCH, WriteMode, WriteOptions};
 use crate::document::wire::{self, WireError};
-use crate::document::{DocumentBatch, DocumentPath};
+use crate::document::{DocumentBatch, DocumentPath, Timestamp};
 
 /// Field numbers and wire types of `BatchWriteRequest`, `Write` and `Precondition`
 /// (<https://github.com/googleapis/googleapis/tree/master/google/firestore/v1>). All are length-delimited.
@@ -15,13 +15,52 @@ mod tag {
     pub(super) const REQUEST_WRITE: u8 = 2 << 3 | 2;
     pub(super) const WRITE_UPDATE: u8 = 1 << 3 | 2;
     pub(super) const WRITE_DELETE: u8 = 2 << 3 | 2;
+    pub(super) const WRITE_MASK: u8 = 3 << 3 | 2;
     pub(super) const WRITE_PRECONDITION: u8 = 4 << 3 | 2;
     /// `Precondition.exists`, a varint.
     pub(super) const PRECONDITION_EXISTS: u8 = 1 << 3;
+    pub(super) const PRECONDITION_UPDATE_TIME: u8 = 2 << 3 | 2;
+    pub(super) const MASK_FIELD_PATH: u8 = 1 << 3 | 2;
+    /// `Timestamp.seconds` and `Timestamp.nanos`, varints.
+    pub(super) const TIMESTAMP_SECONDS: u8 = 1 << 3;
+    pub(super) const TIMESTAMP_NANOS: u8 = 2 << 3;
 }
 
 /// `Write.current_document = {exists: false}`.
 const MUST_NOT_EXIST: [u8; 4] = [tag::WRITE_PRECONDITION, 2, tag::PRECONDITION_EXISTS, 0];
+
+/// What a document must be for a write to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precondition {
+    /// There is none; else ALREADY_EXISTS.
+    Absent,
+    /// It was last changed at this time; else FAILED_PRECONDITION.
+    UpdateTime(Timestamp),
+}
+
+impl Precondition {
+    /// `Write.current_document`.
+    fn put(self, out: &mut Vec<u8>) {
+        let time = match self {
+            Self::Absent => return out.extend_from_slice(&MUST_NOT_EXIST),
+            Self::UpdateTime(time) => time,
+        };
+        let mut message = vec![tag::TIMESTAMP_SECONDS];
+        // Times before 1970 take ten bytes, as protobuf has it.
+        put_varint(time.seconds as usize, &mut message);
+        message.push(tag::TIMESTAMP_NANOS);
+        put_varint(time.nanos as usize, &mut message);
+        let mut condition = Vec::new();
+        put_message(tag::PRECONDITION_UPDATE_TIME, &message, &mut condition);
+        put_message(tag::WRITE_PRECONDITION, &condition, out);
+    }
+}
+
+fn put_message(tag: u8, message: &[u8], out: &mut Vec<u8>) {
+    out.push(tag);
+    put_varint(message.len(), out);
+    out.extend_from_slice(message);
+}
 
 pub(super) fn path_hash(path: &str) -> u64 {
     xxhash_rust::xxh3::xxh3_64(path.as_bytes())
@@ -39,6 +78,16 @@ pub(super) struct Batch {
 pub(super) struct Limits {
     pub(super) writes: usize,
     pub(super) bytes: usize,
+}
+
+impl Limits {
+    /// What the options say, within what the server takes.
+    pub(super) fn of(options: &WriteOptions, largest_request: usize) -> Self {
+        Self {
+            writes: options.batch_writes.clamp(1, LARGEST_BATCH),
+            bytes: options.batch_bytes.unwrap_or(largest_request).max(1),
+        }
+    }
 }
 
 /// Buffers of requests that were answered, for those to come: memory that is asked for anew is cleared page by page.
@@ -151,6 +200,46 @@ impl Batch {
         self.bytes.push(b'/');
         self.bytes.extend_from_slice(path.as_str().as_bytes());
         self.end_write(start, tag::WRITE_DELETE, &[], hash);
+    }
+
+    /// Appends a write with a condition: a put of the fields that the mask names, or of the whole document without one, or a
+    /// deletion without a body. Returns how many absolute references it has.
+    pub(super) fn push_conditional(
+        &mut self,
+        path: &DocumentPath,
+        body: Option<&[u8]>,
+        mask: Option<&[String]>,
+        condition: Precondition,
+        root: &str,
+        hash: u64,
+    ) -> Result<u64, WireError> {
+        let start = self.begin_write();
+        let (operation, absolute_references) = match body {
+            Some(body) => match wire::append_document_message(path, body, root, &mut self.bytes) {
+                Ok(references) => (tag::WRITE_UPDATE, references),
+                Err(error) => {
+                    self.bytes.truncate(start);
+                    return Err(error);
+                }
+            },
+            None => {
+                self.bytes.extend_from_slice(root.as_bytes());
+                self.bytes.push(b'/');
+                self.bytes.extend_from_slice(path.as_str().as_bytes());
+                (tag::WRITE_DELETE, 0)
+            }
+        };
+        let mut suffix = Vec::new();
+        if let Some(mask) = mask {
+            let mut fields = Vec::new();
+            for path in mask {
+                put_message(tag::MASK_FIELD_PATH, path.as_bytes(), &mut fields);
+            }
+            put_message(tag::WRITE_MASK, &fields, &mut suffix);
+        }
+        condition.put(&mut suffix);
+        self.end_write(start, operation, &suffix, hash);
+        Ok(absolute_references)
     }
 
     /// Leaves room for a write's head. Its content is to follow.
