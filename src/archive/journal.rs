@@ -36,6 +36,8 @@ pub struct JournalRecord {
     pub before: Option<JournalDocument>,
     /// BLAKE3 of the body that it is going to have, `None` where it is going to be deleted.
     pub after: Option<BodyDigest>,
+    /// Whether the record before it of the same document does not count: its change was not made.
+    pub supersedes: bool,
 }
 
 /// A document's times and body.

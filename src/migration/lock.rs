@@ -241,7 +241,8 @@ impl Lock {
     pub async fn release(self) {
         self.heartbeat.abort();
         let shared = &self.shared;
-        let released = shared.database.transact::<LockError>(&[path()], |seen| {
+        let paths = [path()];
+        let released = shared.database.transact::<LockError>(&paths, |seen| {
             shared.check_is_ours(seen)?;
             Ok(vec![TransactionWrite::Delete {
                 path: path(),
@@ -347,7 +348,8 @@ impl Shared {
             tokio::time::sleep(every).await;
             let left = give_up.saturating_sub(renewed.elapsed());
             let sent = Instant::now();
-            let renewal = self.database.transact::<LockError>(&[path()], |seen| {
+            let paths = [path()];
+            let renewal = self.database.transact::<LockError>(&paths, |seen| {
                 self.check_is_ours(seen)?;
                 Ok(vec![self.document(acquired_at, beats)])
             });

@@ -263,16 +263,13 @@ fn send_images(
 
 /// Takes a later record of the same document into its image.
 fn add(image: &mut Image, record: JournalRecord) {
-    let before = hash(record.before.as_ref());
-    let last = image.after.last().copied();
-    if last != Some(before) {
-        // The write before it was refused or never sent, or somebody else has changed the document since.
+    if record.supersedes {
         image.after.pop();
-        let was = image.after.last().copied().unwrap_or(image.before_hash());
-        image.disturbed |= was != before;
-        if image.disturbed {
-            image.after.extend(last);
-        }
+    }
+    match image.after.last() {
+        // Nothing was written before this.
+        None => image.before = record.before,
+        Some(last) => image.disturbed |= *last != hash(record.before.as_ref()),
     }
     image.after.push(record.after.map(|after| BodyHash(after.0)));
     let surplus = image.after.len().saturating_sub(2);
@@ -299,6 +296,14 @@ mod tests {
             key: vec![key],
             before: (before > 0).then(|| document(before)),
             after: (after > 0).then(|| BodyDigest(BodyHash::of(&document(after).body).0)),
+            supersedes: false,
+        }
+    }
+
+    fn again(record: JournalRecord) -> JournalRecord {
+        JournalRecord {
+            supersedes: true,
+            ..record
         }
     }
 
@@ -350,16 +355,23 @@ mod tests {
     #[test]
     fn a_write_that_was_not_done_does_not_count_and_a_stranger_is_noticed() {
         let images = images(vec![
-            // The first was refused, and tried again with the same document as before.
+            // The first was refused: somebody had written 8, which is what there was before the migration.
             record(1, 1, 2),
-            record(1, 1, 3),
-            // Somebody else wrote 9 in between.
+            again(record(1, 8, 3)),
+            // Somebody wrote 9 between two writes.
             record(2, 1, 2),
             record(2, 9, 3),
+            // The same, and it was noticed by a refusal.
+            record(3, 1, 2),
+            record(3, 2, 4),
+            again(record(3, 9, 5)),
         ]);
+        assert_eq!(images[0].before, Some(document(8)));
         assert_eq!(images[0].after, [after(3)]);
         assert!(!images[0].disturbed);
         assert_eq!(images[1].before, Some(document(1)));
         assert!(images[1].disturbed);
+        assert_eq!(images[2].after, [after(2), after(5)]);
+        assert!(images[2].disturbed);
     }
 }
