@@ -136,7 +136,10 @@ impl Repository {
         let mut objects = Vec::new();
         let mut listed = self.store().list(&folder(session));
         while let Some(object) = listed.try_next().await? {
-            let number = object.name.rsplit_once('/').and_then(|(_, number)| number.parse().ok());
+            let number = object
+                .name
+                .rsplit_once('/')
+                .and_then(|(_, number)| number.parse().ok());
             let number = number.ok_or_else(|| {
                 ArchiveError::damaged(&object.name, DamageKind::Malformed, "it has no number")
             })?;

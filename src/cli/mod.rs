@@ -18,10 +18,15 @@ mod json_restore;
 mod list_backups;
 mod listing;
 mod ls;
+mod migrate;
+mod migration_args;
+mod migration_view;
+mod migrations;
 mod options;
 mod output;
 mod progress;
 mod restore;
+mod rollback;
 mod sandbox;
 mod sessions;
 mod show;
@@ -100,6 +105,23 @@ enum Command {
     Sessions(sessions::SessionsCommand),
     /// Merge the layers of a snapshot into one
     Compact(compact::CompactCommand),
+    /// Apply the migrations that are pending, or show what they would change
+    Migrate(migrate::MigrateCommand),
+    /// Take migrations back
+    Rollback(rollback::RollbackCommand),
+    /// Apply one migration, whatever else is pending
+    #[command(alias = "run")]
+    RunMigration(migrate::RunMigrationCommand),
+    /// Write a new migration's script, a template to fill in
+    #[command(alias = "create")]
+    CreateMigration(migrations::CreateMigrationCommand),
+    /// List the migrations of the folder and the database
+    #[command(alias = "list")]
+    ListMigrations(migrations::ListMigrationsCommand),
+    #[command(hide = true)]
+    Applied(migrations::AppliedCommand),
+    /// Show which migrations are applied and which are pending, and what does not fit
+    MigrationStatus(migrations::MigrationStatusCommand),
     /// Show the database and the last backups at a glance
     Status(status::StatusCommand),
     /// Check that everything is reachable and permitted
@@ -193,6 +215,7 @@ fn start(cli: Cli) -> anyhow::Result<Outcome> {
         .context("cannot start the runtime")?;
     let left = cli.command.left_by_an_interruption();
     let resumable = cli.command.is_resumable();
+    let undone = cli.command.is_undone();
     // On a worker and not on this thread: what a connection has received is then taken up where it is still in the cache.
     let command = runtime.spawn(async move {
         let stop = Stop::default();
@@ -208,6 +231,15 @@ fn start(cli: Cli) -> anyhow::Result<Outcome> {
                 outcome = &mut work => return outcome,
                 () = interrupted() => {}
                 () = tokio::time::sleep(STOP_PATIENCE) => {}
+            }
+        } else if undone {
+            tracing::warn!(
+                "undoing what is under way; once more, and it stops at once and is undone by the next `migrate`"
+            );
+            stop.request();
+            tokio::select! {
+                outcome = &mut work => return outcome,
+                () = interrupted() => {}
             }
         }
         match left {
@@ -245,6 +277,13 @@ async fn run(global: &GlobalOptions, command: Command, stop: Stop) -> anyhow::Re
         Command::Import(command) => command.run(global).await,
         Command::Sessions(command) => command.run(global).await,
         Command::Compact(command) => command.run(global).await,
+        Command::Migrate(command) => command.run(global, stop).await,
+        Command::Rollback(command) => command.run(global, stop).await,
+        Command::RunMigration(command) => command.run(global, stop).await,
+        Command::CreateMigration(command) => command.run(global),
+        Command::ListMigrations(command) => command.run(global).await,
+        Command::Applied(command) => command.run(global).await,
+        Command::MigrationStatus(command) => command.run(global).await,
         Command::Status(command) => command.run(global).await,
         Command::Doctor(command) => command.run(global).await,
         Command::Sandbox(command) => command.run(global).await,
@@ -267,6 +306,11 @@ impl Command {
         }
     }
 
+    /// Whether the command undoes what it has begun when it is asked to stop.
+    fn is_undone(&self) -> bool {
+        matches!(self, Self::Migrate(_) | Self::Rollback(_) | Self::RunMigration(_))
+    }
+
     /// What a signal leaves behind when it ends the command early; `None` where it is the ordinary end.
     fn left_by_an_interruption(&self) -> Option<&'static str> {
         Some(match self {
@@ -278,6 +322,9 @@ impl Command {
             Self::Backup(_) | Self::BackupAll(_) => "the backup is not finished",
             Self::Restore(_) | Self::Import(_) => {
                 "the documents that were written stay written; the same command again writes them all"
+            }
+            Self::Migrate(_) | Self::Rollback(_) | Self::RunMigration(_) => {
+                "the migration is not finished; the next `firebank migrate` puts it in order"
             }
             Self::Clean(_) => "what was forgotten is forgotten, and the next `clean` deletes the rest",
             Self::Export(_) => "the files that are there are whole, the others are missing",
@@ -352,7 +399,7 @@ fn in_words(error: &anyhow::Error) -> String {
 fn start_log(global: &GlobalOptions) -> anyhow::Result<()> {
     let level = match (global.quiet, global.verbose) {
         (true, _) => "error",
-        (false, 0) => "firebank=warn",
+        (false, 0) => "firebank=warn,firebank::script=info",
         // The second tells of retries.
         (false, 1) => "firebank=info,object_store=info",
         (false, 2) => "firebank=debug,object_store=info",

@@ -23,8 +23,8 @@ use tonic::Code;
 
 use super::{Error, Firestore, Result, Throttle};
 use crate::document::DocumentPath;
-use batch::{Batch, Limits, SpareBuffers};
 pub use batch::Precondition;
+use batch::{Batch, Limits, SpareBuffers};
 pub use conditional::{ConditionalWriter, ConditionalWrites};
 pub use encode::{EncodedWrites, WriteEncoder};
 use send::{Outcome, Sender};

@@ -7,11 +7,11 @@
 //! own work in what it reads.
 
 use ::firestore::gcloud_sdk::google::firestore::v1 as proto;
+use prost::Message;
 use proto::batch_get_documents_request::ConsistencySelector;
 use proto::batch_get_documents_response::Result as Found;
 use proto::precondition::ConditionType;
 use proto::write::Operation;
-use prost::Message;
 
 use super::call::encoded;
 use super::connect::Lane;
@@ -110,10 +110,7 @@ impl Firestore {
         }
     }
 
-    async fn begin_reading(
-        &self,
-        paths: &[DocumentPath],
-    ) -> Result<Result<(Seen, Vec<u8>), tonic::Status>> {
+    async fn begin_reading(&self, paths: &[DocumentPath]) -> Result<Result<(Seen, Vec<u8>), tonic::Status>> {
         let root = &self.inner.root;
         let names: Vec<String> = paths.iter().map(|path| format!("{root}/{path}")).collect();
         let request = proto::BatchGetDocumentsRequest {

@@ -18,9 +18,9 @@ use super::{
     MigrationError, MigrationId,
 };
 use crate::archive::{
-    ArchiveError, BodyDigest, DamageKind, Decision, JournalDocument, JournalRecord, Plan, ReadMode, RecordBatch,
-    Repository, Selection, Session, SessionId, SessionOptions, Snapshot, SnapshotDraft, SnapshotKind,
-    attachment,
+    ArchiveError, BodyDigest, DamageKind, Decision, JournalDocument, JournalRecord, Plan, ReadMode,
+    RecordBatch, Repository, Selection, Session, SessionId, SessionOptions, Snapshot, SnapshotDraft,
+    SnapshotKind, attachment,
 };
 use crate::document::{DatabaseName, DocumentBatch, DocumentRef, KeyRange, Timestamp};
 

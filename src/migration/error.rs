@@ -67,6 +67,17 @@ pub enum MigrationError {
         /// Why it was not undone.
         source: Box<MigrationError>,
     },
+    /// A migration ran to its end, and that could not be written down.
+    #[error(
+        "{id} ran to its end, and that could not be written down: {source}. The next `firebank migrate` undoes it and runs it \
+         again"
+    )]
+    NotRecorded {
+        /// Which one.
+        id: MigrationId,
+        /// Why not.
+        source: Box<MigrationError>,
+    },
     /// The before-images are in another repository.
     #[error(
         "the before-images of {id} are in repository {wanted}, and this is {found}: name that one with --repository"
@@ -145,7 +156,10 @@ impl std::fmt::Display for AfterFailure {
                 left_count,
                 snapshot,
             } => {
-                write!(f, "What it had written was undone: {documents} documents are as they were")?;
+                write!(
+                    f,
+                    "What it had written was undone: {documents} documents are as they were"
+                )?;
                 if *left_count > 0 {
                     write!(
                         f,

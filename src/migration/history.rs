@@ -196,10 +196,7 @@ impl Record {
         let integer = |number: u64| Value::Integer(i64::try_from(number).unwrap_or(i64::MAX));
         let flag = |flag: bool| flag.then_some(Value::Boolean(true));
         set("migration_id", Some(string(&self.id)));
-        set(
-            "version",
-            Some(Value::String(format!("{}.0", self.id.version()))),
-        );
+        set("version", Some(Value::String(format!("{}.0", self.id.version()))));
         set("status", Some(Value::String(self.status.as_str().to_owned())));
         set("executed_at", self.executed_at.map(|time| string(&time)));
         set("rolled_back_at", self.rolled_back_at.map(|time| string(&time)));
@@ -281,8 +278,7 @@ impl History {
         let collection = CollectionPath::parse(HISTORY_COLLECTION)?;
         let read_time = database.current_read_time().await?;
         let mut found = Vec::new();
-        let mut batches =
-            std::pin::pin!(database.scan(ScanOptions::new(collection.key_range(), read_time)));
+        let mut batches = std::pin::pin!(database.scan(ScanOptions::new(collection.key_range(), read_time)));
         while let Some(batch) = batches.try_next().await? {
             for document in batch.iter() {
                 let path = document.path()?;
@@ -373,12 +369,7 @@ mod tests {
             )
         };
         let history = History::of([
-            original(
-                "aB3",
-                "v2_add_user_preferences",
-                "failed",
-                "2025-06-29T13:00:00Z",
-            ),
+            original("aB3", "v2_add_user_preferences", "failed", "2025-06-29T13:00:00Z"),
             original(
                 "Zx9",
                 "v2_add_user_preferences",

@@ -18,6 +18,7 @@
 //! # }
 //! ```
 
+mod adopt;
 mod before_images;
 mod error;
 pub mod files;
@@ -25,7 +26,9 @@ mod history;
 mod journal;
 mod lock;
 mod overview;
+mod rollback;
 mod run;
+mod runner;
 mod script;
 mod script_error;
 mod sorted;
@@ -37,7 +40,11 @@ pub use history::{HISTORY_COLLECTION, History, Record, RecordStatus, RollbackWay
 pub use journal::{BeforeImage, BodyHash, Journal, JournalError, NoJournal, StoredDocument};
 pub use lock::{Holder, LOCK_COLLECTION, Lock, LockError, LockOptions, LockWatch};
 pub use overview::{Divergence, Entry, MigrationState, Overview};
+pub use rollback::{RollbackOptions, RollbackStats, RollbackTarget, RolledBack};
 pub use run::{CollectionStats, DocumentChange, LogLevel, LogLine, LogSink, RunMode, RunOptions, RunStats};
+pub use runner::{
+    Applied, MigrateOptions, MigrateStats, MigrationPlan, Recovered, Runner, RunnerEvent, RunnerOptions,
+};
 pub use script::{Function, Limits, Script};
 pub use script_error::{ScriptError, ScriptErrorKind};
 pub use undo::UndoStats;
