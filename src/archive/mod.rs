@@ -49,6 +49,7 @@ pub mod session;
 pub mod sessions;
 pub mod snapshot;
 pub mod sweep;
+mod verification;
 
 pub use attachment::{AttachmentWriter, attachment};
 pub use changes::{Change, ChangeBatch, ChangeKind, changes};
@@ -74,3 +75,4 @@ pub use snapshot::{
     Consistency, Decision, RangeTime, ReadMode, RunRef, Snapshot, SnapshotKind, SnapshotStats,
 };
 pub use sweep::{SweepOptions, SweepStats, plan_sweep, sweep};
+pub use verification::Verification;

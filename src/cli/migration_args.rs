@@ -107,7 +107,7 @@ pub(crate) async fn repository(global: &GlobalOptions) -> anyhow::Result<Option<
 }
 
 /// Who runs migrations, in words for whoever has to wait.
-fn owner() -> String {
+pub(crate) fn owner() -> String {
     let user = ["USER", "LOGNAME", "USERNAME"]
         .into_iter()
         .find_map(|name| std::env::var(name).ok())

@@ -25,6 +25,7 @@ mod migrations;
 mod options;
 mod output;
 mod progress;
+mod reset;
 mod restore;
 mod rollback;
 mod sandbox;
@@ -73,14 +74,16 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Create a repository
+    /// Create a repository, and with --schema the database's first collections
     Init(init::InitCommand),
     /// Take a snapshot of the database, or of some collections
+    #[command(alias = "backup_collection")]
     Backup(backup::BackupCommand),
     /// Take a snapshot of the whole database
+    #[command(alias = "backup_all", alias = "backup_all_collections")]
     BackupAll(backup::BackupAllCommand),
     /// List the snapshots and the JSON backups
-    #[command(visible_alias = "snapshots")]
+    #[command(visible_alias = "snapshots", alias = "list_backups")]
     ListBackups(list_backups::ListBackupsCommand),
     /// Show what a snapshot holds, or one document of it
     Show(show::ShowCommand),
@@ -93,6 +96,7 @@ enum Command {
     /// Check that snapshots are intact
     Verify(verify::VerifyCommand),
     /// Write a snapshot or a JSON backup into a database
+    #[command(alias = "restore_collection")]
     Restore(restore::RestoreCommand),
     /// Remove old backups by rules, and delete what nothing needs any more
     #[command(visible_alias = "prune")]
@@ -122,7 +126,11 @@ enum Command {
     Applied(migrations::AppliedCommand),
     /// Show which migrations are applied and which are pending, and what does not fit
     MigrationStatus(migrations::MigrationStatusCommand),
-    /// Show the database and the last backups at a glance
+    /// Make a test database: a repository where there is none, and all migrations
+    SetupTest(reset::SetupTestCommand),
+    /// Back a development database up, delete everything in it, and apply the migrations
+    ResetDev(reset::ResetDevCommand),
+    /// Show the database, its migrations and the last backups at a glance
     Status(status::StatusCommand),
     /// Check that everything is reachable and permitted
     Doctor(doctor::DoctorCommand),
@@ -262,7 +270,9 @@ fn start(cli: Cli) -> anyhow::Result<Outcome> {
 
 async fn run(global: &GlobalOptions, command: Command, stop: Stop) -> anyhow::Result<Outcome> {
     match command {
-        Command::Init(command) => command.run(global).await,
+        Command::Init(command) => command.run(global, stop).await,
+        Command::SetupTest(command) => command.run(global, stop).await,
+        Command::ResetDev(command) => command.run(global, stop).await,
         Command::Backup(command) => command.run(global, stop).await,
         Command::BackupAll(command) => command.run(global, stop).await,
         Command::ListBackups(command) => command.run(global).await,
@@ -308,7 +318,10 @@ impl Command {
 
     /// Whether the command undoes what it has begun when it is asked to stop.
     fn is_undone(&self) -> bool {
-        matches!(self, Self::Migrate(_) | Self::Rollback(_) | Self::RunMigration(_))
+        matches!(
+            self,
+            Self::Migrate(_) | Self::Rollback(_) | Self::RunMigration(_) | Self::Init(_) | Self::SetupTest(_)
+        )
     }
 
     /// What a signal leaves behind when it ends the command early; `None` where it is the ordinary end.
@@ -323,8 +336,11 @@ impl Command {
             Self::Restore(_) | Self::Import(_) => {
                 "the documents that were written stay written; the same command again writes them all"
             }
-            Self::Migrate(_) | Self::Rollback(_) | Self::RunMigration(_) => {
+            Self::Migrate(_) | Self::Rollback(_) | Self::RunMigration(_) | Self::SetupTest(_) => {
                 "the migration is not finished; the next `firebank migrate` puts it in order"
+            }
+            Self::ResetDev(_) => {
+                "the database may be half empty; the same command again goes on, and its backup has everything"
             }
             Self::Clean(_) => "what was forgotten is forgotten, and the next `clean` deletes the rest",
             Self::Export(_) => "the files that are there are whole, the others are missing",

@@ -15,7 +15,7 @@ use crate::document::{CollectionPath, DocumentPath, Fields, Timestamp, Value, ca
 use crate::firestore::{Firestore, ScanOptions};
 
 /// The collection of the history.
-pub const HISTORY_COLLECTION: &str = "_migrations";
+pub const HISTORY_COLLECTION: &str = crate::export::MIGRATIONS_COLLECTION;
 
 /// How a migration stands.
 #[derive(Clone, Debug, PartialEq, Eq)]

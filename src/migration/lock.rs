@@ -14,7 +14,7 @@ use crate::firestore::{self, Firestore, Seen, SeenDocument, TransactionWrite};
 use crate::stop::Stop;
 
 /// The collection of the lock.
-pub const LOCK_COLLECTION: &str = "_migrations_lock";
+pub const LOCK_COLLECTION: &str = crate::export::MIGRATIONS_LOCK_COLLECTION;
 const LOCK_ID: &str = "lock";
 
 /// How to take the lock.

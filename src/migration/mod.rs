@@ -26,6 +26,7 @@ mod history;
 mod journal;
 mod lock;
 mod overview;
+mod reset;
 mod rollback;
 mod run;
 mod runner;
@@ -40,6 +41,7 @@ pub use history::{HISTORY_COLLECTION, History, Record, RecordStatus, RollbackWay
 pub use journal::{BeforeImage, BodyHash, Journal, JournalError, NoJournal, StoredDocument};
 pub use lock::{Holder, LOCK_COLLECTION, Lock, LockError, LockOptions, LockWatch};
 pub use overview::{Divergence, Entry, MigrationState, Overview};
+pub use reset::{ResetError, ResetStats};
 pub use rollback::{RollbackOptions, RollbackStats, RollbackTarget, RolledBack};
 pub use run::{CollectionStats, DocumentChange, LogLevel, LogLine, LogSink, RunMode, RunOptions, RunStats};
 pub use runner::{

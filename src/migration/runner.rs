@@ -206,7 +206,7 @@ impl Runner {
         done
     }
 
-    async fn migrate_locked(
+    pub(super) async fn migrate_locked(
         &self,
         lock: &Lock,
         options: MigrateOptions,

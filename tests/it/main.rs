@@ -32,6 +32,7 @@ mod faults;
 mod firestore_client;
 mod incremental;
 mod leases;
+mod migrations_lock;
 mod model;
 mod protocol_model;
 mod prune;
