@@ -11,12 +11,12 @@ use ::firestore::gcloud_sdk::google::firestore::v1::structured_aggregation_query
 };
 use ::firestore::gcloud_sdk::google::firestore::v1::value::ValueType;
 use ::firestore::gcloud_sdk::google::firestore::v1::{
-    RunAggregationQueryRequest, RunAggregationQueryResponse, StructuredAggregationQuery,
+    RunAggregationQueryRequest, RunAggregationQueryResponse, StructuredAggregationQuery, StructuredQuery,
 };
 
 use super::cursor::name_range;
 use super::scan::{kindless_query, protobuf_time};
-use super::{Error, Firestore, Method, Result};
+use super::{Error, Firestore, Method, Query, Result};
 use crate::document::{DocumentKey, KeyRange, Timestamp};
 
 const ALIAS: &str = "n";
@@ -48,8 +48,26 @@ impl Firestore {
             boundary: error.to_string(),
         })?;
         let query = kindless_query(&self.inner.root, &name_range(range)?, after.as_ref());
+        self.run_count(self.inner.root.clone(), query, read_time).await
+    }
+
+    /// How many documents a query selects, at the read time or now. Bills a read for each thousand.
+    pub async fn count_query(&self, query: &Query, read_time: Option<Timestamp>) -> Result<u64> {
+        let root = &self.inner.root;
+        let mut structured = query.structured(root);
+        structured.limit = query.limit.and_then(|limit| i32::try_from(limit).ok());
+        self.run_count(query.parent_name(root), structured, read_time)
+            .await
+    }
+
+    async fn run_count(
+        &self,
+        parent: String,
+        query: StructuredQuery,
+        read_time: Option<Timestamp>,
+    ) -> Result<u64> {
         let request = RunAggregationQueryRequest {
-            parent: self.inner.root.clone(),
+            parent,
             query_type: Some(QueryType::StructuredAggregationQuery(
                 StructuredAggregationQuery {
                     aggregations: vec![Aggregation {

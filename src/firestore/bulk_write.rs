@@ -99,6 +99,8 @@ pub struct WriteFailure {
     pub reason: String,
     /// What should have been written, in canonical form; `None` for a deletion.
     pub body: Option<Vec<u8>>,
+    /// Whether it may have been written all the same: the answer to an earlier attempt got lost.
+    pub in_doubt: bool,
 }
 
 /// Takes the documents that could not be written. An error stops the writer: what cannot be recorded would be lost.

@@ -120,6 +120,7 @@ mod tests {
             code: Code::AlreadyExists,
             reason: "it \"exists\"\nalready".to_owned(),
             body,
+            in_doubt: false,
         }
     }
 

@@ -20,6 +20,7 @@
 
 mod adopt;
 mod before_images;
+mod engine;
 mod error;
 pub mod files;
 mod history;

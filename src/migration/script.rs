@@ -1,10 +1,11 @@
 //! A migration's script.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use super::{RunOptions, RunStats, ScriptError, ScriptErrorKind};
+use super::engine::{self, Exports, Module};
+use super::{RunOptions, RunStats, ScriptError};
 use crate::firestore::Firestore;
 use crate::progress::Progress;
 
@@ -60,13 +61,8 @@ impl Function {
 /// A script that was read and makes sense: a module that exports `migrate`.
 #[derive(Clone, Debug)]
 pub struct Script {
-    file: PathBuf,
-    source: String,
-    settings: BTreeMap<String, String>,
-    limits: Limits,
-    description: Option<String>,
-    has_rollback: bool,
-    has_validate: bool,
+    module: Module,
+    exports: Exports,
 }
 
 impl Script {
@@ -81,40 +77,39 @@ impl Script {
         settings: BTreeMap<String, String>,
         limits: Limits,
     ) -> Result<Self, ScriptError> {
-        Ok(Self {
+        let module = Module {
             file: file.to_owned(),
             source,
             settings,
             limits,
-            description: None,
-            has_rollback: false,
-            has_validate: false,
-        })
+        };
+        let exports = engine::load(&module)?;
+        Ok(Self { module, exports })
     }
 
     /// The file's name, as it was given.
     pub fn file(&self) -> &Path {
-        &self.file
+        &self.module.file
     }
 
     /// The source text.
     pub fn source(&self) -> &str {
-        &self.source
+        &self.module.source
     }
 
     /// What the script says about itself: its export `description`.
     pub fn description(&self) -> Option<&str> {
-        self.description.as_deref()
+        self.exports.description.as_deref()
     }
 
     /// Whether it knows the way back.
     pub fn has_rollback(&self) -> bool {
-        self.has_rollback
+        self.exports.rollback
     }
 
     /// Whether it checks what it has done.
     pub fn has_validate(&self) -> bool {
-        self.has_validate
+        self.exports.validate
     }
 
     /// Runs one of its functions. What it writes is done when this returns, or refused: on an error nothing is under way any
@@ -131,14 +126,6 @@ impl Script {
         options: RunOptions,
         progress: &Progress,
     ) -> Result<RunStats, ScriptError> {
-        let _ = (database, options, progress);
-        Err(ScriptError {
-            file: self.file.clone(),
-            line: None,
-            column: None,
-            message: format!("{} cannot be run yet", function.name()),
-            stack: String::new(),
-            kind: ScriptErrorKind::Thrown,
-        })
+        engine::run(&self.module, function, database, options, progress).await
     }
 }

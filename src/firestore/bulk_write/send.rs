@@ -258,6 +258,7 @@ impl Sender {
                 code,
                 reason: reason.to_owned(),
                 body,
+                in_doubt: part.entries[index].in_doubt,
             },
             // What this writer has encoded itself reads back. If it ever does not, the failure still counts.
             Err(unreadable) => WriteFailure {
@@ -265,6 +266,7 @@ impl Sender {
                 code,
                 reason: format!("{reason} (and the document cannot be shown: {unreadable})"),
                 body: None,
+                in_doubt: part.entries[index].in_doubt,
             },
         }
     }

@@ -1,0 +1,538 @@
+//! Collections and collection groups at one time, filtered and ordered, in pages.
+//!
+//! What holds for [scans](super::ScanOptions) holds here: nothing is repeated and nothing skipped whatever the network does, and
+//! a stream that ended is believed only when a query from its cursor has nothing. A page resumes after the last document by the
+//! values that the query orders by. Without an order of its own, a query is ordered as Firestore implies it: by the fields of
+//! its inequalities, then by name, which needs no index that is not there.
+
+use std::collections::BTreeSet;
+
+use ::firestore::gcloud_sdk::google::firestore::v1::run_query_request::{ConsistencySelector, QueryType};
+use ::firestore::gcloud_sdk::google::firestore::v1::structured_query::{
+    CollectionSelector, CompositeFilter, Direction, FieldFilter, FieldReference, Filter, Order, UnaryFilter,
+    composite_filter, field_filter, filter::FilterType, unary_filter,
+};
+use ::firestore::gcloud_sdk::google::firestore::v1::value::ValueType;
+use ::firestore::gcloud_sdk::google::firestore::v1::{
+    Cursor, RunQueryRequest, StructuredQuery, Value as ProtoValue,
+};
+use futures::{Stream, stream};
+use tonic::Status;
+
+use super::call::{AnswerStream, encoded, no_answer};
+use super::connect::Lane;
+use super::query_value::proto_value;
+use super::retry::Backoff;
+use super::scan::protobuf_time;
+use super::{Error, Firestore, Method, Result};
+use crate::document::{
+    CollectionPath, DocumentBatch, DocumentPath, Fields, Reference, Timestamp, Value, canonical, wire,
+};
+
+/// The name by which queries know a document's name.
+pub const NAME_FIELD: &str = "__name__";
+
+/// Which documents, in which order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Query {
+    /// The document below which to look, `None` for the root.
+    pub parent: Option<DocumentPath>,
+    /// The collection's id.
+    pub collection: String,
+    /// Whether all collections with this id below the parent are meant, at any depth.
+    pub all_descendants: bool,
+    /// Conditions that all must hold.
+    pub filters: Vec<QueryFilter>,
+    /// The order; empty for the implied one. The name always follows last.
+    pub order: Vec<QueryOrder>,
+    /// How many documents at most.
+    pub limit: Option<u64>,
+}
+
+/// A condition on a field.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QueryFilter {
+    /// The field's path, a key a step; `__name__` alone is the document's name.
+    pub field: Vec<String>,
+    /// How it compares.
+    pub operator: QueryOperator,
+    /// With what.
+    pub value: Value,
+}
+
+/// How a field compares to a value. Those that compare with several take an array.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueryOperator {
+    /// `<`
+    LessThan,
+    /// `<=`
+    LessThanOrEqual,
+    /// `==`
+    Equal,
+    /// `!=`
+    NotEqual,
+    /// `>=`
+    GreaterThanOrEqual,
+    /// `>`
+    GreaterThan,
+    /// The field is an array that has the value.
+    ArrayContains,
+    /// The field is an array that has any of the values.
+    ArrayContainsAny,
+    /// The field is one of the values.
+    In,
+    /// The field is there and none of the values.
+    NotIn,
+}
+
+impl QueryOperator {
+    /// Whether results must be ordered by the field.
+    fn orders(self) -> bool {
+        use QueryOperator::{GreaterThan, GreaterThanOrEqual, LessThan, LessThanOrEqual, NotEqual, NotIn};
+        matches!(
+            self,
+            LessThan | LessThanOrEqual | GreaterThan | GreaterThanOrEqual | NotEqual | NotIn
+        )
+    }
+
+    fn proto(self) -> field_filter::Operator {
+        use field_filter::Operator;
+        match self {
+            Self::LessThan => Operator::LessThan,
+            Self::LessThanOrEqual => Operator::LessThanOrEqual,
+            Self::Equal => Operator::Equal,
+            Self::NotEqual => Operator::NotEqual,
+            Self::GreaterThanOrEqual => Operator::GreaterThanOrEqual,
+            Self::GreaterThan => Operator::GreaterThan,
+            Self::ArrayContains => Operator::ArrayContains,
+            Self::ArrayContainsAny => Operator::ArrayContainsAny,
+            Self::In => Operator::In,
+            Self::NotIn => Operator::NotIn,
+        }
+    }
+}
+
+/// A field that results are ordered by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueryOrder {
+    /// The field's path, a key a step.
+    pub field: Vec<String>,
+    /// From the largest to the smallest.
+    pub descending: bool,
+}
+
+impl Query {
+    /// All of a collection.
+    pub fn collection(collection: &CollectionPath) -> Self {
+        let (parent, id) = match collection.as_str().rsplit_once('/') {
+            // What is before the id of a collection's path names a document.
+            Some((parent, id)) => (DocumentPath::parse(parent).ok(), id),
+            None => (None, collection.as_str()),
+        };
+        Self {
+            parent,
+            ..Self::group(id)
+        }
+        .with_descendants(false)
+    }
+
+    /// All of a collection group.
+    pub fn group(id: &str) -> Self {
+        Self {
+            parent: None,
+            collection: id.to_owned(),
+            all_descendants: true,
+            filters: Vec::new(),
+            order: Vec::new(),
+            limit: None,
+        }
+    }
+
+    fn with_descendants(mut self, all: bool) -> Self {
+        self.all_descendants = all;
+        self
+    }
+
+    /// What it is ordered by, without the name at the end.
+    fn fields_of_order(&self) -> Vec<QueryOrder> {
+        let mut order = self.order.clone();
+        let descending = order.last().is_some_and(|last| last.descending);
+        let implied: BTreeSet<&Vec<String>> = self
+            .filters
+            .iter()
+            .filter(|filter| filter.operator.orders())
+            .map(|filter| &filter.field)
+            .collect();
+        for field in implied {
+            if order.iter().all(|order| &order.field != field) {
+                order.push(QueryOrder {
+                    field: field.clone(),
+                    descending,
+                });
+            }
+        }
+        order.retain(|order| !is_name(&order.field));
+        order
+    }
+
+    fn ends_descending(&self) -> bool {
+        self.order.last().is_some_and(|last| last.descending)
+    }
+
+    pub(super) fn parent_name(&self, root: &str) -> String {
+        match &self.parent {
+            Some(parent) => format!("{root}/{parent}"),
+            None => root.to_owned(),
+        }
+    }
+
+    /// The query as it is asked, without cursor and limit.
+    pub(super) fn structured(&self, root: &str) -> StructuredQuery {
+        let direction = |descending: bool| match descending {
+            true => Direction::Descending,
+            false => Direction::Ascending,
+        };
+        let mut order_by: Vec<Order> = self
+            .fields_of_order()
+            .iter()
+            .map(|order| Order {
+                field: Some(field_reference(&order.field)),
+                direction: direction(order.descending).into(),
+            })
+            .collect();
+        order_by.push(Order {
+            field: Some(field_reference(&[NAME_FIELD.to_owned()])),
+            direction: direction(self.ends_descending()).into(),
+        });
+        StructuredQuery {
+            from: vec![CollectionSelector {
+                collection_id: self.collection.clone(),
+                all_descendants: self.all_descendants,
+            }],
+            r#where: self.proto_filter(root),
+            order_by,
+            ..Default::default()
+        }
+    }
+
+    fn proto_filter(&self, root: &str) -> Option<Filter> {
+        let mut filters: Vec<Filter> = self.filters.iter().map(|filter| filter.proto(root)).collect();
+        match filters.len() {
+            0 | 1 => filters.pop(),
+            _ => Some(Filter {
+                filter_type: Some(FilterType::CompositeFilter(CompositeFilter {
+                    op: composite_filter::Operator::And.into(),
+                    filters,
+                })),
+            }),
+        }
+    }
+
+    /// The cursor after a document.
+    fn cursor(&self, path: &DocumentPath, body: &[u8], root: &str) -> Result<Cursor> {
+        let order = self.fields_of_order();
+        let mut values = Vec::with_capacity(order.len() + 1);
+        if !order.is_empty() {
+            let fields = canonical::decode(body).map_err(|error| malformed(error.to_string()))?;
+            for order in &order {
+                let value = value_at(&fields, &order.field).ok_or_else(|| {
+                    malformed(format!(
+                        "`{path}` came without the field {} that it is ordered by",
+                        shown(&order.field)
+                    ))
+                })?;
+                values.push(proto_value(value, root));
+            }
+        }
+        values.push(ProtoValue {
+            value_type: Some(ValueType::ReferenceValue(format!("{root}/{path}"))),
+        });
+        Ok(Cursor {
+            values,
+            before: false,
+        })
+    }
+}
+
+impl QueryFilter {
+    /// Null and NaN are asked for by operators of their own.
+    fn proto(&self, root: &str) -> Filter {
+        use unary_filter::{OperandType, Operator};
+        let unary = match (&self.value, self.operator) {
+            (Value::Null, QueryOperator::Equal) => Some(Operator::IsNull),
+            (Value::Null, QueryOperator::NotEqual) => Some(Operator::IsNotNull),
+            (Value::Double(value), QueryOperator::Equal) if value.is_nan() => Some(Operator::IsNan),
+            (Value::Double(value), QueryOperator::NotEqual) if value.is_nan() => Some(Operator::IsNotNan),
+            _ => None,
+        };
+        let field = field_reference(&self.field);
+        let filter_type = match unary {
+            Some(operator) => FilterType::UnaryFilter(UnaryFilter {
+                op: operator.into(),
+                operand_type: Some(OperandType::Field(field)),
+            }),
+            None => FilterType::FieldFilter(FieldFilter {
+                field: Some(field),
+                op: self.operator.proto().into(),
+                value: Some(proto_value(&self.operand(), root)),
+            }),
+        };
+        Filter {
+            filter_type: Some(filter_type),
+        }
+    }
+
+    /// The value; a text that is compared with names is one.
+    fn operand(&self) -> Value {
+        let as_name = |value: &Value| match value {
+            Value::String(path) => DocumentPath::parse(path.as_str()).map_or_else(
+                |_| value.clone(),
+                |path| Value::Reference(Reference::Relative(path)),
+            ),
+            other => other.clone(),
+        };
+        match &self.value {
+            Value::Array(values) if is_name(&self.field) => {
+                Value::Array(values.iter().map(as_name).collect())
+            }
+            value if is_name(&self.field) => as_name(value),
+            value => value.clone(),
+        }
+    }
+}
+
+fn is_name(field: &[String]) -> bool {
+    matches!(field, [only] if only == NAME_FIELD)
+}
+
+/// The field path as Firestore writes it: keys that are no simple names between backticks.
+pub fn field_path_text<'a>(keys: impl IntoIterator<Item = &'a str>) -> String {
+    let mut text = String::new();
+    for key in keys {
+        if !text.is_empty() {
+            text.push('.');
+        }
+        let mut letters = key.bytes();
+        let simple = letters
+            .next()
+            .is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_')
+            && letters.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        if simple {
+            text.push_str(key);
+        } else {
+            text.push('`');
+            for letter in key.chars() {
+                if matches!(letter, '`' | '\\') {
+                    text.push('\\');
+                }
+                text.push(letter);
+            }
+            text.push('`');
+        }
+    }
+    text
+}
+
+fn shown(field: &[String]) -> String {
+    field_path_text(field.iter().map(String::as_str))
+}
+
+fn field_reference(field: &[String]) -> FieldReference {
+    FieldReference {
+        field_path: shown(field),
+    }
+}
+
+fn value_at<'f>(fields: &'f Fields, path: &[String]) -> Option<&'f Value> {
+    let (first, rest) = path.split_first()?;
+    let mut value = fields.get(first)?;
+    for key in rest {
+        let Value::Map(fields) = value else { return None };
+        value = fields.get(key)?;
+    }
+    Some(value)
+}
+
+fn malformed(reason: String) -> Error {
+    Error::Malformed {
+        method: Method::RunQuery,
+        reason,
+    }
+}
+
+/// Documents that a query asks for; as for scans, an emulator's queries have a high fixed cost.
+const PAGE: u64 = 5_000;
+const EMULATOR_PAGE: u64 = 10_000;
+/// What completes a batch.
+const BATCH_DOCUMENTS: usize = 512;
+const BATCH_BYTES: usize = 512 << 10;
+
+impl Firestore {
+    /// Streams what a query selects as it was at the read time, in batches.
+    ///
+    /// Failures that pass are retried and the stream resumes where it was; it ends after the first error. Nothing runs while
+    /// it is not polled, beyond what fits the connection's windows; dropping it cancels.
+    pub fn query(
+        &self,
+        query: Query,
+        read_time: Timestamp,
+    ) -> impl Stream<Item = Result<DocumentBatch>> + Send + 'static + use<> {
+        let pages = Pages {
+            left: query.limit.unwrap_or(u64::MAX),
+            backoff: Backoff::new(self.inner.retry.clone()),
+            firestore: self.clone(),
+            query,
+            read_time,
+            after: None,
+            page: None,
+            finished: false,
+        };
+        stream::try_unfold(pages, |mut pages| async move {
+            let batch = pages.next_batch().await?;
+            Ok(batch.map(|batch| (batch, pages)))
+        })
+    }
+}
+
+struct Page {
+    answers: AnswerStream,
+    limit: u64,
+    documents: u64,
+    bytes: u64,
+    answered: bool,
+}
+
+struct Pages {
+    firestore: Firestore,
+    query: Query,
+    read_time: Timestamp,
+    left: u64,
+    /// After the last document that has arrived.
+    after: Option<Cursor>,
+    page: Option<Page>,
+    backoff: Backoff,
+    finished: bool,
+}
+
+impl Pages {
+    async fn next_batch(&mut self) -> Result<Option<DocumentBatch>> {
+        let mut batch = DocumentBatch::new();
+        while !self.finished && self.left > 0 {
+            match self.read_on(&mut batch).await? {
+                Ok(()) if batch.len() >= BATCH_DOCUMENTS || batch.byte_len() >= BATCH_BYTES => break,
+                Ok(()) => {}
+                Err(status) => {
+                    self.arrived(&batch)?;
+                    self.finish_page();
+                    self.firestore
+                        .wait_or_fail(Method::RunQuery, Some(self.read_time), &mut self.backoff, status)
+                        .await?;
+                }
+            }
+        }
+        self.arrived(&batch)?;
+        Ok((!batch.is_empty()).then_some(batch))
+    }
+
+    /// Takes note of where the next page begins.
+    fn arrived(&mut self, batch: &DocumentBatch) -> Result<()> {
+        let Some(last) = batch.last() else { return Ok(()) };
+        let path = last.path().map_err(|error| malformed(error.to_string()))?;
+        self.after = Some(self.query.cursor(&path, last.body, &self.firestore.inner.root)?);
+        Ok(())
+    }
+
+    /// Takes in messages until the batch is full, the page ends or the call fails. The inner error is the call's.
+    async fn read_on(&mut self, batch: &mut DocumentBatch) -> Result<Result<(), Status>> {
+        if self.page.is_none() {
+            self.arrived(batch)?;
+            match self.open_page().await {
+                Ok(page) => self.page = Some(page),
+                Err(status) => return Ok(Err(status)),
+            }
+        }
+        let Some(page) = &mut self.page else {
+            return Ok(Ok(()));
+        };
+        while page.documents < page.limit {
+            match page.answers.next().await {
+                Ok(Some(message)) => {
+                    page.answered = true;
+                    page.bytes += message.len() as u64;
+                    let answer = wire::query_answer(&message)?;
+                    if let Some(answered) = answer.read_time
+                        && answered != self.read_time
+                    {
+                        return Err(Error::OtherReadTime {
+                            method: Method::RunQuery,
+                            asked: self.read_time,
+                            answered,
+                        });
+                    }
+                    if let Some(document) = answer.document {
+                        wire::append_document(document, &self.firestore.inner.root, batch)?;
+                        page.documents += 1;
+                        self.left -= 1;
+                        if batch.len() >= BATCH_DOCUMENTS || batch.byte_len() >= BATCH_BYTES {
+                            return Ok(Ok(()));
+                        }
+                    }
+                }
+                Ok(None) if !page.answered => return Ok(Err(no_answer())),
+                Ok(None) => {
+                    self.finished = page.documents == 0;
+                    break;
+                }
+                Err(status) => return Ok(Err(status)),
+            }
+        }
+        self.finish_page();
+        Ok(Ok(()))
+    }
+
+    fn finish_page(&mut self) {
+        let Some(page) = self.page.take() else { return };
+        if page.documents > 0 {
+            self.backoff.progressed();
+        }
+        // A query that finds nothing is billed as one read.
+        self.firestore.inner.stats.billed(page.documents.max(1));
+        self.firestore.inner.stats.received(page.bytes);
+    }
+
+    async fn open_page(&mut self) -> Result<Page, Status> {
+        let page = match self.firestore.is_emulator() {
+            true => EMULATOR_PAGE,
+            false => PAGE,
+        };
+        let limit = page.min(self.left);
+        let root = &self.firestore.inner.root;
+        let mut query = self.query.structured(root);
+        query.start_at = self.after.clone();
+        query.limit = i32::try_from(limit).ok();
+        let request = RunQueryRequest {
+            parent: self.query.parent_name(root),
+            query_type: Some(QueryType::StructuredQuery(query)),
+            consistency_selector: Some(ConsistencySelector::ReadTime(protobuf_time(self.read_time))),
+            ..Default::default()
+        };
+        let answers = self
+            .firestore
+            .open_stream(Lane::Bulk, Method::RunQuery, encoded(&request))
+            .await?;
+        Ok(Page {
+            answers,
+            limit,
+            documents: 0,
+            bytes: 0,
+            answered: false,
+        })
+    }
+}
+
+impl Drop for Pages {
+    /// Whoever has read enough leaves in the middle of a page, and it is billed all the same.
+    fn drop(&mut self) {
+        self.finish_page();
+    }
+}

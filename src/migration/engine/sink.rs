@@ -1,0 +1,191 @@
+//! Where writes end: in the database, or in what a dry run shows.
+//!
+//! The two are different types. What a dry run has cannot write, whatever becomes of the code around it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tonic::Code;
+
+use super::change::changed_fields;
+use super::failure::Failure;
+use crate::document::{DocumentPath, Fields, canonical};
+use crate::firestore::{ConditionalWriter, Precondition, WriteFailure, field_path_text};
+use crate::migration::{BeforeImage, BodyHash, DocumentChange, Journal, StoredDocument};
+
+/// A write of which everything is known.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub(super) path: DocumentPath,
+    pub(super) before: Option<Arc<StoredDocument>>,
+    /// The fields of `before`.
+    pub(super) before_fields: Option<Fields>,
+    /// What is to be there, as fields and in canonical form.
+    pub(super) after: Option<(Fields, Bytes)>,
+    /// Whether an earlier attempt was recorded and refused.
+    pub(super) supersedes: bool,
+}
+
+/// A write that was not done.
+#[derive(Debug)]
+pub(super) struct Undone {
+    pub(super) code: Code,
+    pub(super) reason: String,
+    /// Whether it may have been done all the same: an answer got lost.
+    pub(super) in_doubt: bool,
+}
+
+/// Takes writes of different documents.
+#[async_trait::async_trait]
+pub(super) trait Sink: Send + Sync + 'static {
+    /// Does them, and says which were not done.
+    async fn apply(&self, ready: &[Ready]) -> Result<HashMap<DocumentPath, Undone>, Failure>;
+
+    /// What an earlier write made of a document where the database does not have it: `Some(None)` for a deletion.
+    fn pretended(&self, _path: &DocumentPath) -> Option<Option<Bytes>> {
+        None
+    }
+
+    /// The first changes, once, for who wants to see them.
+    fn take_preview(&self) -> Vec<DocumentChange> {
+        Vec::new()
+    }
+}
+
+/// Writes to the database, after the journal.
+pub(super) struct Live {
+    pub(super) writer: ConditionalWriter,
+    pub(super) journal: Arc<dyn Journal>,
+    pub(super) deadline: Duration,
+}
+
+#[async_trait::async_trait]
+impl Sink for Live {
+    async fn apply(&self, ready: &[Ready]) -> Result<HashMap<DocumentPath, Undone>, Failure> {
+        if ready.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let images = ready.iter().map(before_image).collect();
+        tokio::time::timeout(self.deadline, self.journal.record(images))
+            .await
+            .map_err(|_| Failure::Deadline("the journal"))??;
+        let mut writes = self.writer.writes();
+        for write in ready {
+            let condition = match &write.before {
+                Some(before) => Precondition::UpdateTime(before.update_time),
+                None => Precondition::Absent,
+            };
+            match (&write.after, &write.before_fields) {
+                (Some((after, _)), Some(before)) => {
+                    let (names, values) = changed_fields(before, after);
+                    let mask: Vec<String> = names
+                        .iter()
+                        .map(|name| field_path_text([name.as_str()]))
+                        .collect();
+                    writes.put(&write.path, &canonical::encode(&values), Some(&mask), condition)?;
+                }
+                (Some((_, body)), None) => writes.put(&write.path, body, None, condition)?,
+                (None, _) => writes.delete(&write.path, condition)?,
+            }
+        }
+        let failures = self.writer.send(writes).await?;
+        Ok(failures.into_iter().map(undone).collect())
+    }
+}
+
+fn before_image(ready: &Ready) -> BeforeImage {
+    BeforeImage {
+        path: ready.path.clone(),
+        before: ready.before.as_deref().cloned(),
+        after: ready.after.as_ref().map(|(_, body)| BodyHash::of(body)),
+        supersedes: ready.supersedes,
+    }
+}
+
+fn undone(failure: WriteFailure) -> (DocumentPath, Undone) {
+    let undone = Undone {
+        code: failure.code,
+        reason: failure.reason,
+        in_doubt: failure.in_doubt,
+    };
+    (failure.path, undone)
+}
+
+/// Bytes of pretended documents that a dry run keeps in mind.
+const PRETENDED_BYTES: usize = 32 << 20;
+
+/// Keeps the first changes, and counts on whoever counts.
+pub(super) struct Pretend {
+    preview: usize,
+    state: Mutex<Pretended>,
+}
+
+#[derive(Default)]
+struct Pretended {
+    preview: Vec<DocumentChange>,
+    /// In the order of names, so that what is forgotten does not depend on chance.
+    documents: BTreeMap<String, Option<Bytes>>,
+    bytes: usize,
+    full: bool,
+}
+
+impl Pretend {
+    pub(super) fn new(preview: usize) -> Self {
+        Self {
+            preview,
+            state: Mutex::default(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, Pretended> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait::async_trait]
+impl Sink for Pretend {
+    async fn apply(&self, ready: &[Ready]) -> Result<HashMap<DocumentPath, Undone>, Failure> {
+        let mut state = self.state();
+        for write in ready {
+            if state.preview.len() < self.preview {
+                state.preview.push(change(write));
+            }
+            let body = write.after.as_ref().map(|(_, body)| body.clone());
+            let bytes = write.path.as_str().len() + body.as_ref().map_or(0, Bytes::len) + 64;
+            if state.bytes + bytes <= PRETENDED_BYTES {
+                state.bytes += bytes;
+                state.documents.insert(write.path.as_str().to_owned(), body);
+            } else if !state.full {
+                state.full = true;
+                tracing::warn!(
+                    "the dry run writes more than it can keep in mind: from here on, the script reads what the database has"
+                );
+            }
+        }
+        Ok(HashMap::new())
+    }
+
+    fn pretended(&self, path: &DocumentPath) -> Option<Option<Bytes>> {
+        self.state().documents.get(path.as_str()).cloned()
+    }
+
+    fn take_preview(&self) -> Vec<DocumentChange> {
+        std::mem::take(&mut self.state().preview)
+    }
+}
+
+fn change(write: &Ready) -> DocumentChange {
+    let after = write.after.as_ref().map(|(fields, _)| fields.clone());
+    let fields = match (&write.before_fields, &after) {
+        (Some(before), Some(after)) => crate::document::changed_fields(before, after),
+        _ => Vec::new(),
+    };
+    DocumentChange {
+        path: write.path.clone(),
+        before: write.before_fields.clone(),
+        after,
+        fields,
+    }
+}
