@@ -179,7 +179,7 @@ pub(super) fn report(global: &GlobalOptions, stats: &MigrateStats) -> anyhow::Re
             output::number(applied.deleted),
             applied.seconds,
         ))?;
-        tracing::info!("{} applied: {changed} documents", applied.id);
+        tracing::info!("{}: {changed} documents changed", applied.id);
     }
     let version = stats
         .version

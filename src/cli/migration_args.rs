@@ -1,7 +1,6 @@
 //! What the commands on migrations have in common: the folder, the runner, and what it tells.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +8,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::options::GlobalOptions;
-use super::output::{self, Output};
-use super::{UsageError, durations};
+use super::{UsageError, durations, output};
 use crate::archive::{ArchiveError, Repository};
 use crate::migration::files::DEFAULT_FOLDER;
 use crate::migration::{LogLevel, LogLine, LogSink, Runner, RunnerEvent, RunnerOptions};
@@ -35,6 +33,9 @@ pub(crate) struct RunArgs {
     /// How long to wait when somebody else runs migrations; 0 fails at once
     #[arg(long, value_name = "DURATION", default_value = "5min", value_parser = wait)]
     wait: Duration,
+    /// After how long without a sign of life others may take the lock
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = durations::parse, hide = true)]
+    lock_expiry: Duration,
     /// At most this many writes a second
     #[arg(long, value_name = "N", value_parser = super::write_args::positive)]
     rate: Option<f64>,
@@ -83,13 +84,13 @@ impl RunArgs {
         let database = global.connect().await?;
         let mut options = RunnerOptions::new(&database, &self.folder.migrations, owner());
         options.lock.wait = self.wait;
+        options.lock.expiry = self.lock_expiry;
         options.write.rate = self.rate;
         options.write.ramp &= !self.no_ramp;
         options.settings = settings;
         options.keep_partial = keep_partial;
         options.log = Some(script_log());
-        let output = global.output();
-        options.observer = Arc::new(move |event| tell(output, event));
+        options.observer = Arc::new(tell);
         options.stop = stop;
         Ok(Runner::new(database, repository, options))
     }
@@ -135,24 +136,18 @@ fn script_log() -> LogSink {
     })
 }
 
-fn tell(output: Output, event: RunnerEvent<'_>) {
+/// What happens is told as it happens, on standard error and in the log: a result is printed at the end.
+fn tell(event: RunnerEvent<'_>) {
     let line = match event {
-        RunnerEvent::Waiting(holder) => {
-            // Whoever waits must know for what, also where nobody reads standard output.
-            let _ = writeln!(
-                std::io::stderr(),
-                "waiting for {}, who has run migrations since {}",
-                output::printable(&holder.owner),
-                output::printable(&holder.since)
-            );
-            return;
-        }
-        RunnerEvent::Recovering(id) => format!("{id} was left half done: putting it in order"),
+        RunnerEvent::Waiting(holder) => format!(
+            "waiting for {}, who has run migrations since {}",
+            output::printable(&holder.owner),
+            output::printable(&holder.since)
+        ),
+        RunnerEvent::Recovering(id) => format!("{id}: was left half done, putting it in order"),
         RunnerEvent::Running(id) => format!("{id}: running"),
         RunnerEvent::Undoing(id) => format!("{id}: failed, undoing what it wrote"),
         RunnerEvent::RollingBack(id) => format!("{id}: rolling back"),
     };
-    tracing::info!("{line}");
-    // A reader that went away is no reason to stop in the middle.
-    let _ = output.line(line);
+    tracing::info!(target: "firebank::script", "{line}");
 }

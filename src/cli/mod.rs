@@ -6,6 +6,7 @@ mod compact;
 mod completions;
 mod confirm;
 mod demo;
+mod demo_migrations;
 mod diff;
 mod doctor;
 mod durations;

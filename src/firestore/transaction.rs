@@ -116,9 +116,7 @@ impl Firestore {
         let request = proto::BatchGetDocumentsRequest {
             database: self.inner.database.resource(),
             documents: names.clone(),
-            consistency_selector: Some(ConsistencySelector::NewTransaction(
-                proto::TransactionOptions::default(),
-            )),
+            consistency_selector: Some(ConsistencySelector::NewTransaction(read_write())),
             ..Default::default()
         };
         let method = Method::BatchGetDocuments;
@@ -254,6 +252,13 @@ impl Firestore {
         if let Err(status) = answer {
             tracing::debug!(message = status.message(), "a transaction was not rolled back");
         }
+    }
+}
+
+/// Must be said: a transaction that begins with a read is read-only by default.
+fn read_write() -> proto::TransactionOptions {
+    proto::TransactionOptions {
+        mode: Some(proto::transaction_options::Mode::ReadWrite(Default::default())),
     }
 }
 
