@@ -3,6 +3,9 @@
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use firebank::archive::{Repository, SweepOptions, sweep};
+use firebank::store::Store;
+
 use crate::cli_support::*;
 use crate::migrations_support::*;
 
@@ -17,7 +20,7 @@ export function migrate(db) {
 }
 "#;
 
-const ITEMS: i64 = 3000;
+const ITEMS: i64 = 2500;
 
 impl Project {
     fn start(&self, arguments: &[&str]) -> Child {
@@ -88,7 +91,7 @@ fn a_killed_migration_is_undone_by_the_next_run() {
     let project = Project::with_items(ITEMS);
     let known = known(&project);
     let mut half = 0;
-    for delay in moments(8, known.migrating) {
+    for delay in moments(6, known.migrating) {
         let killed = project.kill_after(&["migrate"], delay);
         half += usize::from(![&known.before, &known.after].contains(&&project.documents()));
         project.recover();
@@ -116,10 +119,10 @@ fn a_killed_migration_is_undone_by_the_next_run() {
 fn the_undo_may_be_killed_as_well() {
     let project = Project::with_items(ITEMS);
     let known = known(&project);
-    for delay in moments(3, known.migrating) {
+    for delay in moments(2, known.migrating) {
         // Killed at work, and then while it is undone, again and again.
         project.kill_after(&["migrate", "--to", "1"], known.migrating.mul_f64(0.8));
-        for delay in moments(3, delay) {
+        for delay in moments(2, delay) {
             project.kill_after(
                 &["migrate", "--to", "0", "--wait", "1min"],
                 delay + Duration::from_millis(700),
@@ -140,7 +143,7 @@ fn the_undo_may_be_killed_as_well() {
 fn a_killed_rollback_is_finished_by_the_next_run() {
     let project = Project::with_items(ITEMS);
     let known = known(&project);
-    for delay in moments(6, known.rolling_back) {
+    for delay in moments(5, known.rolling_back) {
         project.firebank(["migrate"]).done();
         project.kill_after(&["rollback"], delay);
         project.recover();
@@ -255,16 +258,23 @@ fn clean_keeps_what_a_killed_migration_needs() {
             project.firebank(["rollback"]).done();
         }
     }
-    std::thread::sleep(Duration::from_millis(1100));
-    project
-        .run(["clean", "--sweep-only", "--expire-after", "1s"])
-        .done();
+    // As if it had been silent for longer than any session may be.
+    let sweep_all = || {
+        let options = SweepOptions {
+            expiry: Duration::ZERO,
+            ..SweepOptions::default()
+        };
+        project.runtime.block_on(async {
+            let store = Store::local(project.repository()).unwrap();
+            let repository = Repository::open(store).await.unwrap();
+            sweep(&repository, &options).await.unwrap();
+        });
+    };
+    sweep_all();
     project.recover();
     assert!(project.documents() == known.before);
     // Then it may go.
-    project
-        .run(["clean", "--sweep-only", "--expire-after", "1s"])
-        .done();
+    sweep_all();
     let left: Vec<String> = project
         .files()
         .into_iter()
