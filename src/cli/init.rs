@@ -45,6 +45,8 @@ impl InitCommand {
                     format!("there is no script in {folder}: `firebank create-migration NAME` makes one")
                 })?;
                 confirm(global, &global.database()?, "run the first migration on")?;
+                // Before anything is made.
+                global.connect().await?;
                 Some(first)
             }
             false => None,

@@ -368,7 +368,7 @@ impl Runner {
     async fn finish_putting_back(
         &self,
         lock: &Lock,
-        record: Record,
+        mut record: Record,
         force: bool,
         progress: &Progress,
         start: Instant,
@@ -384,15 +384,25 @@ impl Runner {
         let undone = match force {
             false => undo(&self.database, images, Conflicts::Leave, options, progress).await?,
             true => {
+                // What a killed attempt had overwritten stays kept.
+                if let Some(earlier) = record.rollback_snapshot_id
+                    && !repository.journal(earlier).await?.is_empty()
+                {
+                    let kept = before_images::commit_left(repository, earlier, &id).await?;
+                    tracing::warn!("snapshot {} has what an earlier attempt has overwritten", kept.id);
+                }
                 let read_time = self.database.current_read_time().await?;
                 let name = self.database.database();
                 let journal = before_images::begin(repository, name, read_time, lock.watch()).await?;
+                record.rollback_snapshot_id = Some(journal.id());
+                self.write_record(lock, &record).await?;
                 let conflicts = Conflicts::Overwrite(&journal);
                 let undone = undo(&self.database, images, conflicts, options, progress).await?;
                 overwritten = match journal.is_empty() {
                     true => None,
                     false => Some(journal.commit(repository, &id).await?.id),
                 };
+                record.rollback_snapshot_id = overwritten;
                 if overwritten.is_none() {
                     self.give_up(journal.id(), "the rollback overwrote nothing of others")
                         .await;

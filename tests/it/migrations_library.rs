@@ -247,6 +247,8 @@ async fn somebody_elses_write_during_a_migration_that_fails_is_left_and_told() {
         "v1_slow",
         "export function migrate(db) {
            db.addField('items', 'state', 'new');
+           // Which sends what was asked for.
+           db.count('items');
            while (db.get('signal/go') === null) {}
            throw new Error('too late');
          }",
@@ -258,6 +260,7 @@ async fn somebody_elses_write_during_a_migration_that_fails_is_left_and_told() {
         async move {
             let state = DocumentPath::parse("items/i00007").unwrap();
             loop {
+                tokio::time::sleep(Duration::from_millis(20)).await;
                 let found = database
                     .get_documents(std::slice::from_ref(&state), None)
                     .await

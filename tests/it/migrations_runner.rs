@@ -231,7 +231,7 @@ fn a_script_may_know_its_own_way_back() {
 fn a_rollback_that_fails_leaves_the_migration_applied() {
     let project = Project::with_items(600);
     let script = format!(
-        "{ADD_STATE}\nexport function rollback(db) {{ db.deleteCollection('items'); throw new Error('no way'); }}"
+        "{ADD_STATE}\nexport function rollback(db) {{ db.deleteCollection('items'); db.count('items'); throw new Error('no way'); }}"
     );
     project.script("v1_state", &script);
     project.migrate();
