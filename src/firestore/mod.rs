@@ -9,6 +9,7 @@
 mod aggregate;
 mod bulk_write;
 mod call;
+mod commit;
 mod connect;
 mod credentials;
 mod cursor;
@@ -26,7 +27,6 @@ mod scan;
 mod split;
 mod stats;
 mod throttle;
-mod transaction;
 mod walk;
 
 use std::sync::Arc;
@@ -37,6 +37,7 @@ pub use bulk_write::{
     BulkWriter, ConditionalWriter, ConditionalWrites, EncodedWrites, FailureSink, Precondition, WriteEncoder,
     WriteFailure, WriteMode, WriteOptions, WriteStats,
 };
+pub use commit::{CommitWrite, Committed, Seen, SeenDocument};
 pub use connect::{ConnectOptions, Target};
 pub use credentials::Credentials;
 pub use dead_letter::DeadLetterFile;
@@ -50,7 +51,6 @@ pub use retry::RetryPolicy;
 pub use scan::ScanOptions;
 pub use stats::{RequestCounts, RequestStats};
 pub use throttle::{Clock, SystemClock, Throttle};
-pub use transaction::{Seen, SeenDocument, Transacted, TransactionWrite};
 
 use crate::document::DatabaseName;
 

@@ -26,17 +26,15 @@ pub enum Method {
     ListDocuments,
     /// Offers names that split a query's results.
     PartitionQuery,
-    /// Applies the writes of a transaction, all or none.
+    /// Applies writes, all or none.
     Commit,
-    /// Ends a transaction without writes.
-    Rollback,
     /// Describes the database: a method of the administration API.
     GetDatabase,
 }
 
 impl Method {
     /// Every method, in the order of its declaration.
-    pub const ALL: [Method; 10] = [
+    pub const ALL: [Method; 9] = [
         Method::RunQuery,
         Method::RunAggregationQuery,
         Method::BatchGetDocuments,
@@ -45,7 +43,6 @@ impl Method {
         Method::ListDocuments,
         Method::PartitionQuery,
         Method::Commit,
-        Method::Rollback,
         Method::GetDatabase,
     ];
 
@@ -63,7 +60,6 @@ impl Method {
             Method::ListDocuments => "/google.firestore.v1.Firestore/ListDocuments",
             Method::PartitionQuery => "/google.firestore.v1.Firestore/PartitionQuery",
             Method::Commit => "/google.firestore.v1.Firestore/Commit",
-            Method::Rollback => "/google.firestore.v1.Firestore/Rollback",
             Method::GetDatabase => "/google.firestore.admin.v1.FirestoreAdmin/GetDatabase",
         })
     }
@@ -80,7 +76,6 @@ impl std::fmt::Display for Method {
             Method::ListDocuments => "ListDocuments",
             Method::PartitionQuery => "PartitionQuery",
             Method::Commit => "Commit",
-            Method::Rollback => "Rollback",
             Method::GetDatabase => "GetDatabase",
         })
     }

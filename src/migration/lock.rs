@@ -1,16 +1,20 @@
 //! One runner at a time: a document that says who runs migrations, for as long as he shows that he lives.
 //!
-//! The lock is taken in a transaction and renewed by heartbeats; one that was not renewed for as long as it says itself has
-//! expired, and the next one takes it. How old it is is told by the server's times alone: when the document was last changed,
-//! and when it was read. The owner for his part stops earlier than that, by a clock that only measures durations: a runner
-//! that cannot renew its lock writes no more by the time at which another may take it. Every record of the history is
-//! written in a transaction that reads the lock, so a runner that lost it cannot say that it has done anything.
+//! The lock is taken by a commit on the condition that the document is still what it was read as, renewed by heartbeats, and one
+//! that was not renewed for as long as it says itself has expired: the next one takes it. How old it is is told by the
+//! server's times alone: when the document was last changed, and when it was read. The owner for his part stops earlier than
+//! that, by a clock that only measures durations: a runner that cannot renew its lock writes no more by the time at which
+//! another may take it. Every record of the history is written in one commit with a renewal of the lock, so a runner that lost
+//! it cannot say that it has done anything.
+//!
+//! There is no transaction that reads first, because servers lock what one reads: a process that is killed while it waits
+//! would keep the owner from renewing his lock. See [`commit`](crate::firestore::Firestore::commit).
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::document::{DocumentPath, Fields, Timestamp, Value};
-use crate::firestore::{self, Firestore, Seen, SeenDocument, TransactionWrite};
+use crate::firestore::{self, CommitWrite, Committed, Firestore, Precondition, Seen, SeenDocument};
 use crate::stop::Stop;
 
 /// The collection of the lock.
@@ -124,11 +128,19 @@ struct Shared {
     database: Firestore,
     options: LockOptions,
     token: String,
-    acquired_at: Mutex<Timestamp>,
+    /// The lock as this owner wrote it last. Whoever renews it holds this.
+    held: tokio::sync::Mutex<Held>,
     /// Why it was lost.
     lost: Mutex<Option<String>>,
     /// Asked to stop when it is lost.
     stop: Stop,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    acquired_at: Timestamp,
+    update_time: Timestamp,
+    beats: i64,
 }
 
 /// How often the holder shows that he lives, as a part of the expiry.
@@ -151,7 +163,7 @@ impl Lock {
         let shared = Arc::new(Shared {
             database: database.clone(),
             token: format!("{:032x}", rand::random::<u128>()),
-            acquired_at: Mutex::default(),
+            held: tokio::sync::Mutex::default(),
             lost: Mutex::default(),
             stop: stop.clone(),
             options,
@@ -182,28 +194,22 @@ impl Lock {
 
     /// Who has the lock; `None` when nobody.
     pub async fn holder(database: &Firestore) -> Result<Option<Holder>, LockError> {
-        let seen = database
-            .transact::<LockError>(&[path()], |_| Ok(Vec::new()))
-            .await?;
-        Ok(Holder::seen(&seen.seen))
+        Ok(Holder::seen(&database.look_at(&[path()]).await?))
     }
 
     /// Takes the lock away from whoever has it, and says who that was. If he lives he notices, and stops.
     pub async fn remove(database: &Firestore) -> Result<Option<Holder>, LockError> {
-        let mut removed = None;
-        database
-            .transact::<LockError>(&[path()], |seen| {
-                let Some(holder) = Holder::seen(seen) else {
-                    return Ok(Vec::new());
-                };
-                removed = Some(holder);
-                Ok(vec![TransactionWrite::Delete {
-                    path: path(),
-                    unchanged_since: None,
-                }])
-            })
-            .await?;
-        Ok(removed)
+        loop {
+            let seen = database.look_at(&[path()]).await?;
+            let (Some(holder), Some(document)) =
+                (Holder::seen(&seen), seen.documents.into_iter().flatten().next())
+            else {
+                return Ok(None);
+            };
+            if let Committed::Done(_) = database.commit(&[deletion(document.update_time)]).await? {
+                return Ok(Some(holder));
+            }
+        }
     }
 
     /// Fails when the lock was lost.
@@ -216,42 +222,23 @@ impl Lock {
         LockWatch(Arc::clone(&self.shared))
     }
 
-    /// Writes documents, provided that the lock is held at that moment.
-    pub async fn write(&self, writes: Vec<TransactionWrite>) -> Result<(), LockError> {
-        let shared = &self.shared;
-        shared.check()?;
-        let written = shared
-            .database
-            .transact::<LockError>(&[path()], |seen| {
-                shared.check_is_ours(seen)?;
-                Ok(writes.clone())
-            })
-            .await;
-        match written {
-            Ok(_) => Ok(()),
+    /// Writes documents, provided that the lock is held at that moment, and renews it.
+    pub async fn write(&self, writes: Vec<CommitWrite>) -> Result<(), LockError> {
+        self.shared.check()?;
+        match self.shared.renew(writes).await {
             Err(LockError::Lost(why)) => {
-                shared.lose(why);
-                shared.check()
+                self.shared.lose(why);
+                self.shared.check()
             }
-            Err(error) => Err(error),
+            written => written,
         }
     }
 
     /// Gives it back. One that cannot be given back expires.
     pub async fn release(self) {
         self.heartbeat.abort();
-        let shared = &self.shared;
-        let paths = [path()];
-        let released = shared.database.transact::<LockError>(&paths, |seen| {
-            shared.check_is_ours(seen)?;
-            Ok(vec![TransactionWrite::Delete {
-                path: path(),
-                unchanged_since: None,
-            }])
-        });
-        match released.await {
-            Ok(_) | Err(LockError::Lost(_)) => {}
-            Err(error) => tracing::warn!("the lock on migrations is left to expire: {error}"),
+        if let Err(error) = self.shared.give_back().await {
+            tracing::warn!("the lock on migrations is left to expire: {error}");
         }
     }
 }
@@ -287,15 +274,7 @@ impl Shared {
         self.stop.request();
     }
 
-    fn check_is_ours(&self, seen: &Seen) -> Result<(), LockError> {
-        match Holder::seen(seen) {
-            Some(holder) if holder.token == self.token => Ok(()),
-            Some(holder) => Err(LockError::Lost(format!("{} has it now", holder.owner))),
-            None => Err(LockError::Lost("somebody removed it".to_owned())),
-        }
-    }
-
-    fn document(&self, acquired_at: Timestamp, beats: i64) -> TransactionWrite {
+    fn fields(&self, acquired_at: Timestamp, beats: i64) -> Fields {
         let expiry = i64::try_from(self.options.expiry.as_millis()).unwrap_or(i64::MAX);
         let fields = [
             ("owner", Value::String(self.options.owner.clone())),
@@ -305,36 +284,93 @@ impl Shared {
             // A write that changes nothing would leave the time of the last change alone.
             ("beats", Value::Integer(beats)),
         ];
-        TransactionWrite::Put {
-            path: path(),
-            fields: fields
-                .map(|(name, value)| (name.to_owned(), value))
-                .into_iter()
-                .collect::<Fields>(),
-            unchanged_since: None,
-        }
+        fields.map(|(name, value)| (name.to_owned(), value)).into()
     }
 
     async fn take(&self) -> Result<(), LockError> {
-        let mut acquired_at = None;
-        self.database
-            .transact::<LockError>(&[path()], |seen| {
-                match Holder::seen(seen) {
+        loop {
+            let seen = self.database.look_at(&[path()]).await?;
+            let document = seen.documents.first().cloned().flatten();
+            let condition = match (Holder::seen(&seen), &document) {
+                (Some(holder), Some(document)) if holder.token == self.token => {
                     // Taken by a commit whose answer was lost.
-                    Some(holder) if holder.token == self.token => return Ok(Vec::new()),
-                    Some(holder) if !holder.expired => return Err(LockError::Held(holder)),
-                    Some(holder) => tracing::warn!(
+                    *self.held.lock().await = Held {
+                        acquired_at: seen.read_time,
+                        update_time: document.update_time,
+                        beats: 0,
+                    };
+                    return Ok(());
+                }
+                (Some(holder), _) if !holder.expired => return Err(LockError::Held(holder)),
+                (Some(holder), Some(document)) => {
+                    tracing::warn!(
                         "taking over the lock of {}, who gave no sign of life for {} s",
                         holder.owner,
                         holder.silent_seconds
-                    ),
-                    None => {}
+                    );
+                    Precondition::UpdateTime(document.update_time)
                 }
-                acquired_at = Some(seen.read_time);
-                Ok(vec![self.document(seen.read_time, 0)])
-            })
-            .await?;
-        *self.acquired_at.lock().unwrap_or_else(PoisonError::into_inner) = acquired_at.unwrap_or_default();
+                _ => Precondition::Absent,
+            };
+            let write = CommitWrite {
+                path: path(),
+                fields: Some(self.fields(seen.read_time, 0)),
+                condition: Some(condition),
+            };
+            if let Committed::Done(times) = self.database.commit(&[write]).await? {
+                *self.held.lock().await = Held {
+                    acquired_at: seen.read_time,
+                    update_time: times.last().copied().unwrap_or_default(),
+                    beats: 0,
+                };
+                return Ok(());
+            }
+        }
+    }
+
+    /// Renews the lock, and writes along with it.
+    async fn renew(&self, mut writes: Vec<CommitWrite>) -> Result<(), LockError> {
+        let mut held = self.held.lock().await;
+        let own = writes.len();
+        loop {
+            held.beats += 1;
+            writes.truncate(own);
+            writes.push(CommitWrite {
+                path: path(),
+                fields: Some(self.fields(held.acquired_at, held.beats)),
+                condition: Some(Precondition::UpdateTime(held.update_time)),
+            });
+            match self.database.commit(&writes).await? {
+                Committed::Done(times) => {
+                    held.update_time = times.last().copied().unwrap_or_default();
+                    return Ok(());
+                }
+                // Renewed by a commit whose answer was lost, or somebody else's.
+                Committed::Refused => held.update_time = self.still_ours().await?,
+            }
+        }
+    }
+
+    /// When the lock was last changed, if it still is this owner's.
+    async fn still_ours(&self) -> Result<Timestamp, LockError> {
+        let seen = self.database.look_at(&[path()]).await?;
+        let document = seen.documents.first().cloned().flatten();
+        match (Holder::seen(&seen), document) {
+            (Some(holder), Some(document)) if holder.token == self.token => Ok(document.update_time),
+            (Some(holder), _) => Err(LockError::Lost(format!("{} has it now", holder.owner))),
+            _ => Err(LockError::Lost("somebody removed it".to_owned())),
+        }
+    }
+
+    async fn give_back(&self) -> Result<(), LockError> {
+        let mut held = self.held.lock().await;
+        while let Committed::Refused = self.database.commit(&[deletion(held.update_time)]).await? {
+            match self.still_ours().await {
+                Ok(time) => held.update_time = time,
+                Err(LockError::Lost(_)) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
         Ok(())
     }
 
@@ -343,18 +379,12 @@ impl Shared {
         let every = self.options.expiry / BEATS_IN_EXPIRY;
         // By then nothing more is written: another one may take it at the expiry.
         let give_up = self.options.expiry - every;
-        let acquired_at = *self.acquired_at.lock().unwrap_or_else(PoisonError::into_inner);
-        for beats in 1.. {
+        loop {
             tokio::time::sleep(every).await;
             let left = give_up.saturating_sub(renewed.elapsed());
             let sent = Instant::now();
-            let paths = [path()];
-            let renewal = self.database.transact::<LockError>(&paths, |seen| {
-                self.check_is_ours(seen)?;
-                Ok(vec![self.document(acquired_at, beats)])
-            });
-            match tokio::time::timeout(left, renewal).await {
-                Ok(Ok(_)) => renewed = sent,
+            match tokio::time::timeout(left, self.renew(Vec::new())).await {
+                Ok(Ok(())) => renewed = sent,
                 Ok(Err(LockError::Lost(why))) => return self.lose(why),
                 Ok(Err(error)) => tracing::warn!("the lock on migrations could not be renewed: {error}"),
                 Err(_) => {}
@@ -366,5 +396,14 @@ impl Shared {
                 ));
             }
         }
+    }
+}
+
+/// Removes the lock as it was last seen.
+fn deletion(update_time: Timestamp) -> CommitWrite {
+    CommitWrite {
+        path: path(),
+        fields: None,
+        condition: Some(Precondition::UpdateTime(update_time)),
     }
 }

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::archive::{Repository, SnapshotId};
 use crate::document::Timestamp;
-use crate::firestore::{Firestore, TransactionWrite, WriteOptions};
+use crate::firestore::{CommitWrite, Firestore, WriteOptions};
 use crate::progress::Progress;
 use crate::stop::Stop;
 
@@ -371,10 +371,10 @@ impl Runner {
 
     /// Writes a record, provided that the lock is held.
     pub(super) async fn write_record(&self, lock: &Lock, record: &Record) -> Result<(), MigrationError> {
-        let write = TransactionWrite::Put {
+        let write = CommitWrite {
             path: record.path.clone(),
-            fields: record.to_fields(),
-            unchanged_since: None,
+            fields: Some(record.to_fields()),
+            condition: None,
         };
         Ok(lock.write(vec![write]).await?)
     }

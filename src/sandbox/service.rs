@@ -172,11 +172,7 @@ impl Service {
                 Ok((time, Vec::new()))
             }
             At::In(id) => Ok((self.0.transactions.read(&id, database, range)?, Vec::new())),
-            At::New(mut options) => {
-                // As the API has it for transactions that begin with a read.
-                options
-                    .mode
-                    .get_or_insert(proto::transaction_options::Mode::ReadOnly(Default::default()));
+            At::New(options) => {
                 let (id, time) = self
                     .0
                     .transactions

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use firebank::document::{DocumentPath, Fields, Value};
-use firebank::firestore::{Firestore, TransactionWrite};
+use firebank::firestore::{CommitWrite, Firestore};
 use firebank::migration::{Lock, LockError, LockOptions};
 use firebank::stop::Stop;
 
@@ -123,10 +123,13 @@ async fn who_loses_the_lock_notices_and_writes_nothing_more() {
         .await
         .unwrap();
     let write = |text: &str| {
-        vec![TransactionWrite::Put {
+        vec![CommitWrite {
             path: DocumentPath::parse("_migrations/v1_a").unwrap(),
-            fields: Fields::from([("status".to_owned(), Value::String(text.to_owned()))]),
-            unchanged_since: None,
+            fields: Some(Fields::from([(
+                "status".to_owned(),
+                Value::String(text.to_owned()),
+            )])),
+            condition: None,
         }]
     };
     lock.write(write("running")).await.unwrap();
