@@ -1,27 +1,54 @@
 //! Puts documents of a snapshot into a database.
 //!
-//! Several key ranges are read side by side and feed one writer, so that neighbouring writes lie far apart in the key
-//! space: writes in key order would all go to one tablet of the database at a time.
+//! The stages, each of which waits for the next one:
+//!
+//! ```text
+//! ranges   the snapshot, cut into key ranges; those that are read together lie far apart
+//! read     several ranges at a time, a few megabytes ahead
+//! decide   for each chosen document what is to be written, encoded where it was decoded
+//! write    one writer; a range's cursor moves over what is acknowledged
+//! ```
+//!
+//! Several key ranges feed one writer, so that neighbouring writes lie far apart in the key space: writes in key order would
+//! all go to one tablet of the database at a time.
 
-use std::collections::BTreeMap;
+mod beside;
+mod check;
+mod conflicts;
+mod decide;
+mod failures;
+mod plan;
+mod ranges;
+mod references;
+mod renames;
+mod rules;
+mod write;
+
 use std::path::PathBuf;
-use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::sync::mpsc;
-use tonic::Code;
 
-use crate::archive::{ArchiveError, DocumentSink, Lease, SnapshotReader};
-use crate::document::{DocumentPath, DocumentRef, KeyRange, PathError};
-use crate::firestore::{
-    self, BulkWriter, DeadLetterFile, EncodedWrites, FailureSink, Firestore, WriteEncoder, WriteFailure,
-    WriteMode, WriteOptions, WriteStats,
-};
+use crate::archive::{ArchiveError, Lease, SnapshotReader};
+use crate::document::{DatabaseName, DocumentPath, FieldMask, KeyRange, PathError, Timestamp};
+use crate::firestore::{self, BulkWriter, Firestore, WriteOptions, WriteStats};
 use crate::path_filter::PathFilter;
 use crate::progress::Progress;
+pub(crate) use check::Checks;
+pub use check::{TtlField, Warning, WarningKind};
+pub(crate) use conflicts::Conflicts;
+use decide::{Decide, Purpose};
+pub(crate) use decide::{plan as plan_document, write as write_document};
+use failures::Refusal;
+pub(crate) use plan::Tally;
+pub use plan::{RestorePlan, check_restore, plan_restore};
+pub(crate) use references::References;
+pub use references::{ReferenceCounts, ReferenceMode};
+pub use renames::{Rename, RenameError, Renames};
+pub use rules::{Fates, RestoreMode};
+pub(crate) use rules::{Found, Look, Rules};
+use write::{RangeState, Ranges, Step};
 
 /// Batches that wait for the writer. A few are enough: the readers refill faster than a database writes.
 const WAITING_BATCHES: usize = 4;
@@ -31,12 +58,120 @@ const WAITING_BATCHES: usize = 4;
 pub struct RestoreOptions {
     /// Which documents.
     pub filter: PathFilter,
+    /// What happens to a document that exists.
+    pub mode: RestoreMode,
+    /// Restore only these fields, and only of documents that exist. A field that the snapshot does not have is removed, but not
+    /// in a merge.
+    pub fields: Option<FieldMask>,
+    /// Leave documents alone that were changed after this time, and count them as conflicts.
+    pub unmodified_since: Option<Timestamp>,
+    /// Collections that are restored under another name.
+    pub renames: Renames,
+    /// Where references point.
+    pub references: ReferenceMode,
+    /// Fields that the database deletes documents by once their time has passed: plans warn of them.
+    pub ttl_fields: Vec<TtlField>,
     /// How to write.
     pub write: WriteOptions,
     /// How many key ranges of the snapshot are read at the same time.
     pub parallel: usize,
     /// Where documents go that the database refuses. Made when the first one is.
     pub dead_letter_file: PathBuf,
+}
+
+impl RestoreOptions {
+    /// Everything, with the defaults for a database.
+    pub fn new(database: &Firestore, dead_letter_file: impl Into<PathBuf>) -> Self {
+        Self::for_target(database.is_emulator(), dead_letter_file)
+    }
+
+    /// The same before there is a connection.
+    pub fn for_target(is_emulator: bool, dead_letter_file: impl Into<PathBuf>) -> Self {
+        Self {
+            filter: PathFilter::all(),
+            mode: RestoreMode::Overwrite,
+            fields: None,
+            unmodified_since: None,
+            renames: Renames::default(),
+            references: ReferenceMode::Rewrite,
+            ttl_fields: Vec::new(),
+            write: WriteOptions::for_target(is_emulator),
+            parallel: READERS,
+            dead_letter_file: dead_letter_file.into(),
+        }
+    }
+
+    /// Says no to options that contradict each other: [`RestoreError::Options`].
+    pub fn check(&self) -> Result<(), RestoreError> {
+        rules::check(self.mode, self.fields.as_ref(), self.unmodified_since)
+    }
+
+    /// What decides about a document, from a database, if it is known, into another one.
+    pub(crate) fn rules(
+        &self,
+        source: Option<&DatabaseName>,
+        target: &DatabaseName,
+    ) -> Result<Rules, RestoreError> {
+        self.check()?;
+        Ok(Rules {
+            mode: self.mode,
+            fields: self.fields.clone(),
+            unmodified_since: self.unmodified_since,
+            references: References::new(self.references, source, target, &self.renames),
+        })
+    }
+
+    /// Where a document is restored.
+    pub(crate) fn renamed(&self, path: DocumentPath) -> Result<DocumentPath, RestoreError> {
+        Ok(renames::renamed(&self.renames, &path)?.unwrap_or(path))
+    }
+
+    /// The ranges of a snapshot that were chosen, cut so that all of each is renamed alike.
+    fn pieces(&self, reader: &SnapshotReader) -> Vec<KeyRange> {
+        let selected = reader.snapshot().selection.key_ranges();
+        let chosen = self.filter.ranges().iter().flat_map(|chosen| {
+            selected
+                .iter()
+                .map(|selected| selected.intersection(chosen))
+                .filter(|range| !range.is_empty())
+        });
+        self.renames.pieces(&chosen.collect::<Vec<_>>())
+    }
+}
+
+/// Key ranges of a snapshot that are read at the same time: the more, the further apart neighbouring writes lie.
+const READERS: usize = 8;
+
+/// What a restore has done, or a part of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct RestoreCounts {
+    /// Documents that were chosen.
+    pub documents: u64,
+    /// Bytes of their fields, in canonical form.
+    pub bytes: u64,
+    /// Writes that the database has taken.
+    pub written: u64,
+    /// Writes that the database refused; the dead-letter file has them.
+    pub failed: u64,
+    /// Writes that were refused because somebody asked for that, as of documents that exist in [`RestoreMode::CreateOnly`].
+    pub left_out: u64,
+    /// What was decided.
+    pub fates: Fates,
+    /// References in what is written.
+    pub references: ReferenceCounts,
+}
+
+impl RestoreCounts {
+    /// Adds another part.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.documents += other.documents;
+        self.bytes += other.bytes;
+        self.written += other.written;
+        self.failed += other.failed;
+        self.left_out += other.left_out;
+        self.fates += other.fates;
+        self.references += other.references;
+    }
 }
 
 /// What a restore did.
@@ -46,46 +181,23 @@ pub struct RestoreStats {
     pub documents: u64,
     /// Bytes of their fields, in canonical form.
     pub bytes: u64,
-    /// Documents that the database has taken.
+    /// Writes and deletions that the database has taken.
     pub written: u64,
-    /// Documents that were there already and stay as they were ([`WriteMode::CreateOnly`]).
+    /// Documents that were there already and stay as they were ([`RestoreMode::CreateOnly`]).
     pub existing: u64,
     /// Documents that the database refused; the dead-letter file has them.
     pub failed: u64,
+    /// What was decided about the documents, and what the database said to it. Documents are known to be created or changed
+    /// only where the database was looked at.
+    pub fates: Fates,
+    /// Documents that were changed too late and stay as they are: the first thousand of them, in path order.
+    pub conflicts: Vec<DocumentPath>,
+    /// References in what was written.
+    pub references: ReferenceCounts,
     /// How the writer fared.
     pub writes: WriteStats,
     /// How long it took.
     pub duration: Duration,
-}
-
-/// What a restore would write.
-#[derive(Clone, Debug, Default, serde::Serialize)]
-pub struct RestorePlan {
-    /// Documents that were chosen.
-    pub documents: u64,
-    /// Bytes of their fields, in canonical form.
-    pub bytes: u64,
-    /// Documents by root collection, everything below it included.
-    pub collections: BTreeMap<String, u64>,
-}
-
-impl RestorePlan {
-    pub(crate) fn add(&mut self, path: &DocumentPath, bytes: u64) {
-        self.documents += 1;
-        self.bytes += bytes;
-        match self.collections.get_mut(path.root_collection()) {
-            Some(documents) => *documents += 1,
-            None => drop(self.collections.insert(path.root_collection().to_owned(), 1)),
-        }
-    }
-
-    pub(crate) fn merge(&mut self, other: Self) {
-        self.documents += other.documents;
-        self.bytes += other.bytes;
-        for (collection, documents) in other.collections {
-            *self.collections.entry(collection).or_default() += documents;
-        }
-    }
 }
 
 /// A restore that stopped. What it wrote before stays written; to run it again does no harm.
@@ -102,6 +214,26 @@ pub enum RestoreError {
         "the snapshot names a document that has no path: {0}; `firebank verify --read-data` shows what is damaged"
     )]
     Path(#[from] PathError),
+    /// Options that contradict each other. Nothing was written.
+    #[error("{0}")]
+    Options(String),
+    /// A renamed collection comes to lie where other documents are restored. Nothing was written.
+    #[error(
+        "`{rename}` would put documents where `{path}` is restored to as well: leave one of them out with --only or \
+         --exclude, or rename the other collection too"
+    )]
+    Collision {
+        /// Which name.
+        rename: String,
+        /// A document that is there.
+        path: DocumentPath,
+    },
+    /// Documents refer to other databases, and that was not wanted. Nothing was written.
+    #[error(
+        "{} of the chosen documents refer to documents of other databases, such as `{}`: nothing was written, as \
+         --references fail says", .0.documents, .0.examples.first().map_or("", DocumentPath::as_str)
+    )]
+    ForeignReferences(Box<Warning>),
 }
 
 fn advice(error: &ArchiveError) -> &'static str {
@@ -111,24 +243,6 @@ fn advice(error: &ArchiveError) -> &'static str {
         }
         _ => "",
     }
-}
-
-/// Says what [`restore`] would write, without reading a single body.
-pub async fn plan_restore(reader: &SnapshotReader, filter: &PathFilter) -> Result<RestorePlan, RestoreError> {
-    let mut plan = RestorePlan::default();
-    for range in filter.ranges() {
-        let mut records = pin!(reader.records(range.clone()));
-        while let Some(batch) = records.try_next().await? {
-            for record in batch.iter() {
-                let path = DocumentPath::from_key(record.key)?;
-                if !filter.matches(&path) {
-                    continue;
-                }
-                plan.add(&path, u64::from(record.length()));
-            }
-        }
-    }
-    Ok(plan)
 }
 
 /// Writes the chosen documents of a snapshot.
@@ -160,204 +274,98 @@ async fn restore_all(
     progress: &Progress,
 ) -> Result<RestoreStats, RestoreError> {
     let start = Instant::now();
-    let ranges = split_ranges(reader, options.filter.ranges(), options.parallel).await?;
-    let (sink, existing) = options.sink();
-    let mut writer = BulkWriter::new(database, options.write, sink);
+    let target = database.database();
+    if options.references == ReferenceMode::Fail {
+        let (_, tally) = plan::look_through(reader, target, &options).await?;
+        refuse_foreign(&tally)?;
+    }
+    let conflicts = Conflicts::default();
+    let sink = options.sink(conflicts.clone());
+    let writer = BulkWriter::new(database, options.write.clone(), sink);
+    let purpose = Purpose::Write(writer.encoder());
+    let decide = Decide::new(
+        reader,
+        target,
+        Some(database),
+        &options,
+        conflicts.clone(),
+        purpose,
+    )?;
+    decide.check_renames().await?;
+    let pieces = ranges::split_ranges(reader, &options.pieces(reader), options.parallel).await?;
+    let mut ranges = Ranges::new(pieces.iter().cloned().map(RangeState::new).collect());
 
-    let (sender, mut batches) = mpsc::channel::<Encoded>(WAITING_BATCHES);
-    let encoders: Vec<Encode> = ranges
-        .iter()
-        .map(|_| Encode::new(writer.encoder(), &options.filter))
-        .collect();
+    let (sender, steps) = mpsc::channel(WAITING_BATCHES);
+    let parallel = options.parallel.max(1);
+    let order = ranges::far_apart(pieces.len(), parallel);
     let read = async move {
-        stream::iter(ranges.into_iter().zip(encoders))
-            .map(|(range, encoder)| read_range(reader, range, encoder, sender.clone()))
-            .buffer_unordered(options.parallel.max(1))
+        stream::iter(order)
+            .map(|number| read_range(&decide, number, &pieces[number], sender.clone()))
+            .buffer_unordered(parallel)
             .try_for_each(|()| async { Ok(()) })
             .await
     };
-    let write = async {
-        let mut totals = RestoreTotals::default();
-        while let Some(Encoded { writes, read }) = batches.recv().await {
-            writer.submit(writes).await?;
-            progress.add(read.documents, read.bytes);
-            totals.documents += read.documents;
-            totals.bytes += read.bytes;
-        }
-        Ok::<_, RestoreError>(totals)
-    };
-    let ((), totals) = tokio::try_join!(read, write)?;
-    let writes = writer.finish().await?;
-    Ok(totals.stats(writes, &existing, start.elapsed()))
+    let write = write::write_all(writer, steps, &mut ranges, progress);
+    let ((), writes) = tokio::try_join!(read, write)?;
+    Ok(ranges
+        .counts()
+        .stats(writes, &options, &conflicts, start.elapsed()))
 }
 
-/// Cuts the ranges where the snapshot's index can be cut, into some four a reader.
-async fn split_ranges(
-    reader: &SnapshotReader,
-    ranges: &[KeyRange],
-    parallel: usize,
-) -> Result<Vec<KeyRange>, ArchiveError> {
-    let boundaries = reader.page_boundaries(parallel.max(1) * 4).await?;
-    let mut pieces = Vec::with_capacity(boundaries.len() + ranges.len());
-    for range in ranges {
-        let mut from = range.start.clone();
-        for boundary in &boundaries {
-            let inside = range.contains(boundary.as_bytes()) && from.as_ref() != Some(boundary);
-            if inside {
-                pieces.push(KeyRange {
-                    start: from.replace(boundary.clone()),
-                    end: Some(boundary.clone()),
-                });
-            }
-        }
-        pieces.push(KeyRange {
-            start: from,
-            end: range.end.clone(),
-        });
+/// Fails when documents refer to other databases.
+pub(crate) fn refuse_foreign(tally: &Tally) -> Result<(), RestoreError> {
+    let is_foreign = |warning: &&Warning| warning.kind == WarningKind::ForeignReferences;
+    match tally.warnings.iter().find(is_foreign) {
+        Some(warning) => Err(RestoreError::ForeignReferences(Box::new(warning.clone()))),
+        None => Ok(()),
     }
-    Ok(pieces)
 }
 
+/// Reads a range and sends what is decided, then that it is at its end.
 async fn read_range(
-    reader: &SnapshotReader,
-    range: KeyRange,
-    encoder: Encode,
-    batches: mpsc::Sender<Encoded>,
+    decide: &Decide,
+    number: usize,
+    range: &crate::document::KeyRange,
+    steps: mpsc::Sender<(usize, Step)>,
 ) -> Result<(), RestoreError> {
-    let mut documents = pin!(reader.documents_into(range, encoder));
-    while let Some(encoded) = documents.try_next().await? {
-        if batches.send(encoded?).await.is_err() {
+    let mut decided = decide.range(range.clone());
+    while let Some(decided) = decided.try_next().await? {
+        if steps.send((number, Step::Decided(decided))).await.is_err() {
             // The writer has failed, and its error is the one to report.
             return Ok(());
         }
     }
+    // The same holds here.
+    let _ = steps.send((number, Step::End)).await;
     Ok(())
 }
 
-/// Encodes the chosen documents of a range where they are decoded: their bytes are at hand there, and all cores take part.
-struct Encode {
-    encoder: WriteEncoder,
-    filter: PathFilter,
-    /// The memory of paths.
-    path: String,
-    read: RestoreTotals,
-    failed: Option<RestoreError>,
-}
-
-/// Writes that are encoded.
-struct Encoded {
-    writes: EncodedWrites,
-    /// The documents that were looked at since the last ones.
-    read: RestoreTotals,
-}
-
-impl Encode {
-    fn new(encoder: WriteEncoder, filter: &PathFilter) -> Self {
-        Self {
-            encoder,
-            filter: filter.clone(),
-            path: String::new(),
-            read: RestoreTotals::default(),
-            failed: None,
+impl RestoreCounts {
+    /// With how the writer fared.
+    pub(crate) fn stats(
+        self,
+        writes: WriteStats,
+        options: &RestoreOptions,
+        conflicts: &Conflicts,
+        duration: Duration,
+    ) -> RestoreStats {
+        let mut fates = self.fates;
+        match options.refusal_means() {
+            Refusal::Existing => fates.existing += self.left_out,
+            Refusal::LeftOut => fates.left_out += self.left_out,
+            Refusal::Conflict => fates.conflicts += self.left_out,
         }
-    }
-
-    fn put(&mut self, document: DocumentRef<'_>) -> Result<(), RestoreError> {
-        let path = DocumentPath::from_key_in(document.key, std::mem::take(&mut self.path))?;
-        if self.filter.matches(&path) {
-            self.read.add(document.body);
-            self.encoder.put(&path, document.body)?;
-        }
-        self.path = path.into();
-        Ok(())
-    }
-}
-
-impl DocumentSink for Encode {
-    type Output = Result<Encoded, RestoreError>;
-
-    fn push(&mut self, document: DocumentRef<'_>) {
-        if self.failed.is_none() {
-            self.failed = self.put(document).err();
-        }
-    }
-
-    fn pass_on(&mut self) -> Self::Output {
-        match self.failed.take() {
-            Some(failed) => Err(failed),
-            None => Ok(Encoded {
-                writes: self.encoder.take_full(),
-                read: std::mem::take(&mut self.read),
-            }),
-        }
-    }
-
-    fn finish(self) -> Option<Self::Output> {
-        Some(Ok(Encoded {
-            writes: self.encoder.finish(),
-            read: self.read,
-        }))
-    }
-}
-
-/// What was handed to the writer.
-#[derive(Debug, Default)]
-pub(crate) struct RestoreTotals {
-    documents: u64,
-    bytes: u64,
-}
-
-impl RestoreTotals {
-    pub(crate) fn add(&mut self, body: &[u8]) {
-        self.documents += 1;
-        self.bytes += body.len() as u64;
-    }
-
-    /// With what came of it.
-    pub(crate) fn stats(self, writes: WriteStats, existing: &AtomicU64, duration: Duration) -> RestoreStats {
-        let existing = existing.load(Ordering::Relaxed);
         RestoreStats {
             documents: self.documents,
             bytes: self.bytes,
-            written: writes.written,
-            existing,
-            failed: writes.failed - existing,
+            written: self.written,
+            existing: fates.existing,
+            failed: self.failed,
+            fates,
+            conflicts: conflicts.paths(),
+            references: self.references,
             writes,
             duration,
         }
-    }
-}
-
-impl RestoreOptions {
-    /// Where failures go, and the count of those that create-only asks for.
-    pub(crate) fn sink(&self) -> (impl FailureSink + use<>, Arc<AtomicU64>) {
-        let existing = Arc::new(AtomicU64::new(0));
-        let sink = RestoreSink {
-            create_only: self.write.mode == WriteMode::CreateOnly,
-            existing: Arc::clone(&existing),
-            dead_letters: DeadLetterFile::new(&self.dead_letter_file),
-        };
-        (sink, existing)
-    }
-}
-
-/// Tells documents that are there already, which create-only asks to leave alone, from those that were refused.
-struct RestoreSink {
-    create_only: bool,
-    existing: Arc<AtomicU64>,
-    dead_letters: DeadLetterFile,
-}
-
-impl FailureSink for RestoreSink {
-    fn record(&mut self, failure: WriteFailure) -> std::io::Result<()> {
-        if self.create_only && failure.code == Code::AlreadyExists {
-            self.existing.fetch_add(1, Ordering::Relaxed);
-            return Ok(());
-        }
-        self.dead_letters.record(failure)
-    }
-
-    fn finish(&mut self) -> std::io::Result<()> {
-        self.dead_letters.finish()
     }
 }

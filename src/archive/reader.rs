@@ -342,6 +342,15 @@ impl SnapshotReader {
         documents::stream(&self.repository, records, self.runs.len())
     }
 
+    /// What a sink makes of the documents of records that came from this snapshot, in their order.
+    pub fn bodies_into<Sink: DocumentSink>(
+        &self,
+        records: impl Stream<Item = Result<RecordBatch>> + Send + 'static,
+        sink: Sink,
+    ) -> impl Stream<Item = Result<Sink::Output>> + Send + 'static {
+        documents::stream_into(&self.repository, records, self.runs.len(), sink)
+    }
+
     /// One document by its path, as a batch of one; `None` when the snapshot does not have it.
     pub async fn get(&self, path: &DocumentPath) -> Result<Option<DocumentBatch>> {
         match self.find(path).await? {
@@ -373,11 +382,39 @@ impl SnapshotReader {
     /// Keys that cut the snapshot into up to `parts` ranges with about as many records each, ascending: for reading it
     /// in parallel. They are first keys of pages, so no range reads a page in vain; a small snapshot has fewer.
     pub async fn page_boundaries(&self, parts: usize) -> Result<Vec<DocumentKey>> {
+        self.page_boundaries_within(&[KeyRange::all()], parts).await
+    }
+
+    /// The same for some ranges of the snapshot: only what lists their pages is read.
+    pub async fn page_boundaries_within(
+        &self,
+        ranges: &[KeyRange],
+        parts: usize,
+    ) -> Result<Vec<DocumentKey>> {
+        let meets = |first: &DocumentKey, last: &DocumentKey| {
+            ranges.iter().any(|range| {
+                range.start.as_ref().is_none_or(|start| start <= last)
+                    && range.end.as_ref().is_none_or(|end| first < end)
+            })
+        };
+        let listed = self.runs.iter().flat_map(|run| &run.root.blocks);
+        let listed: Vec<BlockEntry> = listed
+            .filter(|block| meets(&block.first_key, &block.last_key))
+            .cloned()
+            .collect();
         let mut pages: Vec<(DocumentKey, u64)> = Vec::new();
-        let mut blocks = self.blocks().boxed();
+        let source = self.blocks.clone();
+        let mut blocks = stream::iter(listed)
+            .map(move |listed| {
+                let source = source.clone();
+                async move { source.load(&listed).await }
+            })
+            .buffered(4);
         while let Some(block) = blocks.try_next().await? {
             for page in block.entries.iter().flat_map(|entry| &entry.pages) {
-                pages.push((page.first_key.clone(), u64::from(page.puts + page.tombstones)));
+                if meets(&page.first_key, &page.last_key) {
+                    pages.push((page.first_key.clone(), u64::from(page.puts + page.tombstones)));
+                }
             }
         }
         pages.sort();

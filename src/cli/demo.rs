@@ -21,7 +21,6 @@ use crate::document::{CollectionPath, DatabaseName, DocumentPath, KeyRange, Time
 use crate::firestore::{
     BulkWriter, ConnectOptions, Firestore, ScanOptions, Target, WriteFailure, WriteOptions,
 };
-use crate::path_filter::PathFilter;
 use crate::progress::Progress;
 use crate::restore::{RestoreOptions, restore};
 use crate::sandbox::retail::RetailSize;
@@ -257,12 +256,7 @@ impl Story {
             "restore latest --to-project demo-copy",
         )?;
         let copy = connect(sandbox, COPY).await?;
-        let options = RestoreOptions {
-            filter: PathFilter::all(),
-            write: WriteOptions::new(&copy),
-            parallel: 8,
-            dead_letter_file: folder.path().join("failed.ndjson"),
-        };
+        let options = RestoreOptions::new(&copy, folder.path().join("failed.ndjson"));
         let stats = restore(
             &repository.reader(snapshot).await?,
             &copy,

@@ -6,25 +6,21 @@ use clap::Args;
 
 use super::options::GlobalOptions;
 use super::write_args::WriteArgs;
-use super::{Outcome, UsageError, json_restore};
-use crate::path_filter::PathFilter;
+use super::{Outcome, json_restore};
 
 #[derive(Args, Debug)]
 pub(crate) struct ImportCommand {
     /// JSON backups' files
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Import only what this pattern chooses; may be repeated
-    #[arg(long, value_name = "PATTERN")]
-    only: Vec<String>,
     #[command(flatten)]
     write: WriteArgs,
 }
 
 impl ImportCommand {
     pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
-        let filter = PathFilter::new(&self.only).map_err(|error| UsageError::new(error.to_string()))?;
+        let options = self.write.restore_options(global)?;
         let target = global.database()?;
-        json_restore::run(global, &self.files, &target, filter, &self.write).await
+        json_restore::run(global, &self.files, &target, options, &self.write).await
     }
 }

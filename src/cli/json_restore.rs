@@ -7,13 +7,12 @@ use serde::Serialize;
 
 use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
-use super::write_args::{WriteArgs, report, show_plan};
-use super::{Outcome, output};
+use super::write_args::{WriteArgs, report, show_plan, show_warnings};
+use super::{Outcome, output, write_args};
 use crate::document::DatabaseName;
-use crate::import::{import, plan_import};
-use crate::path_filter::PathFilter;
+use crate::import::{ImportError, check_import, import, plan_import};
 use crate::progress::Progress;
-use crate::restore::RestorePlan;
+use crate::restore::{RestoreOptions, RestorePlan};
 
 #[derive(Serialize)]
 struct Plan<'a> {
@@ -28,7 +27,7 @@ pub(crate) async fn run(
     global: &GlobalOptions,
     files: &[PathBuf],
     target: &DatabaseName,
-    filter: PathFilter,
+    options: RestoreOptions,
     write: &WriteArgs,
 ) -> anyhow::Result<Outcome> {
     let source = match files {
@@ -36,9 +35,12 @@ pub(crate) async fn run(
         files => output::count(files.len() as u64, "file"),
     };
     if write.dry_run {
-        let plan = plan_import(files, &filter).await?;
+        let database = global.connect_to(target.clone()).await?;
+        let plan = plan_import(files, &database, &options)
+            .await
+            .map_err(wrong_usage)?;
         let output = global.output();
-        let outcome = show_plan(output, &plan, &source, target, &filter)?;
+        let outcome = show_plan(output, &plan, &source, target, &options)?;
         output.json(&Plan {
             dry_run: true,
             files,
@@ -47,13 +49,23 @@ pub(crate) async fn run(
         })?;
         return Ok(outcome);
     }
+    if write.checks_first(global, target) {
+        let warnings = check_import(files, target, &options).await;
+        show_warnings(&warnings.map_err(wrong_usage)?);
+    }
     write.confirm(global, target)?;
     let database = global.connect_to(target.clone()).await?;
-    let options = write.restore_options(&database, filter.clone());
-    let dead_letter_file = options.dead_letter_file.clone();
     let progress = Arc::new(Progress::new());
     let display = ProgressDisplay::start("restoring", &progress, global.quiet);
-    let stats = import(files, &database, options, &progress).await?;
+    let imported = import(files, &database, options.clone(), &progress).await;
     drop(display);
-    report(global, &source, target, &stats, &filter, &dead_letter_file)
+    let stats = imported.map_err(wrong_usage)?;
+    report(global, &source, target, &stats, &options)
+}
+
+fn wrong_usage(error: ImportError) -> anyhow::Error {
+    match error {
+        ImportError::Restore(error) => write_args::wrong_usage(error),
+        error => error.into(),
+    }
 }

@@ -11,22 +11,18 @@ use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
 use super::snapshot_filter::SnapshotFilterArgs;
 use super::snapshots::find_filtered;
-use super::write_args::{WriteArgs, report, show_plan};
+use super::write_args::{WriteArgs, report, show_plan, show_warnings, wrong_usage};
 use super::{Outcome, UsageError, json_restore, output};
-use crate::archive::{Repository, Snapshot};
+use crate::archive::{Snapshot, SnapshotReader};
 use crate::document::DatabaseName;
-use crate::path_filter::PathFilter;
 use crate::progress::Progress;
-use crate::restore::{RestorePlan, plan_restore, restore};
+use crate::restore::{RestoreOptions, RestorePlan, check_restore, plan_restore, restore};
 
 #[derive(Args, Debug)]
 pub(crate) struct RestoreCommand {
     /// A snapshot (its id, a unique prefix of it, or `latest`), or a JSON backup's file
     #[arg(value_name = "SNAPSHOT|FILE.json")]
     source: String,
-    /// Restore only what this pattern chooses, such as `products`, `users/u1` or `users/*/orders`; may be repeated
-    #[arg(long, value_name = "PATTERN")]
-    only: Vec<String>,
     /// The project to write into
     #[arg(long, value_name = "ID")]
     to_project: Option<String>,
@@ -44,20 +40,24 @@ pub(crate) struct RestoreCommand {
 
 impl RestoreCommand {
     pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
-        let filter = PathFilter::new(&self.only).map_err(|error| UsageError::new(error.to_string()))?;
+        let options = self.write.restore_options(global)?;
         if let Some(file) = json_file(global, &self.source)? {
             let target = self.json_target(global)?;
-            return json_restore::run(global, &[file], &target, filter, &self.write).await;
+            return json_restore::run(global, &[file], &target, options, &self.write).await;
         }
         let repository = global.open_repository().await?;
         let snapshot = find_filtered(global, &repository, &self.source, &self.latest).await?;
         let target = self.target(global, &snapshot)?;
+        let reader = repository.reader(&snapshot).await?;
         if self.write.dry_run {
-            return dry_run(global, &repository, &snapshot, &target, &filter).await;
+            return dry_run(global, &reader, &target, &options).await;
+        }
+        if self.write.checks_first(global, &target) {
+            let warnings = check_restore(&reader, &target, &options).await;
+            show_warnings(&warnings.map_err(wrong_usage)?);
         }
         self.write.confirm(global, &target)?;
-        self.write_snapshot(global, &repository, &snapshot, target, filter)
-            .await
+        write_snapshot(global, &reader, target, options).await
     }
 
     /// A JSON backup goes where the command line points: the original tools restored them so.
@@ -103,42 +103,37 @@ impl RestoreCommand {
         }
         Ok(target)
     }
+}
 
-    async fn write_snapshot(
-        self,
-        global: &GlobalOptions,
-        repository: &Repository,
-        snapshot: &Snapshot,
-        target: DatabaseName,
-        filter: PathFilter,
-    ) -> anyhow::Result<Outcome> {
-        let database = global.connect_to(target.clone()).await?;
-        let options = self.write.restore_options(&database, filter.clone());
-        let dead_letter_file = options.dead_letter_file.clone();
-        let progress = Arc::new(Progress::new());
-        if options.filter.is_all() {
-            progress.set_total_documents(snapshot.documents);
-        }
-        let reader = repository.reader(snapshot).await?;
-        let display = ProgressDisplay::start("restoring", &progress, global.quiet);
-        let restored = restore(&reader, &database, options, &progress).await;
-        drop(display);
-        let stats = restored.with_context(|| {
-            format!(
-                "the restore of snapshot {} into {target} stopped after {}",
-                snapshot.id,
-                output::count(progress.documents(), "document")
-            )
-        })?;
-        report(
-            global,
-            &format!("snapshot {}", snapshot.id),
-            &target,
-            &stats,
-            &filter,
-            &dead_letter_file,
-        )
+async fn write_snapshot(
+    global: &GlobalOptions,
+    reader: &SnapshotReader,
+    target: DatabaseName,
+    options: RestoreOptions,
+) -> anyhow::Result<Outcome> {
+    let snapshot = reader.snapshot();
+    let database = global.connect_to(target.clone()).await?;
+    let progress = Arc::new(Progress::new());
+    if options.filter.is_all() {
+        progress.set_total_documents(snapshot.documents);
     }
+    let display = ProgressDisplay::start("restoring", &progress, global.quiet);
+    let restored = restore(reader, &database, options.clone(), &progress).await;
+    drop(display);
+    let stats = restored.map_err(wrong_usage).with_context(|| {
+        format!(
+            "the restore of snapshot {} into {target} stopped after {}",
+            snapshot.id,
+            output::count(progress.documents(), "document")
+        )
+    })?;
+    report(
+        global,
+        &format!("snapshot {}", snapshot.id),
+        &target,
+        &stats,
+        &options,
+    )
 }
 
 /// The JSON backup that `source` names: as a path, or as a file's name in the repository's folder.
@@ -174,18 +169,20 @@ struct Plan {
 
 async fn dry_run(
     global: &GlobalOptions,
-    repository: &Repository,
-    snapshot: &Snapshot,
+    reader: &SnapshotReader,
     target: &DatabaseName,
-    filter: &PathFilter,
+    options: &RestoreOptions,
 ) -> anyhow::Result<Outcome> {
-    let plan = plan_restore(&repository.reader(snapshot).await?, filter).await?;
+    let database = global.connect_to(target.clone()).await?;
+    let plan = plan_restore(reader, &database, options)
+        .await
+        .map_err(wrong_usage)?;
     let output = global.output();
-    let source = format!("snapshot {}", snapshot.id);
-    let outcome = show_plan(output, &plan, &source, target, filter)?;
+    let source = format!("snapshot {}", reader.id());
+    let outcome = show_plan(output, &plan, &source, target, options)?;
     output.json(&Plan {
         dry_run: true,
-        snapshot: snapshot.id.to_string(),
+        snapshot: reader.id().to_string(),
         target: target.to_string(),
         plan,
     })?;

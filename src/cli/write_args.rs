@@ -1,32 +1,59 @@
 //! What the commands that write documents have in common: how to write, the plan, the report.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::confirm::confirm;
+use super::confirm::{confirm, is_protected};
 use super::options::GlobalOptions;
 use super::output::Output;
-use super::{Outcome, output};
+use super::{Outcome, UsageError, output};
 use crate::clock;
-use crate::document::DatabaseName;
-use crate::firestore::{Firestore, WriteMode, WriteOptions};
+use crate::document::{DatabaseName, DocumentPath, FieldMask, Timestamp};
+use crate::firestore::WriteOptions;
 use crate::path_filter::PathFilter;
-use crate::restore::{RestoreOptions, RestorePlan, RestoreStats};
-
-/// Key ranges of a snapshot that are read at the same time: the more, the further apart neighbouring writes lie.
-const READERS: usize = 8;
+use crate::restore::{
+    Fates, ReferenceCounts, ReferenceMode, Renames, RestoreError, RestoreMode, RestoreOptions, RestorePlan,
+    RestoreStats, TtlField, Warning,
+};
 
 /// How to write, for every command that does.
 #[derive(Args, Debug)]
 pub(super) struct WriteArgs {
+    /// Only what this pattern chooses, such as `products`, `users/u1` or `users/*/orders`; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub(super) only: Vec<String>,
+    /// Nothing of what this pattern chooses; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub(super) exclude: Vec<String>,
+    /// Only these fields, and only of documents that exist
+    #[arg(long, value_name = "A,B.C")]
+    pub(super) fields: Option<String>,
+    /// Put a collection and what is below it under another name; may be repeated
+    #[arg(long, value_name = "FROM=TO")]
+    pub(super) rename_collection: Vec<String>,
     /// What happens to a document that exists
     #[arg(long, value_enum, default_value_t = Mode::Overwrite)]
     pub(super) mode: Mode,
-    /// Show what would be written, and write nothing
+    /// Leave documents alone that were changed after this time, such as `2026-11-22T02:00:00Z`, and list them
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(super) if_unmodified_since: Option<Timestamp>,
+    /// Where references to documents of the snapshot's own database point afterwards
+    #[arg(long, value_enum, default_value_t = References::Rewrite)]
+    pub(super) references: References,
+    /// A field by which the database deletes documents once its time has passed: warns of those that would go again; may be
+    /// repeated
+    #[arg(long, value_name = "[COLLECTION.]FIELD")]
+    pub(super) ttl_field: Vec<String>,
+    /// Show what would be created, changed, left alone and deleted, with what that costs, and write nothing
     #[arg(long)]
     pub(super) dry_run: bool,
+    /// Do not look through the documents for what to warn of before they are written
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(super) no_check: bool,
     /// At most this many writes a second
     #[arg(long, value_name = "N", value_parser = positive)]
     pub(super) rate: Option<f64>,
@@ -47,6 +74,29 @@ pub(super) enum Mode {
     Overwrite,
     /// It is left alone
     CreateOnly,
+    /// It is replaced if it differs, which costs a read
+    SkipIdentical,
+    /// It is replaced if it differs, and chosen documents that the snapshot does not have are DELETED
+    Mirror,
+    /// It gets the fields that the snapshot has and keeps its others
+    Merge,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum References {
+    /// Into the database that is written
+    Rewrite,
+    /// Where they pointed
+    Keep,
+    /// As with `rewrite`; nothing is written when documents refer to other databases
+    Fail,
+}
+
+fn time(text: &str) -> Result<Timestamp, String> {
+    match DateTime::parse_from_rfc3339(text) {
+        Ok(time) => Ok(Timestamp::from(time.with_timezone(&Utc))),
+        Err(_) => Err("write a time with its zone, such as 2026-11-22T02:00:00Z".to_owned()),
+    }
 }
 
 pub(super) fn positive(text: &str) -> Result<f64, String> {
@@ -57,24 +107,45 @@ pub(super) fn positive(text: &str) -> Result<f64, String> {
 }
 
 impl WriteArgs {
-    pub(super) fn restore_options(&self, database: &Firestore, filter: PathFilter) -> RestoreOptions {
-        let defaults = WriteOptions::new(database);
-        let write = WriteOptions {
+    /// What is meant, before anything is done.
+    pub(super) fn restore_options(&self, global: &GlobalOptions) -> anyhow::Result<RestoreOptions> {
+        let usage = |error: &dyn std::error::Error| UsageError::new(error.to_string());
+        let filter = PathFilter::new(&self.only)
+            .and_then(|filter| filter.excluding(&self.exclude))
+            .map_err(|error| usage(&error))?;
+        let fields = self.fields.as_deref().map(FieldMask::parse).transpose();
+        let ttl_fields = self.ttl_field.iter().map(|field| TtlField::parse(field));
+        let defaults = RestoreOptions::for_target(global.is_emulated(), self.dead_letter_file());
+        let options = RestoreOptions {
+            filter,
             mode: match self.mode {
-                Mode::Overwrite => WriteMode::Overwrite,
-                Mode::CreateOnly => WriteMode::CreateOnly,
+                Mode::Overwrite => RestoreMode::Overwrite,
+                Mode::CreateOnly => RestoreMode::CreateOnly,
+                Mode::SkipIdentical => RestoreMode::SkipIdentical,
+                Mode::Mirror => RestoreMode::Mirror,
+                Mode::Merge => RestoreMode::Merge,
             },
-            max_in_flight: usize::from(self.parallel),
-            rate: self.rate,
-            ramp: defaults.ramp && !self.no_ramp,
+            fields: fields.map_err(|error| usage(&error))?,
+            unmodified_since: self.if_unmodified_since,
+            renames: Renames::parse(&self.rename_collection).map_err(|error| usage(&error))?,
+            references: match self.references {
+                References::Rewrite => ReferenceMode::Rewrite,
+                References::Keep => ReferenceMode::Keep,
+                References::Fail => ReferenceMode::Fail,
+            },
+            ttl_fields: ttl_fields
+                .collect::<Result<_, _>>()
+                .map_err(|error| usage(&error))?,
+            write: WriteOptions {
+                max_in_flight: usize::from(self.parallel),
+                rate: self.rate,
+                ramp: defaults.write.ramp && !self.no_ramp,
+                ..defaults.write
+            },
             ..defaults
         };
-        RestoreOptions {
-            filter,
-            write,
-            parallel: READERS,
-            dead_letter_file: self.dead_letter_file(),
-        }
+        options.check().map_err(|error| usage(&error))?;
+        Ok(options)
     }
 
     fn dead_letter_file(&self) -> PathBuf {
@@ -86,12 +157,38 @@ impl WriteArgs {
         })
     }
 
-    /// Asks before documents are overwritten.
+    /// Whether to look for what to warn of: where a confirmation is due, it should be given knowingly.
+    pub(super) fn checks_first(&self, global: &GlobalOptions, target: &DatabaseName) -> bool {
+        !self.no_check && (is_protected(global, target) || !self.ttl_field.is_empty())
+    }
+
+    /// Asks before documents are overwritten or deleted.
     pub(super) fn confirm(&self, global: &GlobalOptions, target: &DatabaseName) -> anyhow::Result<()> {
-        if self.dry_run || self.mode == Mode::CreateOnly {
-            return Ok(());
-        }
-        confirm(global, target, "overwrite documents in")
+        let what = match self.mode {
+            _ if self.dry_run => return Ok(()),
+            Mode::CreateOnly => return Ok(()),
+            Mode::Overwrite | Mode::SkipIdentical => "overwrite documents in",
+            Mode::Mirror => "overwrite and DELETE documents in",
+            Mode::Merge => "change documents in",
+        };
+        confirm(global, target, what)
+    }
+}
+
+/// What to know before documents are written.
+pub(super) fn show_warnings(warnings: &[Warning]) {
+    for warning in warnings {
+        let examples: Vec<&str> = warning.examples.iter().map(DocumentPath::as_str).collect();
+        tracing::warn!(
+            "{} {}: {}{}",
+            output::count(warning.documents, "document"),
+            warning.kind,
+            output::printable(&examples.join(", ")),
+            match warning.documents > examples.len() as u64 {
+                true => ", …",
+                false => "",
+            }
+        );
     }
 }
 
@@ -101,32 +198,118 @@ pub(super) fn show_plan(
     plan: &RestorePlan,
     source: &str,
     target: &DatabaseName,
-    filter: &PathFilter,
+    options: &RestoreOptions,
 ) -> anyhow::Result<Outcome> {
     let source = output::printable(source);
-    let mut table = output::table(&["collection", "documents"], &[1]);
-    for (collection, documents) in &plan.collections {
-        table.add_row([output::printable(collection), output::number(*documents)]);
+    let mut table = output::table(
+        &[
+            "collection",
+            "create",
+            "change",
+            "unchanged",
+            "leave alone",
+            "delete",
+        ],
+        &[1, 2, 3, 4, 5],
+    );
+    let left_alone = |fates: &Fates| fates.existing + fates.left_out + fates.conflicts;
+    for (collection, fates) in &plan.collections {
+        table.add_row([
+            output::printable(collection),
+            output::number(fates.created),
+            output::number(fates.changed),
+            output::number(fates.unchanged),
+            output::number(left_alone(fates)),
+            output::number(fates.deleted),
+        ]);
     }
     output.table(&table)?;
+    let fates = &plan.fates;
     output.data(format!(
-        "Dry run: {} ({}) of {source} would be written into {target}. Nothing was written.",
+        "Dry run: of {} ({}) of {source}, {} would be created in {target}, {} changed, {} are the same, and {} would be \
+         left alone; {} would be deleted. Nothing was written.",
         output::count(plan.documents, "document"),
         output::bytes(plan.bytes),
+        output::number(fates.created),
+        output::number(fates.changed),
+        output::number(fates.unchanged),
+        output::number(left_alone(fates)),
+        output::number(fates.deleted),
     ))?;
-    Ok(outcome_of_choice(filter, plan.documents))
+    let time = match plan.seconds {
+        Some(seconds) => format!(
+            ", and takes {} at least",
+            output::duration(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+        ),
+        None => String::new(),
+    };
+    output.data(format!(
+        "It is billed as about {}, {} and {}{time}.",
+        output::count(plan.billed_reads, "read"),
+        output::count(plan.billed_writes, "write"),
+        output::count(plan.billed_deletes, "delete"),
+    ))?;
+    if plan.billed_writes + plan.billed_deletes > 0 {
+        output
+            .data("Functions that listen to these collections are triggered by every one of these writes.")?;
+    }
+    show_references(output, &plan.references)?;
+    show_conflicts(output, &plan.conflicting, plan.fates.conflicts)?;
+    show_warnings(&plan.warnings);
+    Ok(outcome_of_choice(options, plan.documents + fates.deleted))
 }
 
 /// Patterns that choose nothing are most likely misspelt, and whoever wrote them counts on what they should have chosen.
-fn outcome_of_choice(filter: &PathFilter, documents: u64) -> Outcome {
+fn outcome_of_choice(options: &RestoreOptions, documents: u64) -> Outcome {
+    let filter = &options.filter;
     if filter.is_all() || documents > 0 {
         return Outcome::Done;
     }
+    let named = |flag: &str, patterns: &[String]| {
+        let named = patterns.iter().map(|pattern| format!(" {flag} {pattern}"));
+        named.collect::<String>()
+    };
     tracing::error!(
-        "no document matches --only {}: is it spelled right? `firebank ls` lists what a snapshot has",
-        output::printable(&filter.patterns().join(" --only "))
+        "no document matches{}: is it spelled right? `firebank ls` lists what a snapshot has",
+        output::printable(&format!(
+            "{}{}",
+            named("--only", filter.patterns()),
+            named("--exclude", filter.excluded())
+        ))
     );
     Outcome::NeedsLook
+}
+
+fn show_references(output: Output, references: &ReferenceCounts) -> anyhow::Result<()> {
+    let lines = [
+        (references.renamed, "follow renamed collections"),
+        (
+            references.kept,
+            "keep pointing into the database that the snapshot was taken of",
+        ),
+        (
+            references.foreign,
+            "lead to documents of other databases, and are left as they are",
+        ),
+    ];
+    for (count, what) in lines.into_iter().filter(|(count, _)| *count > 0) {
+        output.line(format!("{} {what}.", output::count(count, "reference")))?;
+    }
+    Ok(())
+}
+
+/// Conflicts that are shown; `--json` has more of them.
+const SHOWN_CONFLICTS: usize = 20;
+
+fn show_conflicts(output: Output, paths: &[DocumentPath], conflicts: u64) -> anyhow::Result<()> {
+    for path in paths.iter().take(SHOWN_CONFLICTS) {
+        output.data(format!("changed meanwhile: {}", output::printable(path.as_str())))?;
+    }
+    let shown = paths.len().min(SHOWN_CONFLICTS) as u64;
+    if conflicts > shown {
+        output.data(format!("… and {} more", output::number(conflicts - shown)))?;
+    }
+    Ok(())
 }
 
 /// What `--json` prints of a restore.
@@ -137,9 +320,13 @@ struct Summary<'a> {
     documents: u64,
     bytes: u64,
     written: u64,
-    existing: u64,
+    /// Created, changed and so on.
+    #[serde(flatten)]
+    fates: Fates,
     failed: u64,
     dead_letter_file: Option<&'a Path>,
+    conflicting: &'a [DocumentPath],
+    references: ReferenceCounts,
     foreign_references: u64,
     requests: u64,
     retries: u64,
@@ -152,31 +339,52 @@ pub(super) fn report(
     source: &str,
     target: &DatabaseName,
     stats: &RestoreStats,
-    filter: &PathFilter,
-    dead_letter_file: &Path,
+    options: &RestoreOptions,
 ) -> anyhow::Result<Outcome> {
     let output = global.output();
     let shown = output::printable(source);
+    let dead_letter_file = options.dead_letter_file.as_path();
     output.line(format!(
         "Restored {} ({}) of {shown} into {target} in {}.",
-        output::count(stats.written, "document"),
+        output::count(stats.written.saturating_sub(stats.fates.deleted), "document"),
         output::bytes(stats.bytes),
         output::duration(stats.duration)
     ))?;
-    if stats.existing > 0 {
-        output.line(format!(
-            "{} there already and stayed as they were.",
-            match stats.existing {
-                1 => "1 document was".to_owned(),
-                existing => format!("{} documents were", output::number(existing)),
-            }
-        ))?;
+    let documents = |count: u64, one: &str, many: &str| match count {
+        1 => format!("1 document {one}"),
+        count => format!("{} documents {many}", output::number(count)),
+    };
+    let fates = &stats.fates;
+    let lines = [
+        (fates.created, "is new", "are new"),
+        (fates.changed, "was changed", "were changed"),
+        (fates.unchanged, "was the same already", "were the same already"),
+        (
+            fates.existing,
+            "was there already and stayed as it was",
+            "were there already and stayed as they were",
+        ),
+        (
+            fates.left_out,
+            "does not exist and got no fields",
+            "do not exist and got no fields",
+        ),
+        (
+            fates.deleted,
+            "that the snapshot does not have was deleted",
+            "that the snapshot does not have were deleted",
+        ),
+    ];
+    for (count, one, many) in lines.into_iter().filter(|(count, ..)| *count > 0) {
+        output.line(format!("{}.", documents(count, one, many)))?;
     }
-    if stats.writes.absolute_references > 0 {
-        output.line(format!(
-            "{} to documents of other databases; they were written as they are.",
-            output::count(stats.writes.absolute_references, "reference")
-        ))?;
+    show_references(output, &stats.references)?;
+    if fates.conflicts > 0 {
+        tracing::error!(
+            "{} meanwhile and left alone",
+            documents(fates.conflicts, "was changed", "were changed")
+        );
+        show_conflicts(output, &stats.conflicts, fates.conflicts)?;
     }
     if stats.failed > 0 {
         tracing::error!(
@@ -191,17 +399,27 @@ pub(super) fn report(
         documents: stats.documents,
         bytes: stats.bytes,
         written: stats.written,
-        existing: stats.existing,
+        fates: *fates,
         failed: stats.failed,
         dead_letter_file: (stats.failed > 0).then_some(dead_letter_file),
-        foreign_references: stats.writes.absolute_references,
+        conflicting: &stats.conflicts,
+        references: stats.references,
+        foreign_references: stats.references.foreign,
         requests: stats.writes.requests,
         retries: stats.writes.retries,
         seconds: stats.duration.as_secs_f64(),
     })?;
-    Ok(if stats.failed > 0 {
+    Ok(if stats.failed > 0 || fates.conflicts > 0 {
         Outcome::NeedsLook
     } else {
-        outcome_of_choice(filter, stats.documents)
+        outcome_of_choice(options, stats.documents + fates.deleted)
     })
+}
+
+/// What contradicts itself is wrong usage; everything else is a failure.
+pub(super) fn wrong_usage(error: RestoreError) -> anyhow::Error {
+    match error {
+        RestoreError::Options(_) | RestoreError::Collision { .. } => UsageError::new(error.to_string()),
+        error => error.into(),
+    }
 }

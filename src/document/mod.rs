@@ -10,6 +10,7 @@
 pub mod batch;
 pub mod canonical;
 pub mod field_diff;
+pub mod field_mask;
 pub mod field_path;
 pub mod path;
 #[cfg(test)]
@@ -21,6 +22,7 @@ pub mod wire;
 pub use batch::{DocumentBatch, DocumentRef};
 pub use canonical::CanonicalError;
 pub use field_diff::{FieldChange, FieldChangeKind, changed_fields};
+pub use field_mask::FieldMask;
 pub use field_path::FieldPath;
 pub use path::{CollectionPath, DatabaseName, DocumentKey, DocumentPath, KeyRange, PathError};
 pub use value::{Fields, GeoPoint, Reference, Timestamp, Value};

@@ -70,6 +70,15 @@ pub enum WireError {
     },
 }
 
+/// References in a document that was put into a message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReferencesSeen {
+    /// Those that are paths, and became names in the database that the message is for.
+    pub relative: u64,
+    /// Those that are full names.
+    pub absolute: u64,
+}
+
 /// What stands in a value instead of something known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ValueKind {

@@ -12,38 +12,29 @@
 mod batch;
 mod conditional;
 mod encode;
+mod mark;
 mod send;
+mod write;
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
-use tonic::Code;
 
 use super::{Error, Firestore, Result, Throttle};
 use crate::document::DocumentPath;
-pub use batch::Precondition;
 use batch::{Batch, Limits, SpareBuffers};
 pub use conditional::{ConditionalWriter, ConditionalWrites};
 pub use encode::{EncodedWrites, WriteEncoder};
+use mark::Marks;
+pub use mark::{Acknowledged, Mark};
 use send::{Outcome, Sender};
-
-/// What a put does to a document that exists.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum WriteMode {
-    /// Replaces it.
-    #[default]
-    Overwrite,
-    /// Leaves it alone: the put is a failure with ALREADY_EXISTS.
-    CreateOnly,
-}
+pub use write::{Change, OwnedChange, Precondition, Write, WriteFailure};
 
 /// How to write.
 #[derive(Clone, Debug)]
 pub struct WriteOptions {
-    /// What a put does to a document that exists.
-    pub mode: WriteMode,
     /// Requests under way at once.
     pub max_in_flight: usize,
     /// Bytes of requests under way at once.
@@ -61,14 +52,18 @@ pub struct WriteOptions {
 impl WriteOptions {
     /// The defaults for a database: ramped up for production, as fast as it goes for an emulator.
     pub fn new(firestore: &Firestore) -> Self {
+        Self::for_target(firestore.is_emulator())
+    }
+
+    /// The same before there is a connection.
+    pub fn for_target(is_emulator: bool) -> Self {
         Self {
-            mode: WriteMode::Overwrite,
             max_in_flight: 16,
             max_bytes_in_flight: 32 << 20,
             batch_writes: LARGEST_BATCH,
             batch_bytes: None,
             rate: None,
-            ramp: !firestore.is_emulator(),
+            ramp: !is_emulator,
         }
     }
 }
@@ -80,72 +75,60 @@ const BATCH_BYTES: usize = 9 * (1 << 20) + (1 << 19);
 /// Google's emulator takes messages of up to 4 MiB.
 const EMULATOR_BATCH_BYTES: usize = 7 << 19;
 
-/// Bytes that a database's server takes in a request.
-fn largest_request(firestore: &Firestore) -> usize {
-    match firestore.is_emulator() {
-        true => EMULATOR_BATCH_BYTES,
-        false => BATCH_BYTES,
-    }
+/// What a [`FailureSink`] makes of a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// It counts as one.
+    Failed,
+    /// What was to be written was left out on purpose: the refusal is what somebody asked for.
+    LeftOut,
 }
 
-/// A document that could not be written, for good.
-#[derive(Clone, Debug, PartialEq)]
-pub struct WriteFailure {
-    /// Which one.
-    pub path: DocumentPath,
-    /// Why, in gRPC's terms.
-    pub code: Code,
-    /// Why, in the server's words.
-    pub reason: String,
-    /// What should have been written, in canonical form; `None` for a deletion.
-    pub body: Option<Vec<u8>>,
-    /// Whether it may have been written all the same: the answer to an earlier attempt got lost.
-    pub in_doubt: bool,
-}
-
-/// Takes the documents that could not be written. An error stops the writer: what cannot be recorded would be lost.
+/// Takes the writes that have failed. An error stops the writer: what cannot be recorded would be lost.
 pub trait FailureSink: Send {
     /// Records a failure.
-    fn record(&mut self, failure: WriteFailure) -> std::io::Result<()>;
+    fn record(&mut self, failure: WriteFailure) -> std::io::Result<Recorded>;
 
-    /// Makes sure that what was recorded stays. Called once, at the end.
-    fn finish(&mut self) -> std::io::Result<()> {
+    /// Makes sure that what was recorded stays. Called at the end, and by [`BulkWriter::sync_failures`].
+    fn sync(&mut self) -> std::io::Result<()> {
         Ok(())
     }
 }
 
 /// Keeps them in memory.
 impl FailureSink for Vec<WriteFailure> {
-    fn record(&mut self, failure: WriteFailure) -> std::io::Result<()> {
+    fn record(&mut self, failure: WriteFailure) -> std::io::Result<Recorded> {
         self.push(failure);
-        Ok(())
+        Ok(Recorded::Failed)
     }
 }
 
 /// Shared with whoever wants to look at them afterwards.
 impl<Sink: FailureSink> FailureSink for Arc<std::sync::Mutex<Sink>> {
-    fn record(&mut self, failure: WriteFailure) -> std::io::Result<()> {
+    fn record(&mut self, failure: WriteFailure) -> std::io::Result<Recorded> {
         self.lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
             .record(failure)
     }
 
-    fn finish(&mut self) -> std::io::Result<()> {
+    fn sync(&mut self) -> std::io::Result<()> {
         self.lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .finish()
+            .sync()
     }
 }
 
 /// What a writer has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WriteStats {
-    /// Puts and deletions asked for.
+    /// Writes asked for.
     pub submitted: u64,
     /// Those that the server has acknowledged.
     pub written: u64,
-    /// Those that went to the failure sink.
+    /// Those that went to the failure sink and count as failures.
     pub failed: u64,
+    /// Those that went to the failure sink and are [left out](Recorded::LeftOut) on purpose.
+    pub left_out: u64,
     /// References to documents of other databases in the puts; they are written as they are.
     pub absolute_references: u64,
     /// Writes that were sent again.
@@ -175,6 +158,7 @@ pub struct BulkWriter {
     bytes_in_flight: usize,
     /// Hashes of the paths whose writes are not done. Two paths with one hash only wait for each other.
     undone: HashSet<u64, BuildHasherDefault<IsHash>>,
+    marks: Marks,
     stats: WriteStats,
     stopped: bool,
 }
@@ -203,9 +187,9 @@ impl BulkWriter {
         sink: impl FailureSink + 'static,
     ) -> Self {
         let spare = Arc::<SpareBuffers>::default();
-        let sender = Sender::new(firestore.clone(), throttle, options.mode, spare.clone());
+        let sender = Sender::new(firestore.clone(), throttle, spare.clone());
         let sender = Arc::new(sender);
-        let limits = Limits::of(&options, largest_request(firestore));
+        let limits = Limits::of(&options, firestore.is_emulator());
         Self {
             root: sender.root(),
             sender,
@@ -218,33 +202,38 @@ impl BulkWriter {
             in_flight: JoinSet::new(),
             bytes_in_flight: 0,
             undone: HashSet::default(),
+            marks: Marks::default(),
             stats: WriteStats::default(),
             stopped: false,
         }
     }
 
-    /// Writes a document with the fields that `body` is the canonical form of. Relative references in it come to point
-    /// into this database. Waits while too much is under way.
-    ///
-    /// A body that is not canonical is an error, and nothing is written for it; the writer goes on.
+    /// Writes a document with the fields that `body` is the canonical form of: [`Write::put`].
     pub async fn put(&mut self, path: &DocumentPath, body: &[u8]) -> Result<()> {
-        let hash = self.make_room(path).await?;
-        let mode = self.options.mode;
-        self.stats.absolute_references += self.batch.push_put(path, body, &self.root, mode, hash)?;
-        self.added(hash).await
+        self.write(Write::put(path, body)).await
     }
 
-    /// Deletes a document; one that does not exist counts as deleted. Waits while too much is under way.
+    /// Deletes a document: [`Write::delete`].
     pub async fn delete(&mut self, path: &DocumentPath) -> Result<()> {
-        let hash = self.make_room(path).await?;
-        self.batch.push_delete(path, &self.root, hash);
+        self.write(Write::delete(path)).await
+    }
+
+    /// Writes. Waits while too much is under way.
+    ///
+    /// A body that is not canonical is an error, and nothing is written for it; the writer goes on.
+    pub async fn write(&mut self, write: Write<'_>) -> Result<()> {
+        let hash = self.make_room(write.path).await?;
+        self.stats.absolute_references += self.batch.push(write, &self.root, hash)?.absolute;
         self.added(hash).await
     }
 
     /// Writes what was encoded apart. Waits while too much is under way; a call that is dropped before it is done may have
-    /// taken some of the writes.
+    /// taken some of the writes, and their mark is never acknowledged then.
     pub async fn submit(&mut self, writes: EncodedWrites) -> Result<()> {
         self.check_running()?;
+        if let Some(mark) = writes.mark {
+            self.marks.begin(mark, writes.len() as u64);
+        }
         self.stats.absolute_references += writes.absolute_references;
         for batch in writes.full {
             self.settle_done()?;
@@ -261,6 +250,36 @@ impl BulkWriter {
             self.added(hash).await?;
         }
         Ok(())
+    }
+
+    /// A name for writes whose end is to be told.
+    pub fn mark(&mut self) -> Mark {
+        self.marks.next()
+    }
+
+    /// The marks all of whose writes are done since the last call: acknowledged by the server, or handed to the failure sink.
+    /// Marked writes without any write are done at once.
+    pub fn take_acknowledged(&mut self) -> Vec<Acknowledged> {
+        self.marks.take_done()
+    }
+
+    /// Waits until a request is done; for ever while none is under way. A call that is dropped before has done nothing.
+    pub async fn settled(&mut self) -> Result<()> {
+        match self.settle_one().await? {
+            true => Ok(()),
+            false => std::future::pending().await,
+        }
+    }
+
+    /// Sends what is left over from earlier writes, though it makes no full request.
+    pub async fn flush(&mut self) -> Result<()> {
+        self.check_running()?;
+        self.send_batch().await
+    }
+
+    /// Makes sure that the failures recorded so far stay.
+    pub fn sync_failures(&mut self) -> Result<()> {
+        self.sink.sync().map_err(Error::FailureSink)
     }
 
     async fn submit_batch(&mut self, mut batch: Batch) -> Result<()> {
@@ -293,17 +312,22 @@ impl BulkWriter {
 
     /// Sends what is left and waits until every write is done.
     pub async fn finish(mut self) -> Result<WriteStats> {
+        self.complete().await
+    }
+
+    /// The same for who wants to ask for what is [acknowledged](Self::take_acknowledged) afterwards, or to go on.
+    pub async fn complete(&mut self) -> Result<WriteStats> {
         self.check_running()?;
         self.send_batch().await?;
         while self.settle_one().await? {}
-        self.sink.finish().map_err(Error::FailureSink)?;
+        self.sync_failures()?;
         let stats = self.stats();
-        if stats.written + stats.failed != stats.submitted {
+        if stats.written + stats.failed + stats.left_out != stats.submitted {
             return Err(Error::Malformed {
                 method: super::Method::BatchWrite,
                 reason: format!(
-                    "{} writes were submitted, but {} are written and {} failed",
-                    stats.submitted, stats.written, stats.failed
+                    "{} writes were submitted, but {} are written, {} failed and {} were left out",
+                    stats.submitted, stats.written, stats.failed, stats.left_out
                 ),
             });
         }
@@ -408,13 +432,25 @@ impl BulkWriter {
 
     fn account(&mut self, outcome: Outcome) -> Result<()> {
         self.bytes_in_flight -= outcome.bytes;
-        for hash in &outcome.hashes {
-            self.undone.remove(hash);
+        for done in &outcome.done {
+            self.undone.remove(&done.hash);
         }
         self.stats.written += outcome.written;
-        for failure in outcome.failures {
-            self.sink.record(failure).map_err(Error::FailureSink)?;
-            self.stats.failed += 1;
+        for (mark, failure) in outcome.failures {
+            match self.sink.record(failure).map_err(Error::FailureSink)? {
+                Recorded::Failed => {
+                    self.stats.failed += 1;
+                    self.marks.failed(mark);
+                }
+                Recorded::LeftOut => {
+                    self.stats.left_out += 1;
+                    self.marks.left_out(mark);
+                }
+            }
+        }
+        // After the failures: whoever hears of the end may rely on their being recorded.
+        for done in outcome.done {
+            self.marks.done(done.mark);
         }
         Ok(())
     }

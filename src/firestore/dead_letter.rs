@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use tonic::Code;
 
-use super::{FailureSink, WriteFailure};
+use super::{FailureSink, Recorded, WriteFailure};
 use crate::document::typed_json::FieldsJson;
 
 /// Writes failures to a file: `{"path", "code", "reason", "document"}` a line; `document` has the
@@ -65,20 +65,21 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 impl FailureSink for DeadLetterFile {
-    fn record(&mut self, failure: WriteFailure) -> io::Result<()> {
+    fn record(&mut self, failure: WriteFailure) -> io::Result<Recorded> {
         let line = Line {
             path: failure.path.as_str(),
             code: code_name(failure.code),
             reason: &failure.reason,
-            document: failure.body.as_deref().map(FieldsJson::new),
+            document: failure.body().map(FieldsJson::new),
         };
         let mut line = serde_json::to_vec(&line)?;
         line.push(b'\n');
         let written = self.file().and_then(|file| file.write_all(&line));
-        written.map_err(|error| self.named(error))
+        written.map_err(|error| self.named(error))?;
+        Ok(Recorded::Failed)
     }
 
-    fn finish(&mut self) -> io::Result<()> {
+    fn sync(&mut self) -> io::Result<()> {
         match &self.file {
             Some(file) => file.sync_all().map_err(|error| self.named(error)),
             None => Ok(()),
@@ -113,14 +114,15 @@ fn code_name(code: Code) -> &'static str {
 mod tests {
     use super::*;
     use crate::document::{DocumentPath, Value, canonical};
+    use crate::firestore::{OwnedChange, Precondition};
 
     fn failure(path: &str, body: Option<Vec<u8>>) -> WriteFailure {
         WriteFailure {
             path: DocumentPath::parse(path).unwrap(),
             code: Code::AlreadyExists,
             reason: "it \"exists\"\nalready".to_owned(),
-            body,
-            in_doubt: false,
+            change: body.map_or(OwnedChange::Delete, |body| OwnedChange::Put { body }),
+            precondition: Precondition::None,
         }
     }
 
@@ -128,14 +130,14 @@ mod tests {
     fn a_line_for_each_failure_and_no_file_without_any() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("failed.ndjson");
-        DeadLetterFile::new(&path).finish().unwrap();
+        DeadLetterFile::new(&path).sync().unwrap();
         assert!(!path.exists());
 
         let body = canonical::encode(&[("n".to_owned(), Value::Integer(5))].into());
         let mut file = DeadLetterFile::new(&path);
         file.record(failure("a/1", Some(body))).unwrap();
         file.record(failure("a/2", None)).unwrap();
-        file.finish().unwrap();
+        file.sync().unwrap();
         DeadLetterFile::new(&path).record(failure("a/3", None)).unwrap();
 
         #[cfg(unix)]

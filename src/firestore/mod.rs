@@ -34,8 +34,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 pub use bulk_write::{
-    BulkWriter, ConditionalWriter, ConditionalWrites, EncodedWrites, FailureSink, Precondition, WriteEncoder,
-    WriteFailure, WriteMode, WriteOptions, WriteStats,
+    Acknowledged, BulkWriter, Change, ConditionalWriter, ConditionalWrites, EncodedWrites, FailureSink, Mark,
+    OwnedChange, Precondition, Recorded, Write, WriteEncoder, WriteFailure, WriteOptions, WriteStats,
 };
 pub use commit::{CommitWrite, Committed, Seen, SeenDocument};
 pub use connect::{ConnectOptions, Target};
@@ -50,7 +50,7 @@ pub use raw::Method;
 pub use retry::RetryPolicy;
 pub use scan::ScanOptions;
 pub use stats::{RequestCounts, RequestStats};
-pub use throttle::{Clock, SystemClock, Throttle};
+pub use throttle::{Clock, SystemClock, Throttle, ramp_time, write_time};
 
 use crate::document::DatabaseName;
 

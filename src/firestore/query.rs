@@ -377,13 +377,34 @@ impl Firestore {
         query: Query,
         read_time: Timestamp,
     ) -> impl Stream<Item = Result<DocumentBatch>> + Send + 'static + use<> {
+        self.query_from(query, read_time, None)
+    }
+
+    /// The same for what comes after a document in the query's order, given by its path and its canonical body.
+    pub fn query_after(
+        &self,
+        query: Query,
+        read_time: Timestamp,
+        after: Option<(&DocumentPath, &[u8])>,
+    ) -> Result<impl Stream<Item = Result<DocumentBatch>> + Send + 'static + use<>> {
+        let after = after.map(|(path, body)| query.cursor(path, body, &self.inner.root));
+        let after = after.transpose()?;
+        Ok(self.query_from(query, read_time, after))
+    }
+
+    fn query_from(
+        &self,
+        query: Query,
+        read_time: Timestamp,
+        after: Option<Cursor>,
+    ) -> impl Stream<Item = Result<DocumentBatch>> + Send + 'static + use<> {
         let pages = Pages {
             left: query.limit.unwrap_or(u64::MAX),
             backoff: Backoff::new(self.inner.retry.clone()),
             firestore: self.clone(),
             query,
             read_time,
-            after: None,
+            after,
             page: None,
             finished: false,
         };

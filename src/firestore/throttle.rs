@@ -43,6 +43,35 @@ const LEAST_ALLOWED: f64 = 0.04;
 /// How much of the cut is taken back for each second without a push-back.
 const RECOVERY_PER_SECOND: f64 = 1.05;
 
+/// The least time that so many writes take under Firestore's ramp, begun at its start and never pushed back: what a full
+/// restore into a database without other traffic takes at best, and so the recovery time that can be promised.
+pub fn ramp_time(writes: u64) -> Duration {
+    write_time(writes, None, true).unwrap_or(Duration::MAX)
+}
+
+/// The least time that so many writes take at most `rate` writes a second, if one is given, and under the ramp, if it is to
+/// be followed. `None` where neither bounds the time.
+pub fn write_time(writes: u64, rate: Option<f64>, ramp: bool) -> Option<Duration> {
+    let rate = rate.filter(|rate| *rate > 0.0);
+    let seconds = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+    if !ramp {
+        return rate.map(|rate| seconds(writes as f64 / rate));
+    }
+    let most = rate.unwrap_or(f64::INFINITY);
+    let (mut left, mut passed, mut allowed) = (writes as f64, 0.0, RAMP_START);
+    // The rate grows geometrically, so this ends after some eighty steps at most.
+    loop {
+        let now = allowed.min(most);
+        let step = now * RAMP_STEP.as_secs_f64();
+        if left <= step || allowed >= most {
+            return Some(seconds(passed + left / now));
+        }
+        left -= step;
+        passed += RAMP_STEP.as_secs_f64();
+        allowed *= RAMP_FACTOR;
+    }
+}
+
 /// Lets so many writes a second through. Shared by everything that writes.
 pub struct Throttle {
     clock: Arc<dyn Clock>,
@@ -231,6 +260,39 @@ mod tests {
         assert!((740.0..765.0).contains(&rate), "{rate}");
         clock.pass(Duration::from_secs(3600));
         assert!(throttle.current_rate().unwrap() > 50_000.0);
+    }
+
+    #[test]
+    fn the_ramp_tells_the_recovery_time() {
+        let seconds = |writes| ramp_time(writes).as_secs_f64();
+        assert_eq!(ramp_time(0), Duration::ZERO);
+        assert_eq!(seconds(500), 1.0);
+        assert_eq!(seconds(150_000), 300.0);
+        // 150,000 in the first five minutes, then 750 a second.
+        assert_eq!(seconds(150_000 + 7_500), 310.0);
+        assert_eq!(seconds(150_000 + 225_000 + 11_250), 610.0);
+        assert!((4_200.0..4_400.0).contains(&seconds(100_000_000)));
+        assert!(seconds(u64::MAX) > seconds(u64::MAX / 2));
+
+        let limited = |writes, rate, ramp| write_time(writes, rate, ramp).map(|time| time.as_secs_f64());
+        assert_eq!(limited(1000, None, false), None);
+        assert_eq!(limited(1000, Some(100.0), false), Some(10.0));
+        assert_eq!(limited(1000, Some(100.0), true), Some(10.0));
+        assert_eq!(limited(150_000 + 6_000, Some(600.0), true), Some(310.0));
+        assert_eq!(write_time(u64::MAX, Some(1e-300), true), Some(Duration::MAX));
+    }
+
+    #[tokio::test]
+    async fn the_time_that_the_ramp_tells_is_the_time_that_it_takes() {
+        let clock = FakeClock::new();
+        let throttle = Throttle::with_clock(None, true, clock.clone());
+        let writes = 1_000_000;
+        for _ in 0..writes / 100 {
+            throttle.acquire(100).await;
+        }
+        let taken = clock.passed.lock().unwrap().as_secs_f64();
+        let told = ramp_time(writes).as_secs_f64();
+        assert!((told - taken).abs() < told * 0.01, "{told} {taken}");
     }
 
     #[tokio::test]

@@ -10,6 +10,9 @@ use std::str::FromStr;
 /// The folder in the working folder where scripts are looked for.
 pub const DEFAULT_FOLDER: &str = "migrations";
 
+/// What editors complete from, beside the scripts.
+const DECLARATIONS: &str = "firebank.d.ts";
+
 /// What a migration is called: `v<N>_<name>`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MigrationId {
@@ -223,7 +226,8 @@ pub fn next_version(files: &[MigrationFile]) -> u64 {
     files.iter().map(|file| file.id.version).max().unwrap_or(0) + 1
 }
 
-/// Writes a commented template that runs as it is, numbered one above the highest. Makes the folder where it is missing.
+/// Writes a commented template that runs as it is, numbered one above the highest, and the declarations for editors beside it.
+/// Makes the folder where it is missing.
 ///
 /// # Errors
 /// [`FilesError::NoName`]; an existing file is never overwritten.
@@ -243,6 +247,10 @@ pub fn create(folder: &Path, name: &str, description: Option<&str>) -> Result<Mi
         .open(&path)
         .map_err(io("create", &path))?;
     std::io::Write::write_all(&mut file, text.as_bytes()).map_err(io("write", &path))?;
+    // What the template's comment promises; one of another version is replaced.
+    let declarations = folder.join(DECLARATIONS);
+    std::fs::write(&declarations, include_str!("../../migrations/firebank.d.ts"))
+        .map_err(io("write", &declarations))?;
     read(&path)
 }
 

@@ -16,7 +16,7 @@ pub enum RunMode {
     Write {
         /// Keeps the before-images.
         journal: Arc<dyn Journal>,
-        /// How fast to write; the mode in it means nothing here.
+        /// How fast to write.
         options: WriteOptions,
     },
     /// They are counted, and the first few are shown; the code that runs has nothing to write with.

@@ -7,8 +7,8 @@ use firebank::document::{
     Reference, Timestamp, Value, canonical,
 };
 use firebank::firestore::{
-    BulkWriter, ConnectOptions, Error, Firestore, Permission, RetryPolicy, ScanOptions, Target, WriteFailure,
-    WriteMode, WriteOptions, WriteStats,
+    BulkWriter, ConnectOptions, Error, Firestore, Permission, Precondition, RetryPolicy, ScanOptions, Target,
+    Write, WriteFailure, WriteOptions, WriteStats,
 };
 use firebank::sandbox::{Effect, Fault, FaultPlan, Rpc, Sandbox, SandboxConfig, SyntheticSpec, When};
 use futures::{StreamExt, TryStreamExt};
@@ -265,16 +265,15 @@ async fn emulator_writes_are_accounted_for() {
     write(&firestore, &[(path("a/existing"), fields(0, "old"))]).await;
 
     let failures = failures();
-    let mut options = WriteOptions::new(&firestore);
-    options.mode = WriteMode::CreateOnly;
-    let mut writer = BulkWriter::new(&firestore, options, failures.clone());
+    let mut writer = BulkWriter::new(&firestore, WriteOptions::new(&firestore), failures.clone());
     for index in 0..600 {
-        writer
-            .put(&path(format!("a/new{index}")), &body(index))
-            .await
-            .unwrap();
+        let path = path(format!("a/new{index}"));
+        writer.write(Write::create(&path, &body(index))).await.unwrap();
     }
-    writer.put(&path("a/existing"), &body(1)).await.unwrap();
+    writer
+        .write(Write::create(&path("a/existing"), &body(1)))
+        .await
+        .unwrap();
     let stats = writer.finish().await.unwrap();
     assert_eq!((stats.submitted, stats.written, stats.failed), (601, 600, 1));
     {
@@ -282,7 +281,7 @@ async fn emulator_writes_are_accounted_for() {
         assert_eq!(failures.len(), 1);
         assert_eq!(failures[0].path, path("a/existing"));
         assert_eq!(failures[0].code, Code::AlreadyExists);
-        assert_eq!(failures[0].body, Some(body(1)));
+        assert_eq!(failures[0].body(), Some(&body(1)[..]));
     }
 
     // The last write to a path wins, deletions included; big documents make smaller requests; one that is too
@@ -521,12 +520,14 @@ async fn look_ups_answer_for_every_name_whatever_happens() {
 async fn write_through(
     firestore: &Firestore,
     options: WriteOptions,
+    precondition: Precondition,
     documents: &[Plain],
 ) -> Result<(WriteStats, Vec<WriteFailure>), Error> {
     let failures = failures();
     let mut writer = BulkWriter::new(firestore, options, failures.clone());
     for (path, fields) in documents {
-        writer.put(path, &canonical::encode(fields)).await?;
+        let body = canonical::encode(fields);
+        writer.write(Write::put(path, &body).on(precondition)).await?;
     }
     let stats = writer.finish().await?;
     let failures = failures.lock().unwrap().clone();
@@ -565,18 +566,19 @@ async fn every_write_arrives_whatever_happens_to_the_requests() {
             ..FaultPlan::default()
         },
     ];
-    for (mode, plan) in plans
+    for (precondition, plan) in plans
         .iter()
-        .flat_map(|plan| [WriteMode::Overwrite, WriteMode::CreateOnly].map(|mode| (mode, plan)))
+        .flat_map(|plan| [Precondition::None, Precondition::MustNotExist].map(|condition| (condition, plan)))
     {
         let sandbox = sandbox().await;
         let firestore = sandbox_client(&sandbox).await;
         sandbox.faults().set(plan.clone());
         let mut options = WriteOptions::new(&firestore);
-        options.mode = mode;
         options.batch_writes = 50;
         options.max_in_flight = 4;
-        let (stats, failures) = write_through(&firestore, options, &documents).await.unwrap();
+        let (stats, failures) = write_through(&firestore, options, precondition, &documents)
+            .await
+            .unwrap();
         assert_eq!(failures, [], "{plan:?}");
         assert!(stats.requests > documents.len() as u64 / 50, "{plan:?} {stats:?}");
         sandbox.faults().set(FaultPlan::default());
@@ -671,14 +673,19 @@ async fn what_cannot_be_written_is_handed_over_alone() {
             faults: vec![Fault::write(code, "/p000", When::Always)],
             ..FaultPlan::default()
         });
-        let (stats, mut failures) = write_through(&firestore, WriteOptions::new(&firestore), &documents)
-            .await
-            .unwrap();
+        let (stats, mut failures) = write_through(
+            &firestore,
+            WriteOptions::new(&firestore),
+            Precondition::None,
+            &documents,
+        )
+        .await
+        .unwrap();
         assert_eq!(stats.failed, bad.len() as u64);
         failures.sort_by(|a, b| a.path.cmp(&b.path));
         for (failure, (path, fields)) in failures.iter().zip(&bad) {
             assert_eq!((&failure.path, failure.code), (path, code));
-            assert_eq!(failure.body.as_deref(), Some(&canonical::encode(fields)[..]));
+            assert_eq!(failure.body(), Some(&canonical::encode(fields)[..]));
         }
         let time = firestore.current_read_time().await.unwrap();
         assert_eq!(
@@ -817,22 +824,25 @@ async fn splits_are_even_with_and_without_the_servers_help() {
 #[tokio::test]
 async fn a_creation_whose_answer_was_lost_is_no_failure() {
     let (sandbox, firestore, documents, _) = sampled().await;
-    let mut options = WriteOptions::new(&firestore);
-    options.mode = WriteMode::CreateOnly;
+    let options = WriteOptions::new(&firestore);
     // All of it is there, as after a request whose answer was lost, but for one document of somebody else's.
     let mut again = documents.clone();
     again[5].1.insert("other".to_owned(), Value::Null);
     sandbox
         .faults()
         .set(fault(Rpc::BatchWrite, When::First(1), status(Code::Unavailable)));
-    let (stats, failures) = write_through(&firestore, options.clone(), &again).await.unwrap();
+    let (stats, failures) = write_through(&firestore, options.clone(), Precondition::MustNotExist, &again)
+        .await
+        .unwrap();
     assert_eq!((stats.written, stats.failed), (documents.len() as u64 - 1, 1));
     assert_eq!(
         (&failures[0].path, failures[0].code),
         (&documents[5].0, Code::AlreadyExists)
     );
     // Without a lost answer what exists is in the way.
-    let (stats, _) = write_through(&firestore, options, &documents).await.unwrap();
+    let (stats, _) = write_through(&firestore, options, Precondition::MustNotExist, &documents)
+        .await
+        .unwrap();
     assert_eq!(stats.failed, documents.len() as u64);
 }
 

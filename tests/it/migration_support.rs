@@ -115,7 +115,9 @@ pub(crate) async fn get(database: &Firestore, name: &str) -> Option<Fields> {
 /// A document's fields as typed JSON, `null` where there is none.
 pub(crate) async fn json(database: &Firestore, name: &str) -> String {
     match get(database, name).await {
-        Some(fields) => firebank::document::typed_json::fields_to_json(&fields).unwrap().to_string(),
+        Some(fields) => firebank::document::typed_json::fields_to_json(&fields)
+            .unwrap()
+            .to_string(),
         None => "null".to_owned(),
     }
 }

@@ -3,13 +3,13 @@
 //! One pass, which checks the body as it goes. Protobuf puts every message's length before it: a scalar's follows from its
 //! token, and an array's or a map's is put in when its members are written, behind room that is closed again by one move.
 
-use super::{WireError, number};
+use super::{ReferencesSeen, WireError, number};
 use crate::document::canonical::{CanonicalError, Reader, ReferenceRef, Text, Token, check_depth};
 use crate::document::{DocumentPath, Timestamp};
 
 /// Appends `google.firestore.v1.Document{name, fields}` to `out`: the document at `path` below `root`
 /// (`projects/P/databases/D/documents`) with the fields that `body` is the canonical form of. Relative references
-/// become names below `root`. Returns how many references are absolute: these stay as they are.
+/// become names below `root`; absolute ones stay as they are. Returns how many there are of each.
 ///
 /// Fails if `body` is not canonical; `out` is as it was before then.
 pub fn append_document_message(
@@ -17,7 +17,7 @@ pub fn append_document_message(
     body: &[u8],
     root: &str,
     out: &mut Vec<u8>,
-) -> Result<u64, WireError> {
+) -> Result<ReferencesSeen, WireError> {
     let start = out.len();
     let path_text = path.as_str();
     out.reserve(body.len() * 2 + root.len() + path_text.len());
@@ -28,10 +28,10 @@ pub fn append_document_message(
     let mut writer = Writer {
         root,
         out,
-        absolute_references: 0,
+        references: ReferencesSeen::default(),
     };
     match writer.document(body) {
-        Ok(()) => Ok(writer.absolute_references),
+        Ok(()) => Ok(writer.references),
         Err(source) => {
             out.truncate(start);
             Err(WireError::InvalidBody {
@@ -68,7 +68,7 @@ impl Members {
 struct Writer<'m> {
     root: &'m str,
     out: &'m mut Vec<u8>,
-    absolute_references: u64,
+    references: ReferencesSeen,
 }
 
 impl Writer<'_> {
@@ -209,9 +209,12 @@ impl Writer<'_> {
             Token::Null | Token::Boolean(_) => 2,
             Token::Timestamp(time) => delimited(timestamp_len(time)),
             Token::Bytes(bytes) => 1 + delimited(bytes.len()),
-            Token::Reference(ReferenceRef::Relative(path)) => delimited(self.root.len() + 1 + path.len()),
+            Token::Reference(ReferenceRef::Relative(path)) => {
+                self.references.relative += 1;
+                delimited(self.root.len() + 1 + path.len())
+            }
             Token::Reference(ReferenceRef::Absolute(name)) => {
-                self.absolute_references += 1;
+                self.references.absolute += 1;
                 delimited(name.len())
             }
             Token::GeoPoint(..) => delimited(GEO_POINT_LEN),

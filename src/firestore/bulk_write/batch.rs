@@ -2,11 +2,14 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use ::firestore::gcloud_sdk::google::firestore::v1::BatchWriteRequest;
 use bytes::Bytes;
+use prost::Message;
 
-use super::{LARGEST_BATCH, WriteMode, WriteOptions};
-use crate::document::wire::{self, WireError};
-use crate::document::{DocumentBatch, DocumentPath, Timestamp};
+use super::{BATCH_BYTES, EMULATOR_BATCH_BYTES, LARGEST_BATCH};
+use super::{Change, Mark, OwnedChange, Precondition, Write, WriteOptions};
+use crate::document::wire::{self, ReferencesSeen, WireError};
+use crate::document::{DocumentBatch, DocumentPath};
 
 /// Field numbers and wire types of `BatchWriteRequest`, `Write` and `Precondition`
 /// (<https://github.com/googleapis/googleapis/tree/master/google/firestore/v1>). All are length-delimited.
@@ -17,49 +20,13 @@ mod tag {
     pub(super) const WRITE_DELETE: u8 = 2 << 3 | 2;
     pub(super) const WRITE_MASK: u8 = 3 << 3 | 2;
     pub(super) const WRITE_PRECONDITION: u8 = 4 << 3 | 2;
+    pub(super) const MASK_PATH: u8 = 1 << 3 | 2;
     /// `Precondition.exists`, a varint.
     pub(super) const PRECONDITION_EXISTS: u8 = 1 << 3;
     pub(super) const PRECONDITION_UPDATE_TIME: u8 = 2 << 3 | 2;
-    pub(super) const MASK_FIELD_PATH: u8 = 1 << 3 | 2;
     /// `Timestamp.seconds` and `Timestamp.nanos`, varints.
     pub(super) const TIMESTAMP_SECONDS: u8 = 1 << 3;
     pub(super) const TIMESTAMP_NANOS: u8 = 2 << 3;
-}
-
-/// `Write.current_document = {exists: false}`.
-const MUST_NOT_EXIST: [u8; 4] = [tag::WRITE_PRECONDITION, 2, tag::PRECONDITION_EXISTS, 0];
-
-/// What a document must be for a write to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precondition {
-    /// There is none; else ALREADY_EXISTS.
-    Absent,
-    /// It was last changed at this time; else FAILED_PRECONDITION.
-    UpdateTime(Timestamp),
-}
-
-impl Precondition {
-    /// `Write.current_document`.
-    fn put(self, out: &mut Vec<u8>) {
-        let time = match self {
-            Self::Absent => return out.extend_from_slice(&MUST_NOT_EXIST),
-            Self::UpdateTime(time) => time,
-        };
-        let mut message = vec![tag::TIMESTAMP_SECONDS];
-        // Times before 1970 take ten bytes, as protobuf has it.
-        put_varint(time.seconds as usize, &mut message);
-        message.push(tag::TIMESTAMP_NANOS);
-        put_varint(time.nanos as usize, &mut message);
-        let mut condition = Vec::new();
-        put_message(tag::PRECONDITION_UPDATE_TIME, &message, &mut condition);
-        put_message(tag::WRITE_PRECONDITION, &condition, out);
-    }
-}
-
-fn put_message(tag: u8, message: &[u8], out: &mut Vec<u8>) {
-    out.push(tag);
-    put_varint(message.len(), out);
-    out.extend_from_slice(message);
 }
 
 pub(super) fn path_hash(path: &str) -> u64 {
@@ -82,10 +49,14 @@ pub(super) struct Limits {
 
 impl Limits {
     /// What the options say, within what the server takes.
-    pub(super) fn of(options: &WriteOptions, largest_request: usize) -> Self {
+    pub(super) fn of(options: &WriteOptions, is_emulator: bool) -> Self {
+        let accepted = match is_emulator {
+            true => EMULATOR_BATCH_BYTES,
+            false => BATCH_BYTES,
+        };
         Self {
             writes: options.batch_writes.clamp(1, LARGEST_BATCH),
-            bytes: options.batch_bytes.unwrap_or(largest_request).max(1),
+            bytes: options.batch_bytes.unwrap_or(accepted).max(1),
         }
     }
 }
@@ -131,12 +102,22 @@ pub(super) struct Entry {
     /// The document's message or the deleted document's name: what follows these many bytes of the write and has this
     /// length.
     content: (usize, usize),
-    is_put: bool,
+    operation: Operation,
+    pub(super) precondition: Precondition,
     pub(super) hash: u64,
+    /// Whose end somebody waits for.
+    pub(super) mark: Option<Mark>,
     /// How often it has been answered for.
     pub(super) attempts: u32,
     /// Whether it may have been applied although its answer says otherwise: its request was lost on the way.
     pub(super) in_doubt: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operation {
+    Put,
+    Patch,
+    Delete,
 }
 
 impl Batch {
@@ -169,77 +150,53 @@ impl Batch {
         self.bytes.len()
     }
 
-    /// Appends a put. Returns how many absolute references it has.
-    pub(super) fn push_put(
+    /// Appends a write. Returns how many references it has.
+    pub(super) fn push(
         &mut self,
-        path: &DocumentPath,
-        body: &[u8],
-        root: &str,
-        mode: WriteMode,
-        hash: u64,
-    ) -> Result<u64, WireError> {
-        let start = self.begin_write();
-        let absolute_references = match wire::append_document_message(path, body, root, &mut self.bytes) {
-            Ok(references) => references,
-            Err(error) => {
-                self.bytes.truncate(start);
-                return Err(error);
-            }
-        };
-        let precondition = match mode {
-            WriteMode::Overwrite => &[][..],
-            WriteMode::CreateOnly => &MUST_NOT_EXIST[..],
-        };
-        self.end_write(start, tag::WRITE_UPDATE, precondition, hash);
-        Ok(absolute_references)
-    }
-
-    pub(super) fn push_delete(&mut self, path: &DocumentPath, root: &str, hash: u64) {
-        let start = self.begin_write();
-        self.bytes.extend_from_slice(root.as_bytes());
-        self.bytes.push(b'/');
-        self.bytes.extend_from_slice(path.as_str().as_bytes());
-        self.end_write(start, tag::WRITE_DELETE, &[], hash);
-    }
-
-    /// Appends a write with a condition: a put of the fields that the mask names, or of the whole document without one, or a
-    /// deletion without a body. Returns how many absolute references it has.
-    pub(super) fn push_conditional(
-        &mut self,
-        path: &DocumentPath,
-        body: Option<&[u8]>,
-        mask: Option<&[String]>,
-        condition: Precondition,
+        write: Write<'_>,
         root: &str,
         hash: u64,
-    ) -> Result<u64, WireError> {
+    ) -> Result<ReferencesSeen, WireError> {
         let start = self.begin_write();
-        let (operation, absolute_references) = match body {
-            Some(body) => match wire::append_document_message(path, body, root, &mut self.bytes) {
-                Ok(references) => (tag::WRITE_UPDATE, references),
-                Err(error) => {
-                    self.bytes.truncate(start);
-                    return Err(error);
-                }
-            },
-            None => {
+        let (operation, mask, references) = match write.change {
+            Change::Put { body } => (
+                Operation::Put,
+                &[][..],
+                self.put_document(start, &write, body, root)?,
+            ),
+            Change::Patch { body, mask } => (
+                Operation::Patch,
+                mask,
+                self.put_document(start, &write, body, root)?,
+            ),
+            Change::Delete => {
                 self.bytes.extend_from_slice(root.as_bytes());
                 self.bytes.push(b'/');
-                self.bytes.extend_from_slice(path.as_str().as_bytes());
-                (tag::WRITE_DELETE, 0)
+                self.bytes.extend_from_slice(write.path.as_str().as_bytes());
+                (Operation::Delete, &[][..], ReferencesSeen::default())
             }
         };
-        let mut suffix = Vec::new();
-        if let Some(mask) = mask {
-            let mut fields = Vec::new();
-            for path in mask {
-                put_message(tag::MASK_FIELD_PATH, path.as_bytes(), &mut fields);
-            }
-            put_message(tag::WRITE_MASK, &fields, &mut suffix);
+        let mut tail = Vec::new();
+        if operation == Operation::Patch {
+            put_mask(mask, &mut tail);
         }
-        condition.put(&mut suffix);
-        self.end_write(start, operation, &suffix, hash);
-        Ok(absolute_references)
+        put_precondition(write.precondition, &mut tail);
+        self.end_write(start, operation, &tail, write.precondition, hash);
+        Ok(references)
+    }
+
+    fn put_document(
+        &mut self,
+        start: usize,
+        write: &Write<'_>,
+        body: &[u8],
+        root: &str,
+    ) -> Result<ReferencesSeen, WireError> {
+        let appended = wire::append_document_message(write.path, body, root, &mut self.bytes);
+        if appended.is_err() {
+            self.bytes.truncate(start);
+        }
+        appended
     }
 
     /// Leaves room for a write's head. Its content is to follow.
@@ -250,9 +207,20 @@ impl Batch {
     }
 
     /// Puts the head before the content, now that its length is known, and what follows behind it.
-    fn end_write(&mut self, start: usize, operation: u8, precondition: &[u8], hash: u64) {
+    fn end_write(
+        &mut self,
+        start: usize,
+        operation: Operation,
+        tail: &[u8],
+        precondition: Precondition,
+        hash: u64,
+    ) {
+        let operation_tag = match operation {
+            Operation::Put | Operation::Patch => tag::WRITE_UPDATE,
+            Operation::Delete => tag::WRITE_DELETE,
+        };
         let content = self.bytes.len() - start - USUAL_HEAD;
-        let length = 1 + varint_len(content) + content + precondition.len();
+        let length = 1 + varint_len(content) + content + tail.len();
         let two_bytes = |length: usize| [length as u8 | 0x80, (length >> 7) as u8];
         let head_len = match (varint_len(length), varint_len(content)) {
             (2, 2) => {
@@ -261,7 +229,7 @@ impl Batch {
                     tag::REQUEST_WRITE,
                     a,
                     b,
-                    operation,
+                    operation_tag,
                     c,
                     d,
                 ]);
@@ -270,19 +238,21 @@ impl Batch {
             _ => {
                 let mut head = vec![tag::REQUEST_WRITE];
                 put_varint(length, &mut head);
-                head.push(operation);
+                head.push(operation_tag);
                 put_varint(content, &mut head);
                 let head_len = head.len();
                 self.bytes.splice(start..start + USUAL_HEAD, head);
                 head_len
             }
         };
-        self.bytes.extend_from_slice(precondition);
+        self.bytes.extend_from_slice(tail);
         self.entries.push(Entry {
             end: self.bytes.len(),
             content: (head_len, content),
-            is_put: operation == tag::WRITE_UPDATE,
+            operation,
+            precondition,
             hash,
+            mark: None,
             attempts: 0,
             in_doubt: false,
         });
@@ -324,6 +294,13 @@ impl Batch {
         );
         let second = self.split_off(at);
         (self, second)
+    }
+
+    /// Marks all of its writes.
+    pub(super) fn mark(&mut self, mark: Mark) {
+        for entry in &mut self.entries {
+            entry.mark = Some(mark);
+        }
     }
 
     /// The hashes of the paths, in order.
@@ -383,34 +360,89 @@ impl Sealed {
         batch.append_copy(&self.bytes[self.start(index)..entry.end], entry);
     }
 
-    /// The path of a write and, for a put, the body in canonical form.
-    pub(super) fn document(
-        &self,
-        index: usize,
-        root: &str,
-    ) -> Result<(DocumentPath, Option<Vec<u8>>), String> {
+    /// What a write was to do.
+    pub(super) fn read_back(&self, index: usize, root: &str) -> Result<(DocumentPath, OwnedChange), String> {
         let entry = &self.entries[index];
-        let start = self.start(index) + entry.content.0;
-        let content = &self.bytes[start..start + entry.content.1];
-        if entry.is_put {
-            let mut batch = DocumentBatch::new();
-            wire::append_document(content, root, &mut batch).map_err(|error| error.to_string())?;
-            let document = batch.last().ok_or("no document")?;
-            let path = document.path().map_err(|error| error.to_string())?;
-            Ok((path, Some(document.body.to_vec())))
-        } else {
+        let write = self.start(index);
+        let content = &self.bytes[write + entry.content.0..][..entry.content.1];
+        if entry.operation == Operation::Delete {
             let name = std::str::from_utf8(content).map_err(|error| error.to_string())?;
             let path = name.strip_prefix(root).and_then(|path| path.strip_prefix('/'));
             let path =
                 DocumentPath::parse(path.ok_or("not below the root")?).map_err(|error| error.to_string())?;
-            Ok((path, None))
+            return Ok((path, OwnedChange::Delete));
         }
+        let mut batch = DocumentBatch::new();
+        wire::append_document(content, root, &mut batch).map_err(|error| error.to_string())?;
+        let document = batch.last().ok_or("no document")?;
+        let path = document.path().map_err(|error| error.to_string())?;
+        let body = document.body.to_vec();
+        let change = match entry.operation {
+            Operation::Patch => OwnedChange::Patch {
+                body,
+                mask: read_mask(&self.bytes[write..entry.end])?,
+            },
+            _ => OwnedChange::Put { body },
+        };
+        Ok((path, change))
     }
 
     fn start(&self, index: usize) -> usize {
         match index.checked_sub(1) {
             Some(previous) => self.entries[previous].end,
             None => 0,
+        }
+    }
+}
+
+fn put_mask(mask: &[String], out: &mut Vec<u8>) {
+    let length = mask
+        .iter()
+        .map(|path| 1 + varint_len(path.len()) + path.len())
+        .sum();
+    out.push(tag::WRITE_MASK);
+    put_varint(length, out);
+    for path in mask {
+        out.push(tag::MASK_PATH);
+        put_varint(path.len(), out);
+        out.extend_from_slice(path.as_bytes());
+    }
+}
+
+/// The mask of a write, which is a request's field.
+fn read_mask(write: &[u8]) -> Result<Vec<String>, String> {
+    let request = BatchWriteRequest::decode(write).map_err(|error| error.to_string())?;
+    let mask = request
+        .writes
+        .into_iter()
+        .next()
+        .and_then(|write| write.update_mask);
+    Ok(mask.ok_or("no mask")?.field_paths)
+}
+
+fn put_precondition(precondition: Precondition, out: &mut Vec<u8>) {
+    let exists = |exists: bool| {
+        [
+            tag::WRITE_PRECONDITION,
+            2,
+            tag::PRECONDITION_EXISTS,
+            exists.into(),
+        ]
+    };
+    match precondition {
+        Precondition::None => {}
+        Precondition::MustNotExist => out.extend_from_slice(&exists(false)),
+        Precondition::MustExist => out.extend_from_slice(&exists(true)),
+        Precondition::UpdateTime(time) => {
+            let mut timestamp = vec![tag::TIMESTAMP_SECONDS];
+            // A negative number takes the ten bytes of its 64 bits.
+            put_varint64(time.seconds as u64, &mut timestamp);
+            timestamp.push(tag::TIMESTAMP_NANOS);
+            put_varint64(u64::from(time.nanos), &mut timestamp);
+            // None of these lengths needs a second byte.
+            out.extend_from_slice(&[tag::WRITE_PRECONDITION, timestamp.len() as u8 + 2]);
+            out.extend_from_slice(&[tag::PRECONDITION_UPDATE_TIME, timestamp.len() as u8]);
+            out.extend_from_slice(&timestamp);
         }
     }
 }
@@ -429,7 +461,11 @@ fn varint_len(value: usize) -> usize {
     bits.div_ceil(7) as usize
 }
 
-fn put_varint(mut value: usize, out: &mut Vec<u8>) {
+fn put_varint(value: usize, out: &mut Vec<u8>) {
+    put_varint64(value as u64, out);
+}
+
+fn put_varint64(mut value: u64, out: &mut Vec<u8>) {
     while value >= 0x80 {
         out.push((value as u8 & 0x7f) | 0x80);
         value >>= 7;
@@ -440,9 +476,9 @@ fn put_varint(mut value: usize, out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::document::Timestamp;
     use crate::document::{Value, canonical};
-    use ::firestore::gcloud_sdk::google::firestore::v1::{BatchWriteRequest, precondition, write::Operation};
-    use prost::Message;
+    use ::firestore::gcloud_sdk::google::firestore::v1::{precondition::ConditionType, write::Operation};
 
     const ROOT: &str = "projects/p/databases/(default)/documents";
 
@@ -454,17 +490,42 @@ mod tests {
         canonical::encode(&[("text".to_owned(), Value::String("x".repeat(length)))].into())
     }
 
-    fn batch(writes: usize, mode: WriteMode) -> Batch {
+    const PRECONDITIONS: [Precondition; 5] = [
+        Precondition::None,
+        Precondition::MustNotExist,
+        Precondition::MustExist,
+        Precondition::UpdateTime(Timestamp {
+            seconds: 1_700_000_000,
+            nanos: 123_456_000,
+        }),
+        Precondition::UpdateTime(Timestamp {
+            seconds: -5,
+            nanos: 0,
+        }),
+    ];
+
+    fn change(index: usize) -> OwnedChange {
+        let body = body(index * 17);
+        match index % 3 {
+            0 => OwnedChange::Put { body },
+            1 => OwnedChange::Patch {
+                body,
+                mask: vec!["text".to_owned(), "`odd one`.b".repeat(index)],
+            },
+            _ => OwnedChange::Delete,
+        }
+    }
+
+    fn batch(writes: usize, precondition: Precondition) -> Batch {
         let mut batch = Batch::default();
         for index in 0..writes {
-            match index % 3 {
-                2 => batch.push_delete(&path(index), ROOT, 0),
-                _ => {
-                    batch
-                        .push_put(&path(index), &body(index * 17), ROOT, mode, 0)
-                        .unwrap();
-                }
-            }
+            let (path, change) = (path(index), change(index));
+            let write = Write {
+                path: &path,
+                change: change.as_change(),
+                precondition,
+            };
+            batch.push(write, ROOT, 0).unwrap();
         }
         batch
     }
@@ -476,36 +537,44 @@ mod tests {
 
     #[test]
     fn reads_as_the_request_it_means() {
-        for mode in [WriteMode::Overwrite, WriteMode::CreateOnly] {
-            let sealed = batch(30, mode).seal();
+        for precondition in PRECONDITIONS {
+            let sealed = batch(30, precondition).seal();
             let request = decoded(&sealed);
             assert_eq!(request.database, "projects/p/databases/(default)");
             assert_eq!(request.writes.len(), 30);
             for (index, write) in request.writes.iter().enumerate() {
                 let name = format!("{ROOT}/{}", path(index));
-                let exists = write
+                let condition = write
                     .current_document
                     .as_ref()
-                    .and_then(|condition| condition.condition_type.as_ref());
-                match write.operation.as_ref().unwrap() {
-                    Operation::Update(document) => {
-                        assert_eq!(document.name, name);
-                        assert_eq!(document.fields.len(), 1);
-                        let create_only = mode == WriteMode::CreateOnly;
-                        assert_eq!(
-                            exists,
-                            create_only.then_some(&precondition::ConditionType::Exists(false))
-                        );
+                    .and_then(|condition| condition.condition_type);
+                let expected = match precondition {
+                    Precondition::None => None,
+                    Precondition::MustNotExist => Some(ConditionType::Exists(false)),
+                    Precondition::MustExist => Some(ConditionType::Exists(true)),
+                    Precondition::UpdateTime(time) => {
+                        let (seconds, nanos) = (time.seconds, time.nanos as i32);
+                        Some(ConditionType::UpdateTime(
+                            ::firestore::gcloud_sdk::prost_types::Timestamp { seconds, nanos },
+                        ))
                     }
-                    Operation::Delete(deleted) => {
-                        assert_eq!(deleted, &name);
-                        assert_eq!(exists, None);
+                };
+                assert_eq!(condition, expected);
+                let mask = write.update_mask.as_ref().map(|mask| &mask.field_paths);
+                match (write.operation.as_ref().unwrap(), change(index)) {
+                    (Operation::Update(document), OwnedChange::Put { .. }) => {
+                        assert_eq!((&document.name, document.fields.len()), (&name, 1));
+                        assert_eq!(mask, None);
                     }
+                    (Operation::Update(document), OwnedChange::Patch { mask: expected, .. }) => {
+                        assert_eq!((&document.name, document.fields.len()), (&name, 1));
+                        assert_eq!(mask, Some(&expected));
+                    }
+                    (Operation::Delete(deleted), OwnedChange::Delete) => assert_eq!(deleted, &name),
                     other => panic!("{other:?}"),
                 }
-                let (found, found_body) = sealed.document(index, ROOT).unwrap();
-                assert_eq!(found, path(index));
-                assert_eq!(found_body, (index % 3 != 2).then(|| body(index * 17)));
+                let found = sealed.read_back(index, ROOT).unwrap();
+                assert_eq!(found, (path(index), change(index)));
             }
         }
     }
@@ -513,8 +582,8 @@ mod tests {
     #[test]
     fn halves_hold_everything_once() {
         for writes in 1..12 {
-            let whole = decoded(&batch(writes, WriteMode::Overwrite).seal()).writes;
-            let (first, second) = batch(writes, WriteMode::Overwrite).halve();
+            let whole = decoded(&batch(writes, Precondition::None).seal()).writes;
+            let (first, second) = batch(writes, Precondition::None).halve();
             assert!(
                 writes == 1 || (!first.is_empty() && !second.is_empty()),
                 "{writes}"
@@ -526,7 +595,7 @@ mod tests {
 
     #[test]
     fn copies_are_the_writes_themselves() {
-        let sealed = batch(9, WriteMode::CreateOnly).seal();
+        let sealed = batch(9, Precondition::MustNotExist).seal();
         let mut copy = Batch::default();
         for index in [1, 5, 8] {
             sealed.copy_to(index, &mut copy);

@@ -1,4 +1,4 @@
-//! Writes with conditions, a request at a time, for whoever wants to know what became of each before it goes on.
+//! Writes with conditions, some at a time, for whoever wants to know what became of each before it goes on.
 //!
 //! A migration knows what each document is before it writes it, and must not write it when it has become something else.
 //! Delivery is that of the [`BulkWriter`](super::BulkWriter): what can be tried again is tried again, in smaller requests
@@ -7,17 +7,22 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::batch::{Batch, Limits, Precondition, SpareBuffers, path_hash};
+use futures::{StreamExt, TryStreamExt, stream};
+
+use super::batch::{Batch, Limits, SpareBuffers, path_hash};
 use super::send::Sender;
-use super::{WriteFailure, WriteMode, WriteOptions, largest_request};
-use crate::document::DocumentPath;
+use super::{Write, WriteFailure, WriteOptions};
 use crate::firestore::{Firestore, Result, Throttle};
 
-/// Sends batches of conditional writes. Clones share the throttle.
+/// Requests of one [`send`](ConditionalWriter::send) under way at once.
+const REQUESTS_AT_ONCE: usize = 4;
+
+/// Sends conditional writes. Clones share the throttle.
 #[derive(Clone)]
 pub struct ConditionalWriter {
     sender: Arc<Sender>,
     limits: Limits,
+    spare: Arc<SpareBuffers>,
 }
 
 impl fmt::Debug for ConditionalWriter {
@@ -26,25 +31,25 @@ impl fmt::Debug for ConditionalWriter {
     }
 }
 
-/// Conditional writes, each of another document, to be sent together.
+/// Writes, each of another document, to be sent together.
 #[derive(Debug)]
 pub struct ConditionalWrites {
     root: Arc<str>,
     limits: Limits,
+    spare: Arc<SpareBuffers>,
     full: Vec<Batch>,
     batch: Batch,
 }
 
 impl ConditionalWriter {
-    /// A writer into a database. The options' mode means nothing here.
+    /// A writer into a database.
     pub fn new(firestore: &Firestore, options: &WriteOptions) -> Self {
         let throttle = Arc::new(Throttle::new(options.rate, options.ramp));
         let spare = Arc::<SpareBuffers>::default();
-        // Answers about conditions are the caller's to understand: no mode has a meaning of its own.
-        let sender = Sender::new(firestore.clone(), throttle, WriteMode::Overwrite, spare);
         Self {
-            sender: Arc::new(sender),
-            limits: Limits::of(options, largest_request(firestore)),
+            sender: Arc::new(Sender::new(firestore.clone(), throttle, spare.clone())),
+            limits: Limits::of(options, firestore.is_emulator()),
+            spare,
         }
     }
 
@@ -53,58 +58,33 @@ impl ConditionalWriter {
         ConditionalWrites {
             root: self.sender.root(),
             limits: self.limits,
+            spare: self.spare.clone(),
             full: Vec::new(),
-            batch: Batch::default(),
+            batch: Batch::in_spare(&self.spare),
         }
     }
 
-    /// Sends the writes until each is done or refused for good, and returns those that were refused. A write whose condition
-    /// does not hold is refused with ALREADY_EXISTS, FAILED_PRECONDITION or NOT_FOUND; so is one that was done when the answer
-    /// got lost on the way and it was sent again.
+    /// Sends the writes until each is done or refused for good, and returns those that were refused. A write whose answer got
+    /// lost on the way, and which is there when it is looked for, is done.
     ///
     /// An error means that some are done and others are not, and that there is no point in going on.
     pub async fn send(&self, mut writes: ConditionalWrites) -> Result<Vec<WriteFailure>> {
         if !writes.batch.is_empty() {
             writes.full.push(writes.batch);
         }
-        let mut failures = Vec::new();
-        for batch in writes.full {
-            failures.extend(self.sender.deliver(batch).await?.failures);
-        }
-        Ok(failures)
+        let delivered = stream::iter(writes.full).map(|batch| self.sender.deliver(batch));
+        let outcomes: Vec<_> = delivered.buffer_unordered(REQUESTS_AT_ONCE).try_collect().await?;
+        let failures = outcomes.into_iter().flat_map(|outcome| outcome.failures);
+        Ok(failures.map(|(_, failure)| failure).collect())
     }
 }
 
 impl ConditionalWrites {
-    /// Adds a put of a whole document, or of the fields of it that the mask names (as Firestore writes field paths): those
-    /// that the body does not have are deleted. A body that is not canonical is an error, and nothing is added.
-    pub fn put(
-        &mut self,
-        path: &DocumentPath,
-        body: &[u8],
-        mask: Option<&[String]>,
-        condition: Precondition,
-    ) -> Result<()> {
-        self.push(path, Some(body), mask, condition)
-    }
-
-    /// Adds a deletion.
-    pub fn delete(&mut self, path: &DocumentPath, condition: Precondition) -> Result<()> {
-        self.push(path, None, None, condition)
-    }
-
-    fn push(
-        &mut self,
-        path: &DocumentPath,
-        body: Option<&[u8]>,
-        mask: Option<&[String]>,
-        condition: Precondition,
-    ) -> Result<()> {
-        let hash = path_hash(path.as_str());
-        self.batch
-            .push_conditional(path, body, mask, condition, &self.root, hash)?;
-        let spare = SpareBuffers::default();
-        self.full.extend(self.batch.take_full(self.limits, &spare));
+    /// Adds a write. A body that is not canonical is an error, and nothing is added.
+    pub fn push(&mut self, write: Write<'_>) -> Result<()> {
+        let hash = path_hash(write.path.as_str());
+        self.batch.push(write, &self.root, hash)?;
+        self.full.extend(self.batch.take_full(self.limits, &self.spare));
         Ok(())
     }
 }

@@ -7,8 +7,8 @@ use prost::Message;
 use tonic::{Code, Status};
 
 use super::batch::{Batch, Sealed, SpareBuffers, request_head};
-use super::{WriteFailure, WriteMode, WriteStats};
-use crate::document::DocumentPath;
+use super::{Mark, OwnedChange, Precondition, WriteFailure, WriteStats};
+use crate::document::{DocumentPath, canonical, changed_fields};
 use crate::firestore::connect::Lane;
 use crate::firestore::retry::{Backoff, is_retryable, is_retryable_code};
 use crate::firestore::{Error, Firestore, Method, Result, Throttle};
@@ -34,17 +34,23 @@ struct WriteStatus {
 pub(super) struct Outcome {
     /// The batch's bytes, which are no longer under way.
     pub(super) bytes: usize,
-    /// Of the paths that are done.
-    pub(super) hashes: Vec<u64>,
+    pub(super) done: Vec<Done>,
     pub(super) written: u64,
-    pub(super) failures: Vec<WriteFailure>,
+    pub(super) failures: Vec<(Option<Mark>, WriteFailure)>,
+}
+
+/// A write that is done, well or not.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Done {
+    /// Of its path.
+    pub(super) hash: u64,
+    pub(super) mark: Option<Mark>,
 }
 
 /// Sends batches to a database.
 pub(super) struct Sender {
     firestore: Firestore,
     throttle: Arc<Throttle>,
-    mode: WriteMode,
     head: bytes::Bytes,
     root: Arc<str>,
     spare: Arc<SpareBuffers>,
@@ -66,18 +72,12 @@ enum Refusal {
 }
 
 impl Sender {
-    pub(super) fn new(
-        firestore: Firestore,
-        throttle: Arc<Throttle>,
-        mode: WriteMode,
-        spare: Arc<SpareBuffers>,
-    ) -> Self {
+    pub(super) fn new(firestore: Firestore, throttle: Arc<Throttle>, spare: Arc<SpareBuffers>) -> Self {
         Self {
             head: request_head(&firestore.database().resource()),
             root: firestore.inner.root.as_str().into(),
             firestore,
             throttle,
-            mode,
             spare,
             retries: AtomicU64::new(0),
             requests: AtomicU64::new(0),
@@ -105,10 +105,17 @@ impl Sender {
         let mut waiting = vec![batch];
         while let Some(batch) = waiting.pop() {
             let sealed = batch.seal();
-            let hashes: Vec<u64> = sealed.entries.iter().map(|entry| entry.hash).collect();
+            let done: Vec<Done> = sealed
+                .entries
+                .iter()
+                .map(|entry| Done {
+                    hash: entry.hash,
+                    mark: entry.mark,
+                })
+                .collect();
             match self.deliver_part(sealed, &mut outcome).await? {
                 Some((first, second)) => waiting.extend([second, first]),
-                None => outcome.hashes.extend(hashes),
+                None => outcome.done.extend(done),
             }
         }
         Ok(outcome)
@@ -229,11 +236,12 @@ impl Sender {
                 code if is_retryable_code(code) && entry.attempts < attempts => {
                     part.copy_to(index, &mut again);
                 }
-                Code::AlreadyExists if entry.in_doubt && self.mode == WriteMode::CreateOnly => {
-                    let failure = self.failure(part, index, code, &message);
-                    match self.is_stored(&failure).await? {
+                // Its precondition held, perhaps, until the write itself was applied.
+                code if entry.in_doubt && entry.precondition != Precondition::None => {
+                    let (mark, failure) = self.failure(part, index, code, &message);
+                    match self.is_applied(&failure).await? {
                         true => outcome.written += 1,
-                        false => outcome.failures.push(failure),
+                        false => outcome.failures.push((mark, failure)),
                     }
                 }
                 code => outcome.failures.push(self.failure(part, index, code, &message)),
@@ -242,33 +250,39 @@ impl Sender {
         Ok(again)
     }
 
-    /// Whether the database holds what the write was to put there: then it was this write that an answer was lost for.
-    async fn is_stored(&self, failure: &WriteFailure) -> Result<bool> {
+    /// Whether the database is as the write was to leave it: then it was this write that an answer was lost for.
+    async fn is_applied(&self, failure: &WriteFailure) -> Result<bool> {
         let stored = self
             .firestore
             .get_documents(std::slice::from_ref(&failure.path), None)
             .await?;
-        Ok(stored.found.last().map(|document| document.body) == failure.body.as_deref())
+        let stored = stored.found.last().map(|document| document.body);
+        Ok(match &failure.change {
+            OwnedChange::Put { body } => stored == Some(body),
+            OwnedChange::Patch { body, mask } => stored.is_some_and(|stored| has_fields(stored, body, mask)),
+            OwnedChange::Delete => stored.is_none(),
+        })
     }
 
-    fn failure(&self, part: &Sealed, index: usize, code: Code, reason: &str) -> WriteFailure {
-        match part.document(index, &self.root) {
-            Ok((path, body)) => WriteFailure {
-                path,
-                code,
-                reason: reason.to_owned(),
-                body,
-                in_doubt: part.entries[index].in_doubt,
-            },
+    fn failure(&self, part: &Sealed, index: usize, code: Code, reason: &str) -> (Option<Mark>, WriteFailure) {
+        let entry = &part.entries[index];
+        let (path, change, reason) = match part.read_back(index, &self.root) {
+            Ok((path, change)) => (path, change, reason.to_owned()),
             // What this writer has encoded itself reads back. If it ever does not, the failure still counts.
-            Err(unreadable) => WriteFailure {
-                path: unreadable_path(),
-                code,
-                reason: format!("{reason} (and the document cannot be shown: {unreadable})"),
-                body: None,
-                in_doubt: part.entries[index].in_doubt,
-            },
-        }
+            Err(unreadable) => (
+                unreadable_path(),
+                OwnedChange::Delete,
+                format!("{reason} (and the write cannot be shown: {unreadable})"),
+            ),
+        };
+        let failure = WriteFailure {
+            path,
+            code,
+            reason,
+            change,
+            precondition: entry.precondition,
+        };
+        (entry.mark, failure)
     }
 }
 
@@ -293,5 +307,44 @@ fn refusal(status: &Status) -> Refusal {
         Code::InvalidArgument | Code::OutOfRange | Code::AlreadyExists | Code::DataLoss => Refusal::Search,
         _ if is_retryable(status) => Refusal::Retry,
         _ => Refusal::Stop,
+    }
+}
+
+/// Whether the fields that a mask names are the same in two bodies.
+fn has_fields(stored: &[u8], body: &[u8], mask: &[String]) -> bool {
+    let (Ok(stored), Ok(body)) = (canonical::decode(stored), canonical::decode(body)) else {
+        return false;
+    };
+    let below = |path: &str, above: &str| {
+        path.strip_prefix(above)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    changed_fields(&stored, &body).iter().all(|change| {
+        let changed = change.path.to_string();
+        !mask
+            .iter()
+            .any(|path| below(&changed, path) || below(path, &changed))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::typed_json::fields_from_str;
+
+    #[test]
+    fn a_patch_is_applied_when_its_fields_are_there() {
+        let body = |json: &str| canonical::encode(&fields_from_str(json).unwrap());
+        let stored = body(r#"{"a": {"b": 1, "c": 2}, "d": 3}"#);
+        let holds = |wanted: &str, mask: &[&str]| {
+            let mask: Vec<String> = mask.iter().map(ToString::to_string).collect();
+            has_fields(&stored, &body(wanted), &mask)
+        };
+        assert!(holds(r#"{"a": {"b": 1}}"#, &["a.b"]));
+        assert!(holds(r#"{"a": {"b": 1}}"#, &["a.b", "gone"]));
+        assert!(!holds(r#"{"a": {"b": 1}}"#, &["a"]));
+        assert!(!holds(r#"{"a": {"b": 2}}"#, &["a.b"]));
+        assert!(!holds("{}", &["d"]));
+        assert!(!holds(r#"{"d": {"e": 1}}"#, &["d.e"]));
     }
 }

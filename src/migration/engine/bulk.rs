@@ -2,17 +2,14 @@
 
 use std::sync::Arc;
 
-use futures::{Stream, StreamExt};
-
 use super::change::{Base, Change, OnConflict, Write};
 use super::draft::{Draft, value_at};
 use super::failure::Failure;
+use super::scan::{Scan, Source};
 use super::serve::Server;
 use super::sink::Sink;
-use crate::document::{
-    CollectionPath, DocumentBatch, DocumentPath, DocumentRef, Fields, KeyRange, Timestamp, canonical,
-};
-use crate::firestore::{Query, ScanOptions};
+use crate::document::{CollectionPath, DocumentBatch, DocumentPath, DocumentRef, Fields, canonical};
+use crate::firestore::Query;
 use crate::migration::StoredDocument;
 
 /// A step.
@@ -67,8 +64,7 @@ impl<S: Sink> Server<S> {
         concerns: impl Fn(&Fields) -> bool + Send,
     ) -> Result<u64, Failure> {
         self.writer.flush_query(&query).await?;
-        let time = self.read_time().await?;
-        let mut documents = self.firestore.query(query, time).boxed();
+        let mut documents = self.scan(Source::Query(query)).await?;
         let mut count = 0;
         while let Some(batch) = self.next(&mut documents).await? {
             for document in batch.iter() {
@@ -96,8 +92,7 @@ impl<S: Sink> Server<S> {
         site: Arc<str>,
     ) -> Result<u64, Failure> {
         self.writer.flush().await?;
-        let time = self.read_time().await?;
-        let mut documents = self.below(from, time).boxed();
+        let mut documents = self.scan(Source::Range(from.key_range())).await?;
         let mut count = 0;
         while let Some(batch) = self.next(&mut documents).await? {
             for document in batch.iter() {
@@ -131,8 +126,7 @@ impl<S: Sink> Server<S> {
 
     async fn delete_all(&mut self, collection: &CollectionPath, site: Arc<str>) -> Result<u64, Failure> {
         self.writer.flush().await?;
-        let time = self.read_time().await?;
-        let mut documents = self.below(collection, time).boxed();
+        let mut documents = self.scan(Source::Range(collection.key_range())).await?;
         let mut count = 0;
         while let Some(batch) = self.next(&mut documents).await? {
             for document in batch.iter() {
@@ -145,28 +139,9 @@ impl<S: Sink> Server<S> {
         Ok(count)
     }
 
-    /// The documents of a collection and everything below them.
-    fn below(
-        &self,
-        collection: &CollectionPath,
-        time: Timestamp,
-    ) -> impl Stream<Item = crate::firestore::Result<DocumentBatch>> + Send + 'static + use<S> {
-        let range: KeyRange = collection.key_range();
-        self.firestore.scan(ScanOptions::new(range, time))
-    }
-
-    async fn next(
-        &self,
-        documents: &mut futures::stream::BoxStream<'static, crate::firestore::Result<DocumentBatch>>,
-    ) -> Result<Option<DocumentBatch>, Failure> {
-        let batch = match tokio::time::timeout(self.deadline(), documents.next()).await {
-            Ok(batch) => batch.transpose()?,
-            Err(_) => return Err(Failure::Deadline("a scan")),
-        };
-        if let Some(batch) = &batch {
-            self.reading().add(batch.len(), batch.byte_len());
-        }
-        Ok(batch)
+    async fn next(&self, documents: &mut Scan) -> Result<Option<DocumentBatch>, Failure> {
+        self.bounds().check()?;
+        documents.next().await
     }
 }
 

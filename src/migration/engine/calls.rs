@@ -107,6 +107,14 @@ fn reads<'js>(ctx: &Ctx<'js>, host: &Rc<Host>, object: &Object<'js>) -> rquickjs
     )?;
     let at = host.clone();
     function(
+        "ready",
+        Function::new(ctx.clone(), move |ctx: Ctx<'js>, query: Object<'js>| {
+            let query = query_of(&ctx, &at, &query)?;
+            at.ask(&ctx, |reply| Request::Ready(query, reply))
+        })?,
+    )?;
+    let at = host.clone();
+    function(
         "log",
         Function::new(ctx.clone(), move |level: String, text: String| {
             at.log(&level, text)

@@ -76,6 +76,13 @@ pub(super) enum OnConflict {
     Rerun(u32),
 }
 
+impl OnConflict {
+    /// Whether the same change can be made to whatever the document has become.
+    pub(super) fn repeats(self) -> bool {
+        matches!(self, Self::Again | Self::AgainIfThere)
+    }
+}
+
 /// A write of a script.
 #[derive(Clone, Debug)]
 pub(super) struct Write {
@@ -89,40 +96,44 @@ pub(super) struct Write {
 
 impl Change {
     /// What it makes of a document, `None` for nothing.
-    pub(super) fn apply(self, stored: Option<Fields>, now: Timestamp) -> Result<Option<Fields>, ChangeError> {
-        let existing = |stored: Option<Fields>| stored.ok_or(ChangeError::Missing);
+    pub(super) fn apply(
+        &self,
+        stored: Option<&Fields>,
+        now: Timestamp,
+    ) -> Result<Option<Fields>, ChangeError> {
+        let existing = || stored.ok_or(ChangeError::Missing);
         Ok(Some(match self {
             Self::Create(_) if stored.is_some() => return Err(ChangeError::Exists),
             Self::Create(drafts) => fields_onto(drafts, None, now)?,
-            Self::Set(drafts) => fields_onto(drafts, stored.as_ref(), now)?,
+            Self::Set(drafts) => fields_onto(drafts, stored, now)?,
             Self::Merge(drafts) => {
-                let mut fields = stored.unwrap_or_default();
+                let mut fields = stored.cloned().unwrap_or_default();
                 merge(drafts, &mut fields, now)?;
                 fields
             }
             Self::Update(changes) => {
-                let mut fields = existing(stored)?;
+                let mut fields = existing()?.clone();
                 for (path, draft) in changes {
-                    set_at(&mut fields, &path, draft, now)?;
+                    set_at(&mut fields, path, draft, now)?;
                 }
                 fields
             }
-            Self::Replace(drafts) => fields_onto(drafts, Some(&existing(stored)?), now)?,
-            Self::Copy(body) => canonical::decode(&body)?,
+            Self::Replace(drafts) => fields_onto(drafts, Some(existing()?), now)?,
+            Self::Copy(body) => canonical::decode(body)?,
             Self::AddField(path, draft) => {
-                let mut fields = existing(stored)?;
-                if value_at(&fields, &path).is_none() {
-                    set_at(&mut fields, &path, draft, now)?;
+                let mut fields = existing()?.clone();
+                if value_at(&fields, path).is_none() {
+                    set_at(&mut fields, path, draft, now)?;
                 }
                 fields
             }
             Self::RenameField(from, to) => {
-                let mut fields = existing(stored)?;
-                if let Some(value) = remove_at(&mut fields, &from) {
-                    if value_at(&fields, &to).is_some() {
+                let mut fields = existing()?.clone();
+                if let Some(value) = remove_at(&mut fields, from) {
+                    if value_at(&fields, to).is_some() {
                         return Err(ChangeError::Taken);
                     }
-                    set_at(&mut fields, &to, Draft::Value(value), now)?;
+                    set_at(&mut fields, to, &Draft::Value(value), now)?;
                 }
                 fields
             }

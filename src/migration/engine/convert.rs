@@ -68,7 +68,8 @@ impl<'js> Incoming<'_, 'js> {
                 }
                 Err(_) => BigInt::from_i64(ctx(), value)?.into_value(),
             },
-            Token::Double(bits) => Js::new_number(ctx(), f64::from_bits(bits)),
+            // Not `new_number`, which makes 0 of -0.
+            Token::Double(bits) => Js::new_float(ctx(), f64::from_bits(bits)),
             Token::String(text) => {
                 let text = text.to_str().map_err(|_| self.broken())?;
                 rquickjs::String::from_str(ctx(), text)?.into_value()

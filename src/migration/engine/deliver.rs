@@ -95,22 +95,16 @@ impl<S: Sink> Delivery<S> {
                 match undone.remove(&entry.path) {
                     None => delivered.done(&write, roots),
                     Some(undone) if !is_conflict(undone.code) => return Err(refused(&entry, undone)),
-                    Some(undone) => {
-                        if undone.in_doubt && self.is_done(&write).await? {
-                            delivered.done(&write, roots);
-                            continue;
+                    Some(_) => match entry.on_conflict {
+                        OnConflict::Rerun(function) => delivered.rerun.push((function, entry.path)),
+                        OnConflict::Never => return Err(contended(&entry, attempt)),
+                        _ if attempt == ATTEMPTS => return Err(contended(&entry, attempt)),
+                        _ => {
+                            entry.base = Base::Unknown;
+                            entry.supersedes = true;
+                            conflicts.push(entry);
                         }
-                        match entry.on_conflict {
-                            OnConflict::Rerun(function) => delivered.rerun.push((function, entry.path)),
-                            OnConflict::Never => return Err(contended(&entry, attempt)),
-                            _ if attempt == ATTEMPTS => return Err(contended(&entry, attempt)),
-                            _ => {
-                                entry.base = Base::Unknown;
-                                entry.supersedes = true;
-                                conflicts.push(entry);
-                            }
-                        }
-                    }
+                    },
                 }
             }
             if conflicts.is_empty() {
@@ -171,13 +165,6 @@ impl<S: Sink> Delivery<S> {
         documents.collect()
     }
 
-    /// Whether a write whose answer got lost was done.
-    async fn is_done(&self, write: &Ready) -> Result<bool, Failure> {
-        let found = self.get(std::slice::from_ref(&write.path)).await?;
-        let stored = found.get(&write.path).map(|stored| &stored.body);
-        Ok(stored == write.after.as_ref().map(|(_, body)| body))
-    }
-
     /// The server's time, as well as it is known.
     async fn now(&self) -> Result<Timestamp, Failure> {
         let mut clock = self.clock.lock().await;
@@ -227,9 +214,10 @@ fn prepare(entry: &Entry, now: Timestamp) -> Result<Option<Ready>, Failure> {
         None if entry.on_conflict == OnConflict::AgainIfThere => return Ok(None),
         None => None,
     };
-    let mut after = before_fields.clone();
-    for change in &entry.changes {
-        after = change.clone().apply(after, now).map_err(failed)?;
+    let (first, others) = entry.changes.split_first().ok_or(Failure::Gone)?;
+    let mut after = first.apply(before_fields.as_ref(), now).map_err(failed)?;
+    for change in others {
+        after = change.apply(after.as_ref(), now).map_err(failed)?;
     }
     let after = after.map(|fields| {
         let body = canonical::encode(&fields);

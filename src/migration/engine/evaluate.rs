@@ -372,7 +372,8 @@ fn kind_of(failure: Failure) -> ScriptErrorKind {
     match failure {
         Failure::Database(error) => ScriptErrorKind::Database(Box::new(error)),
         Failure::Journal(error) => ScriptErrorKind::Journal(error),
-        Failure::Deadline(_) => ScriptErrorKind::TimeLimit,
+        Failure::Deadline(_) | Failure::TotalTime(_) => ScriptErrorKind::TimeLimit,
+        Failure::Stopped => ScriptErrorKind::Stopped,
         Failure::Refused { .. } | Failure::Contended { .. } | Failure::TooContended => {
             ScriptErrorKind::Refused
         }

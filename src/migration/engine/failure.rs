@@ -48,6 +48,12 @@ pub(super) enum Failure {
     /// A call took longer than it may.
     #[error("{0} was not answered within the time that a call may take")]
     Deadline(&'static str),
+    /// All of it took longer than it may.
+    #[error("the script took more than the {} s that it may", .0.as_secs_f64())]
+    TotalTime(std::time::Duration),
+    /// Somebody asked to stop.
+    #[error("the script was asked to stop")]
+    Stopped,
     /// A part of the engine has gone.
     #[error("the engine stopped by itself; please report this")]
     Gone,

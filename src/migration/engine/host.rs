@@ -179,6 +179,10 @@ impl Host {
         ctx: &Ctx<'js>,
         document: StoredDocument,
     ) -> rquickjs::Result<Function<'js>> {
+        if self.held.get() + weight(&document) > self.memory {
+            // Some may only wait to be collected: the engine does not know how large they are.
+            ctx.run_gc();
+        }
         let held = self.held.get() + weight(&document);
         if held > self.memory {
             return Err(Exception::throw_internal(
@@ -377,7 +381,7 @@ impl Host {
         let drafts = drafts_of(ctx, data, &self.root)?;
         let unreadable = |_| Exception::throw_internal(ctx, "the document cannot be read");
         let before = canonical::decode(&stored.body).map_err(unreadable)?;
-        let after = fields_onto(drafts.clone(), Some(&before), Timestamp::default())
+        let after = fields_onto(&drafts, Some(&before), Timestamp::default())
             .map_err(|error| Exception::throw_type(ctx, &error.to_string()))?;
         if after == before {
             return Ok(false);

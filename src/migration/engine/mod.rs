@@ -22,6 +22,7 @@ mod failure;
 mod field_path;
 mod host;
 mod promises;
+mod scan;
 mod serve;
 mod sink;
 mod watch;
@@ -31,6 +32,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -42,7 +44,7 @@ use deliver::Delivery;
 use evaluate::{Job, Task};
 use failure::Failure;
 use host::Access;
-use serve::{Request, Server};
+use serve::{Bounds, Request, Server};
 use sink::{Live, Pretend, Sink};
 use writer::Writer;
 
@@ -149,7 +151,7 @@ async fn drive<S: Sink>(
         dry_run: matches!(options.mode, RunMode::DryRun { .. }),
         requests: Some(requests),
         log: options.log,
-        stop: options.stop,
+        stop: options.stop.clone(),
         abandoned: abandoned.0.clone(),
         root: firestore.database().root(),
         project: firestore.database().project.clone(),
@@ -159,7 +161,12 @@ async fn drive<S: Sink>(
         let _ = finished.send(evaluate::evaluate(job));
     });
     let thread = thread.map_err(|error| no_thread(&module.file, &error))?;
-    let server = Server::new(firestore, Writer::new(delivery), progress, module.limits.call);
+    let bounds = Bounds {
+        call: module.limits.call,
+        total: module.limits.total.map(|total| (Instant::now() + total, total)),
+        stop: options.stop.clone(),
+    };
+    let server = Server::new(firestore, Writer::new(delivery), progress, bounds);
     let served = server.serve(served).await;
     if served.is_err() {
         abandoned.0.store(true, Ordering::Relaxed);
@@ -188,8 +195,11 @@ fn spawn<T: Send + 'static>(
     module: &Module,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> std::io::Result<std::thread::JoinHandle<T>> {
+    // The script's name, so that tools which list threads show which one is busy.
+    let stem = module.file.file_stem().unwrap_or_default().to_string_lossy();
+    let name: String = stem.chars().filter(|&letter| letter != '\0').take(15).collect();
     std::thread::Builder::new()
-        .name("migration".to_owned())
+        .name(name)
         .stack_size(module.limits.stack_bytes.saturating_mul(2) + NATIVE_STACK)
         .spawn(work)
 }

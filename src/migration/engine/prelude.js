@@ -271,8 +271,14 @@
     return query;
   };
 
+  // What is asked of a collection must see what functions make of it, also where they have to run again.
+  const ready = (query) => {
+    if (functions.length > 0 && host.ready(query)) settle();
+    return query;
+  };
+
   function* scan(query) {
-    const scan = host.open(query);
+    const scan = host.open(ready(query));
     try {
       for (;;) {
         const found = host.next(scan);
@@ -349,12 +355,12 @@
 
     documents(collection, options) { return scan(query(collection, options, false, "db.documents")); }
     collectionGroup(collection, options) { return scan(query(collection, options, true, "db.collectionGroup")); }
-    count(collection, options) { return host.count(query(collection, options, false, "db.count")); }
+    count(collection, options) { return host.count(ready(query(collection, options, false, "db.count"))); }
 
     addField(collection, field, value, options) {
       text(field, "db.addField: the field");
       const what = query(collection, options, false, "db.addField");
-      if (typeof value !== "function") return host.addField(what, field, value, site());
+      if (typeof value !== "function") return host.addField(ready(what), field, value, site());
       // A default that depends on the document.
       const keys = host.fieldPath(field);
       return this.transform(collection, (data, doc) => (has(data, keys) ? undefined : put(data, keys, value(doc.data, doc))), options);
@@ -362,11 +368,11 @@
     renameField(collection, from, to, options) {
       text(from, "db.renameField: the field");
       text(to, "db.renameField: the new name");
-      return host.renameField(query(collection, options, false, "db.renameField"), from, to, site());
+      return host.renameField(ready(query(collection, options, false, "db.renameField")), from, to, site());
     }
     removeField(collection, field, options) {
       text(field, "db.removeField: the field");
-      return host.removeField(query(collection, options, false, "db.removeField"), field, site());
+      return host.removeField(ready(query(collection, options, false, "db.removeField")), field, site());
     }
     transform(collection, change, options) {
       expect(typeof change === "function", "db.transform: the second argument must be a function", change);
@@ -394,6 +400,7 @@
     moveCollection(from, to) { return copy(from, to, true, "db.moveCollection"); }
     deleteCollection(collection) {
       text(collection, "db.deleteCollection: the collection");
+      if (functions.length > 0) settle();
       return host.deleteCollection(collection, site());
     }
 
@@ -437,6 +444,7 @@
   const copy = (from, to, move, call) => {
     text(from, `${call}: the collection`);
     text(to, `${call}: the new collection`);
+    if (functions.length > 0) settle();
     return host.copyCollection(from, to, move, site());
   };
 

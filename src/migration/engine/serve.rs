@@ -5,21 +5,22 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use futures::StreamExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::bulk::Bulk;
 use super::change::Write;
 use super::failure::Failure;
+use super::scan::{Scan, Source};
 use super::sink::Sink;
 use super::writer::Writer;
 use crate::document::{DocumentBatch, DocumentPath};
 use crate::firestore::{Firestore, Query};
 use crate::migration::{RunStats, StoredDocument};
 use crate::progress::Progress;
+use crate::stop::Stop;
 
 /// What a script wants.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub(super) enum Request {
     Count(Query, Reply<u64>),
     /// A step over a whole collection; how many documents it concerned.
     Bulk(Bulk, Arc<str>, Reply<u64>),
+    /// That what concerns a query is written; whether functions must run again on some of it.
+    Ready(Query, Reply<bool>),
     /// That everything is written; the documents on which functions must run again.
     Flush(Reply<Vec<(u32, DocumentPath)>>),
 }
@@ -61,7 +64,31 @@ pub(super) struct Server<S> {
     pub(super) writer: Writer<S>,
     scans: JoinSet<()>,
     read: Reading,
-    deadline: Duration,
+    bounds: Bounds,
+}
+
+/// How long a run goes on.
+#[derive(Clone, Debug)]
+pub(super) struct Bounds {
+    /// The most that a call may take.
+    pub(super) call: Duration,
+    /// When all of it must be over, and how long that is from its beginning.
+    pub(super) total: Option<(Instant, Duration)>,
+    /// Whether somebody asked to stop.
+    pub(super) stop: Stop,
+}
+
+impl Bounds {
+    /// Whether the run may go on. The script's thread looks by itself, but not while it waits for an answer.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        if self.stop.is_requested() {
+            return Err(Failure::Stopped);
+        }
+        match self.total {
+            Some((end, total)) if Instant::now() > end => Err(Failure::TotalTime(total)),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Counts what was read.
@@ -79,12 +106,7 @@ impl Reading {
 }
 
 impl<S: Sink> Server<S> {
-    pub(super) fn new(
-        firestore: Firestore,
-        writer: Writer<S>,
-        progress: Progress,
-        deadline: Duration,
-    ) -> Self {
+    pub(super) fn new(firestore: Firestore, writer: Writer<S>, progress: Progress, bounds: Bounds) -> Self {
         Self {
             firestore,
             writer,
@@ -93,16 +115,12 @@ impl<S: Sink> Server<S> {
                 documents: Arc::default(),
                 progress,
             },
-            deadline,
+            bounds,
         }
     }
 
-    pub(super) fn deadline(&self) -> Duration {
-        self.deadline
-    }
-
-    pub(super) fn reading(&self) -> Reading {
-        self.read.clone()
+    pub(super) fn bounds(&self) -> &Bounds {
+        &self.bounds
     }
 
     /// Serves until the script is done. What it has not asked to be flushed by then, because it failed, is not written.
@@ -136,6 +154,7 @@ impl<S: Sink> Server<S> {
 
     /// Does what is asked. A failure of a read is the script's to hear; one of a write ends the run.
     async fn handle(&mut self, request: Request) -> Result<(), Failure> {
+        self.bounds.check()?;
         match request {
             Request::Write(writes) => {
                 for write in writes {
@@ -159,6 +178,10 @@ impl<S: Sink> Server<S> {
                 let done = self.bulk(bulk, site).await?;
                 let _ = reply.send(Ok(done));
             }
+            Request::Ready(query, reply) => {
+                self.writer.flush_query(&query).await?;
+                let _ = reply.send(Ok(self.writer.has_rerun()));
+            }
             Request::Flush(reply) => {
                 self.writer.flush().await?;
                 let _ = reply.send(Ok(self.writer.take_rerun()));
@@ -172,7 +195,7 @@ impl<S: Sink> Server<S> {
         what: &'static str,
         call: impl Future<Output = crate::firestore::Result<T>>,
     ) -> Result<T, Failure> {
-        match tokio::time::timeout(self.deadline, call).await {
+        match tokio::time::timeout(self.bounds.call, call).await {
             Ok(answer) => Ok(answer?),
             Err(_) => Err(Failure::Deadline(what)),
         }
@@ -195,37 +218,25 @@ impl<S: Sink> Server<S> {
         Ok(document)
     }
 
-    /// The time to scan at: later than every write that was done before.
-    pub(super) async fn read_time(&self) -> Result<crate::document::Timestamp, Failure> {
-        self.within("the question for the time", self.firestore.current_read_time())
-            .await
+    /// Begins to read a source as it is now.
+    pub(super) async fn scan(&self, source: Source) -> Result<Scan, Failure> {
+        Scan::open(&self.firestore, source, self.read.clone(), self.bounds.call).await
     }
 
     async fn open(&mut self, query: Query) -> Result<mpsc::Receiver<Scanned>, Failure> {
-        let time = self.read_time().await?;
+        let scan = self.scan(Source::Query(query)).await?;
         let (sender, receiver) = mpsc::channel(READ_AHEAD);
-        let documents = self.firestore.query(query, time).boxed();
-        let (read, deadline) = (self.read.clone(), self.deadline);
-        self.scans.spawn(scan(documents, sender, read, deadline));
+        self.scans.spawn(pass_on(scan, sender));
         Ok(receiver)
     }
 }
 
-async fn scan(
-    mut documents: futures::stream::BoxStream<'static, crate::firestore::Result<DocumentBatch>>,
-    sender: mpsc::Sender<Scanned>,
-    read: Reading,
-    deadline: Duration,
-) {
+async fn pass_on(mut scan: Scan, sender: mpsc::Sender<Scanned>) {
     loop {
-        let scanned = match tokio::time::timeout(deadline, documents.next()).await {
-            Ok(Some(Ok(batch))) => {
-                read.add(batch.len(), batch.byte_len());
-                Scanned::Documents(batch)
-            }
+        let scanned = match scan.next().await {
+            Ok(Some(batch)) => Scanned::Documents(batch),
             Ok(None) => Scanned::End,
-            Ok(Some(Err(error))) => Scanned::Failed(error.into()),
-            Err(_) => Scanned::Failed(Failure::Deadline("a scan")),
+            Err(failure) => Scanned::Failed(failure),
         };
         let last = !matches!(scanned, Scanned::Documents(_));
         // Nobody listens any more when the script has left the loop.

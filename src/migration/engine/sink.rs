@@ -12,7 +12,7 @@ use tonic::Code;
 use super::change::changed_fields;
 use super::failure::Failure;
 use crate::document::{DocumentPath, Fields, canonical};
-use crate::firestore::{ConditionalWriter, Precondition, WriteFailure, field_path_text};
+use crate::firestore::{ConditionalWriter, Precondition, Write, WriteFailure, field_path_text};
 use crate::migration::{BeforeImage, BodyHash, DocumentChange, Journal, StoredDocument};
 
 /// A write of which everything is known.
@@ -33,8 +33,6 @@ pub(super) struct Ready {
 pub(super) struct Undone {
     pub(super) code: Code,
     pub(super) reason: String,
-    /// Whether it may have been done all the same: an answer got lost.
-    pub(super) in_doubt: bool,
 }
 
 /// Takes writes of different documents.
@@ -75,7 +73,7 @@ impl Sink for Live {
         for write in ready {
             let condition = match &write.before {
                 Some(before) => Precondition::UpdateTime(before.update_time),
-                None => Precondition::Absent,
+                None => Precondition::MustNotExist,
             };
             match (&write.after, &write.before_fields) {
                 (Some((after, _)), Some(before)) => {
@@ -84,10 +82,11 @@ impl Sink for Live {
                         .iter()
                         .map(|name| field_path_text([name.as_str()]))
                         .collect();
-                    writes.put(&write.path, &canonical::encode(&values), Some(&mask), condition)?;
+                    let body = canonical::encode(&values);
+                    writes.push(Write::patch(&write.path, &body, &mask).on(condition))?;
                 }
-                (Some((_, body)), None) => writes.put(&write.path, body, None, condition)?,
-                (None, _) => writes.delete(&write.path, condition)?,
+                (Some((_, body)), None) => writes.push(Write::put(&write.path, body).on(condition))?,
+                (None, _) => writes.push(Write::delete(&write.path).on(condition))?,
             }
         }
         let failures = self.writer.send(writes).await?;
@@ -108,7 +107,6 @@ fn undone(failure: WriteFailure) -> (DocumentPath, Undone) {
     let undone = Undone {
         code: failure.code,
         reason: failure.reason,
-        in_doubt: failure.in_doubt,
     };
     (failure.path, undone)
 }

@@ -65,6 +65,14 @@ impl<S: Sink> Writer<S> {
     /// Takes a write. Waits while too much is under way.
     pub(super) async fn add(&mut self, write: Write) -> Result<(), Failure> {
         self.settle_done()?;
+        // What must not be made again upon another version cannot become one with what may.
+        let pending = self
+            .index
+            .get(&write.path)
+            .map(|&at| self.pending[at].on_conflict);
+        if pending.is_some_and(|pending| pending != write.on_conflict || !pending.repeats()) {
+            self.send().await?;
+        }
         while self.paths_under_way.contains(&write.path) {
             self.settle_one().await?;
         }
@@ -74,7 +82,6 @@ impl<S: Sink> Writer<S> {
                 let entry = &mut self.pending[at];
                 entry.changes.push(write.change);
                 entry.site = write.site;
-                entry.on_conflict = write.on_conflict;
             }
             None => {
                 let collection = write.path.collection().as_str().to_owned();
@@ -154,6 +161,11 @@ impl<S: Sink> Writer<S> {
             None => query.collection.clone(),
         };
         self.collections.contains_key(&path)
+    }
+
+    /// Whether functions have to run again on documents.
+    pub(super) fn has_rerun(&self) -> bool {
+        !self.rerun.is_empty()
     }
 
     /// The documents on which functions have to run again.

@@ -9,8 +9,7 @@ use firebank::backup::{BackupError, BackupOptions, BackupStats, Parent, backup};
 use firebank::clock;
 use firebank::compare::{Comparison, compare};
 use firebank::document::{DatabaseName, DocumentBatch, KeyRange};
-use firebank::firestore::{ConnectOptions, Firestore, RetryPolicy, ScanOptions, Target, WriteOptions};
-use firebank::path_filter::PathFilter;
+use firebank::firestore::{ConnectOptions, Firestore, RetryPolicy, ScanOptions, Target};
 use firebank::progress::Progress;
 use firebank::restore::{RestoreError, RestoreOptions, RestoreStats, restore};
 use firebank::store::Store;
@@ -90,10 +89,8 @@ pub(crate) async fn back_up(database: &Firestore, repository: &Repository, range
 /// Everything, as fast as it goes.
 pub(crate) fn restore_options(database: &Firestore, dead_letter_file: &Path) -> RestoreOptions {
     RestoreOptions {
-        filter: PathFilter::all(),
-        write: WriteOptions::new(database),
         parallel: 4,
-        dead_letter_file: dead_letter_file.to_owned(),
+        ..RestoreOptions::new(database, dead_letter_file)
     }
 }
 

@@ -1,0 +1,195 @@
+//! What a restore would do, found out by the stages that do it, with a count in the place of the writer.
+
+use std::collections::BTreeMap;
+
+use futures::{StreamExt, TryStreamExt, stream};
+
+use super::check::{self, Checks, Warning};
+use super::conflicts::Conflicts;
+use super::decide::{Decide, Purpose};
+use super::ranges;
+use super::rules::{Fate, Fates, Look};
+use super::{ReferenceCounts, RestoreCounts, RestoreError, RestoreOptions};
+use crate::archive::{Lease, SnapshotReader};
+use crate::document::{DatabaseName, DocumentPath};
+use crate::firestore::{Firestore, write_time};
+
+/// What a restore would do.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct RestorePlan {
+    /// Documents that were chosen.
+    pub documents: u64,
+    /// Bytes of their fields, in canonical form.
+    pub bytes: u64,
+    /// What would become of them, and of documents that a mirror deletes.
+    #[serde(flatten)]
+    pub fates: Fates,
+    /// The same by root collection of the database that would be written, everything below it included.
+    pub collections: BTreeMap<String, Fates>,
+    /// References in what would be written.
+    pub references: ReferenceCounts,
+    /// Reads that the restore would be billed, about.
+    pub billed_reads: u64,
+    /// Writes that it would be billed.
+    pub billed_writes: u64,
+    /// Deletes that it would be billed.
+    pub billed_deletes: u64,
+    /// The least time that the writes take at the rate and the ramp that they would have; none where nothing bounds it.
+    pub seconds: Option<f64>,
+    /// Documents that were changed too late and would be left alone: the first of them.
+    pub conflicting: Vec<DocumentPath>,
+    /// What to know before.
+    pub warnings: Vec<Warning>,
+}
+
+/// What has been counted.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) collections: BTreeMap<String, Fates>,
+    pub(crate) writes: u64,
+    pub(crate) warnings: Vec<Warning>,
+}
+
+impl Tally {
+    pub(crate) fn note(&mut self, path: &DocumentPath, fate: Fate) {
+        match self.collections.get_mut(path.root_collection()) {
+            Some(fates) => fates.note(fate),
+            None => {
+                let mut fates = Fates::default();
+                fates.note(fate);
+                self.collections.insert(path.root_collection().to_owned(), fates);
+            }
+        }
+    }
+
+    pub(crate) fn add(&mut self, other: Self) {
+        for (collection, fates) in other.collections {
+            *self.collections.entry(collection).or_default() += fates;
+        }
+        self.writes += other.writes;
+        check::merge(&mut self.warnings, other.warnings);
+    }
+
+    pub(crate) fn into_warnings(self) -> Vec<Warning> {
+        self.warnings
+    }
+}
+
+impl RestorePlan {
+    pub(crate) fn new(
+        counts: &RestoreCounts,
+        tally: Tally,
+        billed_reads: u64,
+        conflicts: &Conflicts,
+        options: &RestoreOptions,
+    ) -> Self {
+        let billed_deletes = counts.fates.deleted;
+        let time = write_time(
+            tally.writes + billed_deletes,
+            options.write.rate,
+            options.write.ramp,
+        );
+        Self {
+            documents: counts.documents,
+            bytes: counts.bytes,
+            fates: counts.fates,
+            collections: tally.collections,
+            references: counts.references,
+            billed_reads,
+            billed_writes: tally.writes,
+            billed_deletes,
+            seconds: time.map(|time| time.as_secs_f64()),
+            conflicting: conflicts.paths(),
+            warnings: tally.warnings,
+        }
+    }
+}
+
+/// Says what [`restore`](super::restore) would do to the database as it is now. Reads of it as much as a restore in
+/// [`RestoreMode::SkipIdentical`](super::RestoreMode::SkipIdentical) would.
+pub async fn plan_restore(
+    reader: &SnapshotReader,
+    database: &Firestore,
+    options: &RestoreOptions,
+) -> Result<RestorePlan, RestoreError> {
+    let before = database.stats().counts();
+    let conflicts = Conflicts::default();
+    let target = database.database();
+    let checks = Checks::new(&options.ttl_fields);
+    let purpose = Purpose::Plan(Look::Documents, checks);
+    let decide = Decide::new(
+        reader,
+        target,
+        Some(database),
+        options,
+        conflicts.clone(),
+        purpose,
+    )?;
+    let (counts, tally) = leased(reader, survey(&decide, options)).await?;
+    let source = Some(&reader.snapshot().database);
+    let billed_reads = match options.rules(source, target)?.look() {
+        Look::Nothing => 0,
+        // Names are billed as documents are.
+        Look::Times | Look::Documents => database.stats().counts().since(&before).billed_reads,
+    };
+    Ok(RestorePlan::new(
+        &counts,
+        tally,
+        billed_reads,
+        &conflicts,
+        options,
+    ))
+}
+
+/// Looks through the chosen documents for what to know before they are written, without a look at the database: as if all of
+/// them were.
+pub async fn check_restore(
+    reader: &SnapshotReader,
+    target: &DatabaseName,
+    options: &RestoreOptions,
+) -> Result<Vec<Warning>, RestoreError> {
+    let (_, tally) = leased(reader, look_through(reader, target, options)).await?;
+    Ok(tally.into_warnings())
+}
+
+/// The same under somebody else's lease.
+pub(super) async fn look_through(
+    reader: &SnapshotReader,
+    target: &DatabaseName,
+    options: &RestoreOptions,
+) -> Result<(RestoreCounts, Tally), RestoreError> {
+    let purpose = Purpose::Plan(Look::Nothing, Checks::new(&options.ttl_fields));
+    let decide = Decide::new(reader, target, None, options, Conflicts::default(), purpose)?;
+    survey(&decide, options).await
+}
+
+async fn leased<T>(
+    reader: &SnapshotReader,
+    work: impl Future<Output = Result<T, RestoreError>>,
+) -> Result<T, RestoreError> {
+    let lease = Lease::of(reader, "restore plan").await?;
+    let done = work.await;
+    lease.release().await;
+    match done {
+        Err(RestoreError::Archive(error)) => {
+            Err(reader.repository().explain(reader.id(), error).await.into())
+        }
+        done => done,
+    }
+}
+
+/// Goes through all ranges as a restore would.
+async fn survey(decide: &Decide, options: &RestoreOptions) -> Result<(RestoreCounts, Tally), RestoreError> {
+    decide.check_renames().await?;
+    let pieces =
+        ranges::split_ranges(&decide.reader, &options.pieces(&decide.reader), options.parallel).await?;
+    let mut decided = stream::iter(pieces)
+        .map(|range| Ok::<_, RestoreError>(decide.range(range)))
+        .try_flatten_unordered(options.parallel.max(1));
+    let (mut counts, mut tally) = (RestoreCounts::default(), Tally::default());
+    while let Some(decided) = decided.try_next().await? {
+        counts.add(&decided.counts);
+        tally.add(decided.tally);
+    }
+    Ok((counts, tally))
+}
