@@ -122,6 +122,7 @@ async fn check_single_documents(database: &Firestore) {
         .iter()
         .filter(|image| image.path == path("settings/main"))
         .collect();
+    assert_eq!(hashes[0].before, None);
     for pair in hashes.windows(2) {
         let before = pair[1].before.as_ref().unwrap();
         assert_eq!(pair[0].after, Some(BodyHash::of(&before.body)));

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
-use super::change::Write;
+use super::change::{Base, Write};
 use super::deliver::{Delivered, Delivery, Entry};
 use super::failure::Failure;
 use super::sink::Sink;
@@ -63,7 +63,7 @@ impl<S: Sink> Writer<S> {
     }
 
     /// Takes a write. Waits while too much is under way.
-    pub(super) async fn add(&mut self, write: Write) -> Result<(), Failure> {
+    pub(super) async fn add(&mut self, mut write: Write) -> Result<(), Failure> {
         self.settle_done()?;
         // What must not be made again upon another version cannot become one with what may.
         let pending = self
@@ -75,6 +75,10 @@ impl<S: Sink> Writer<S> {
         }
         while self.paths_under_way.contains(&write.path) {
             self.settle_one().await?;
+            if write.on_conflict.repeats() {
+                // The script saw it before that write.
+                write.base = Base::Unknown;
+            }
         }
         self.pending_bytes += write.weight();
         match self.index.get(&write.path) {
