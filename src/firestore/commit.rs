@@ -47,7 +47,7 @@ pub struct CommitWrite {
     /// What it is to be; `None` for nothing.
     pub fields: Option<Fields>,
     /// What it must be for any of the commit to be done.
-    pub condition: Option<Precondition>,
+    pub condition: Precondition,
 }
 
 /// What came of a commit.
@@ -161,10 +161,12 @@ impl Firestore {
             }
             None => Operation::Delete(format!("{root}/{path}")),
         };
-        let condition = write.condition.map(|condition| match condition {
-            Precondition::Absent => ConditionType::Exists(false),
-            Precondition::UpdateTime(time) => ConditionType::UpdateTime(protobuf_time(time)),
-        });
+        let condition = match write.condition {
+            Precondition::None => None,
+            Precondition::MustNotExist => Some(ConditionType::Exists(false)),
+            Precondition::MustExist => Some(ConditionType::Exists(true)),
+            Precondition::UpdateTime(time) => Some(ConditionType::UpdateTime(protobuf_time(time))),
+        };
         Ok(proto::Write {
             current_document: condition.map(|condition| proto::Precondition {
                 condition_type: Some(condition),

@@ -310,12 +310,12 @@ impl Shared {
                     );
                     Precondition::UpdateTime(document.update_time)
                 }
-                _ => Precondition::Absent,
+                _ => Precondition::MustNotExist,
             };
             let write = CommitWrite {
                 path: path(),
                 fields: Some(self.fields(seen.read_time, 0)),
-                condition: Some(condition),
+                condition,
             };
             if let Committed::Done(times) = self.database.commit(&[write]).await? {
                 *self.held.lock().await = Held {
@@ -338,7 +338,7 @@ impl Shared {
             writes.push(CommitWrite {
                 path: path(),
                 fields: Some(self.fields(held.acquired_at, held.beats)),
-                condition: Some(Precondition::UpdateTime(held.update_time)),
+                condition: Precondition::UpdateTime(held.update_time),
             });
             match self.database.commit(&writes).await? {
                 Committed::Done(times) => {
@@ -404,6 +404,6 @@ fn deletion(update_time: Timestamp) -> CommitWrite {
     CommitWrite {
         path: path(),
         fields: None,
-        condition: Some(Precondition::UpdateTime(update_time)),
+        condition: Precondition::UpdateTime(update_time),
     }
 }

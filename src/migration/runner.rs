@@ -19,7 +19,7 @@ use super::{
 };
 use crate::archive::{Repository, SnapshotId};
 use crate::document::Timestamp;
-use crate::firestore::{CommitWrite, Firestore, WriteOptions};
+use crate::firestore::{CommitWrite, Firestore, Precondition, WriteOptions};
 use crate::progress::Progress;
 use crate::stop::Stop;
 
@@ -374,7 +374,7 @@ impl Runner {
         let write = CommitWrite {
             path: record.path.clone(),
             fields: Some(record.to_fields()),
-            condition: None,
+            condition: Precondition::None,
         };
         Ok(lock.write(vec![write]).await?)
     }

@@ -11,7 +11,7 @@ use super::before_images::{Images, SessionJournal};
 use super::sorted::{Image, ImageBatch};
 use super::{BeforeImage, BodyHash, Journal, MigrationError, StoredDocument};
 use crate::document::DocumentPath;
-use crate::firestore::{ConditionalWriter, Firestore, Precondition, WriteOptions};
+use crate::firestore::{ConditionalWriter, Firestore, Precondition, Write, WriteOptions};
 use crate::progress::Progress;
 
 /// Batches under way at the same time.
@@ -186,7 +186,7 @@ impl Undo<'_> {
             if writes {
                 let condition = match now {
                     Some(document) => Precondition::UpdateTime(document.update_time),
-                    None => Precondition::Absent,
+                    None => Precondition::MustNotExist,
                 };
                 writing.push((path, image, condition));
             }
@@ -201,10 +201,11 @@ impl Undo<'_> {
         }
         let mut writes = writer.writes();
         for (path, image, condition) in &writing {
-            match &image.before {
-                Some(before) => writes.put(path, &before.body, None, *condition)?,
-                None => writes.delete(path, *condition)?,
-            }
+            let write = match &image.before {
+                Some(before) => Write::put(path, &before.body),
+                None => Write::delete(path),
+            };
+            writes.push(write.on(*condition))?;
         }
         let mut again = Vec::new();
         let refused = writer.send(writes).await?;

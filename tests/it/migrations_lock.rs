@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use firebank::document::{DocumentPath, Fields, Value};
-use firebank::firestore::{CommitWrite, Firestore};
+use firebank::firestore::{CommitWrite, Firestore, Precondition};
 use firebank::migration::{Lock, LockError, LockOptions};
 use firebank::stop::Stop;
 
@@ -129,7 +129,7 @@ async fn who_loses_the_lock_notices_and_writes_nothing_more() {
                 "status".to_owned(),
                 Value::String(text.to_owned()),
             )])),
-            condition: None,
+            condition: Precondition::None,
         }]
     };
     lock.write(write("running")).await.unwrap();

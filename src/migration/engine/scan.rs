@@ -98,7 +98,8 @@ impl Scan {
     }
 
     /// A time later than every write that was done before.
-    async fn now(&self) -> Result<Timestamp, Failure> {
+    // Exclusive, because the stream cannot be shared between threads.
+    async fn now(&mut self) -> Result<Timestamp, Failure> {
         tokio::time::timeout(self.deadline, self.firestore.current_read_time())
             .await
             .map_err(|_| Failure::Deadline("the question for the time"))?
