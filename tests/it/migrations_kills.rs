@@ -23,11 +23,12 @@ export function migrate(db) {
 const ITEMS: i64 = 2500;
 
 impl Project {
-    fn start(&self, arguments: &[&str]) -> Child {
+    /// Starts a command whose lock expires after this long.
+    fn start(&self, arguments: &[&str], lock_expiry: &str) -> Child {
         self.std_command()
             .args(["--emulator", &self.address(), "--project", SHOP])
             .args(arguments)
-            .args(["--lock-expiry", "1s"])
+            .args(["--lock-expiry", lock_expiry])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -37,7 +38,7 @@ impl Project {
 
     /// Runs a command and kills it after this long. Says whether it was killed.
     fn kill_after(&self, arguments: &[&str], delay: Duration) -> bool {
-        let mut child = self.start(arguments);
+        let mut child = self.start(arguments, "1s");
         std::thread::sleep(delay);
         let killed = child.try_wait().unwrap().is_none();
         let _ = child.kill();
@@ -196,7 +197,7 @@ fn runners_that_start_together_apply_each_once() {
         );
     }
     let children: Vec<Child> = (0..3)
-        .map(|_| project.start(&["migrate", "--json", "--wait", "2min"]))
+        .map(|_| project.start(&["migrate", "--json", "--wait", "2min"], "60s"))
         .collect();
     let mut applied = Vec::new();
     for child in children {
@@ -222,7 +223,7 @@ fn an_interrupted_migration_is_undone_at_once() {
         "v1_slow",
         "export function migrate(db) { db.addField('items', 'a', 1); for (;;) db.count('items'); }",
     );
-    let child = project.start(&["migrate"]);
+    let child = project.start(&["migrate"], "60s");
     let start = Instant::now();
     while project.documents() == before {
         assert!(start.elapsed() < Duration::from_secs(60));
