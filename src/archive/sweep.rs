@@ -134,12 +134,6 @@ pub async fn sweep(repository: &Repository, options: &SweepOptions) -> Result<Sw
         .try_collect()
         .await?;
     deletion.delete(probes.into_iter()).await?;
-    let verifications = repository.verification_objects().await?;
-    let surplus = verifications.len().saturating_sub(super::verification::KEPT);
-    let old = verifications.into_iter().take(surplus);
-    deletion
-        .delete(old.map(|object| (object.name, object.size)))
-        .await?;
     deletion.check()?;
     stats.deleted_staging_files = store.remove_staging_files(stale).await?;
     Ok(stats)

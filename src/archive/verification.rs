@@ -13,8 +13,8 @@ use crate::store::{ObjectInfo, StoreError};
 
 const FOLDER: &str = "verifications";
 const KIND: &str = "verification";
-/// Records that a sweep leaves.
-pub(super) const KEPT: usize = 20;
+/// Records that are left when old ones are removed.
+const KEPT: usize = 20;
 
 /// A verification that was done.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -56,8 +56,18 @@ impl Repository {
         }
     }
 
+    /// Removes all records but the newest twenty.
+    pub async fn remove_old_verifications(&self) -> Result<()> {
+        let mut objects = self.verification_objects().await?;
+        objects.truncate(objects.len().saturating_sub(KEPT));
+        for object in objects {
+            self.store().delete(&object.name).await?;
+        }
+        Ok(())
+    }
+
     /// The records, oldest first.
-    pub(super) async fn verification_objects(&self) -> Result<Vec<ObjectInfo>> {
+    async fn verification_objects(&self) -> Result<Vec<ObjectInfo>> {
         let mut objects: Vec<ObjectInfo> = self.store().list(FOLDER).try_collect().await?;
         objects.sort_by(|a, b| (a.last_modified, &a.name).cmp(&(b.last_modified, &b.name)));
         Ok(objects)
