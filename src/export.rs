@@ -25,6 +25,9 @@ const WAITING_BATCHES: usize = 4;
 /// The collection in which migrations are recorded. Backups of all collections leave it out unless asked for it.
 pub const MIGRATIONS_COLLECTION: &str = "_migrations";
 
+/// The collection of the lock that whoever runs migrations holds. It is left out with them.
+pub const MIGRATIONS_LOCK_COLLECTION: &str = "_migrations_lock";
+
 /// What to write where.
 #[derive(Clone, Debug)]
 pub struct ExportOptions {
@@ -184,7 +187,8 @@ fn all_collections(
     ids: impl Iterator<Item = String>,
     include_migrations: bool,
 ) -> Result<Vec<CollectionPath>, PathError> {
-    ids.filter(|id| include_migrations || id != MIGRATIONS_COLLECTION)
+    let ours = |id: &String| id == MIGRATIONS_COLLECTION || id == MIGRATIONS_LOCK_COLLECTION;
+    ids.filter(|id| include_migrations || !ours(id))
         .map(CollectionPath::parse)
         .collect()
 }

@@ -20,6 +20,7 @@ use std::collections::HashSet;
 
 use serde::Serialize;
 
+use super::attachment::read_chunk;
 use super::error::Result;
 use super::ids::ChunkId;
 use super::reader::SnapshotReader;
@@ -93,6 +94,11 @@ pub async fn check_contents(
             .await?
             .run()
             .await?;
+        for name in &reader.snapshot().refs {
+            if let Some(frames) = report.take(read_chunk(reader.repository(), name.clone()).await)? {
+                stats.raw_bytes += frames.iter().map(Vec::len).sum::<usize>() as u64;
+            }
+        }
     }
     Ok(stats)
 }

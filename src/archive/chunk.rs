@@ -41,6 +41,8 @@ pub enum ChunkKind {
     Index = 2,
     /// A directory block of a run, in one frame.
     Directory = 3,
+    /// Bytes that belong to a snapshot and are no documents: see [`attachment`](super::attachment()).
+    Attachment = 4,
 }
 
 /// Where a frame stands in its chunk, and what it must hash to.

@@ -5,13 +5,14 @@
 //!
 //! Writing: [`Session::begin`] → [`Session::range_writer`] (documents of the database, cut by content) or
 //! [`Session::layer_writer`] (what changed since the parent) or [`Session::exact_range_writer`] (reused bodies) →
-//! [`RangeWriter::finish`] → [`Session::commit`].
+//! [`RangeWriter::finish`] → [`Session::commit`]. Changing documents elsewhere: [`Session::append_to_journal`] first.
 //! Reading: [`Repository::resolve`] → [`Repository::reader`] → [`SnapshotReader::records`] (names only),
 //! [`SnapshotReader::documents`], [`SnapshotReader::get`]; [`fn@changes`] between two; what takes long holds a [`Lease`]. Checking:
 //! [`check_contents`], [`check_presence`]. Deleting: [`Repository::forget`], then [`fn@sweep`].
 //!
 //! The archive knows neither Firestore nor the operations; it takes and gives documents as bytes.
 
+mod attachment;
 mod budget;
 pub mod changes;
 pub mod check;
@@ -31,6 +32,7 @@ pub mod heartbeat;
 pub mod ids;
 pub mod index_page;
 mod index_writer;
+pub mod journal;
 mod known;
 pub mod layer_writer;
 pub mod lease;
@@ -50,7 +52,9 @@ pub mod snapshot;
 pub mod sparse;
 mod stage;
 pub mod sweep;
+mod verification;
 
+pub use attachment::{AttachmentWriter, attachment};
 pub use changes::{Change, ChangeBatch, ChangeKind, changes};
 pub use check::{CheckStats, DamageReport, DataSubset, check_contents, check_presence};
 pub use checkpoint::UnfinishedRange;
@@ -60,6 +64,7 @@ pub use counts::{Count, Counts};
 pub use documents::DocumentSink;
 pub use error::{ArchiveError, Damage, DamageKind, Result};
 pub use ids::{ChunkId, ChunkRef, LeaseId, RepositoryId, RunId, SessionId, SnapshotId};
+pub use journal::{BodyDigest, JournalDocument, JournalObject, JournalRecord};
 pub use layer_writer::{Compared, LayerWriter};
 pub use lease::Lease;
 pub use range_writer::{Flow, RangeOutput, RangeWriter, StoredDocument, WriteStats};
@@ -75,3 +80,4 @@ pub use snapshot::{
 };
 pub use sparse::SparseChunks;
 pub use sweep::{SweepOptions, SweepStats, plan_sweep, sweep};
+pub use verification::Verification;

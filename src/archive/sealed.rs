@@ -1,4 +1,4 @@
-//! The form of every small binary object (run roots, checkpoints): MessagePack between a magic and a hash.
+//! The form of every small binary object (run roots, checkpoints, journals): MessagePack between a magic and a hash.
 //!
 //! Binary because their keys are bytes and their lists long; sealed because each is trusted as a whole or not at all.
 
@@ -21,6 +21,7 @@ pub(crate) const MAX_SEALED_LEN: u64 = 1 << 30;
 pub(crate) enum SealedKind {
     RunRoot = 1,
     Checkpoint = 2,
+    Journal = 3,
 }
 
 /// MessagePack of a value, structures as arrays of their fields in order.

@@ -6,6 +6,7 @@
 //! and whichever comes first decides.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
@@ -110,6 +111,8 @@ pub struct SnapshotDraft {
     pub description: Option<String>,
     /// The machine.
     pub host: Option<String>,
+    /// The snapshot's attachment: see [`AttachmentWriter::finish`](super::AttachmentWriter::finish).
+    pub refs: Vec<String>,
     /// Reads that Firestore bills.
     pub billed_reads: u64,
     /// Whatever the operation wants to remember.
@@ -151,6 +154,8 @@ pub(crate) struct SessionShared {
     written: Mutex<HashMap<ChunkId, Known>>,
     /// Checkpoints that this worker wrote, by name: the commit need not fetch them.
     pub(super) finished: Mutex<HashMap<String, RangeOutput>>,
+    /// Objects of the journal that this worker has begun.
+    pub(super) journal_objects: AtomicU64,
 }
 
 /// A chunk that is durable now.
@@ -264,6 +269,7 @@ impl Session {
             known,
             written: Mutex::default(),
             finished: Mutex::default(),
+            journal_objects: AtomicU64::new(0),
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -552,7 +558,7 @@ impl SessionShared {
             parent,
             pins: self.pins.clone(),
             replaces: draft.replaces,
-            refs: Vec::new(),
+            refs: draft.refs,
             tags: draft.tags,
             description: draft.description,
             host: draft.host,

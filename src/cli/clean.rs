@@ -166,6 +166,9 @@ impl CleanCommand {
             ask(&plan)?;
         }
         let stats = prune(repository.as_ref(), &plan, &options).await?;
+        if let Some(repository) = &repository {
+            repository.remove_old_verifications().await?;
+        }
         report(output, &plan, &stats, false)
     }
 

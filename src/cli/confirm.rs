@@ -10,16 +10,20 @@ use super::{Refused, UsageError};
 use crate::document::DatabaseName;
 
 /// Whether the project can hold production data as far as its name tells.
-fn cannot_be_production(project: &str) -> bool {
+pub(super) fn cannot_be_production(project: &str) -> bool {
     project == "test-project" || project.starts_with("demo-")
+}
+
+/// Whether the environment says that this is a test.
+pub(super) fn is_testing() -> bool {
+    std::env::var("TESTING").is_ok_and(|value| value.eq_ignore_ascii_case("true"))
 }
 
 /// Whether a destructive command on `target` needs the project's id.
 pub(crate) fn is_protected(options: &GlobalOptions, target: &DatabaseName) -> bool {
-    let testing = std::env::var("TESTING").is_ok_and(|value| value.eq_ignore_ascii_case("true"));
     !(options.is_emulated()
         || cannot_be_production(&target.project)
-        || testing && options.allow_project.contains(&target.project))
+        || is_testing() && options.allow_project.contains(&target.project))
 }
 
 /// Makes sure that the user means `target`. `what` says what is about to happen, such as "overwrite documents in".

@@ -9,6 +9,7 @@ use futures::TryStreamExt;
 use serde::Serialize;
 
 use super::Outcome;
+use super::demo_migrations;
 use super::options::GlobalOptions;
 use super::output::{self, Output};
 use super::sandbox::load_retail;
@@ -69,6 +70,7 @@ impl DemoCommand {
         story.verify(&repository).await?;
         let copy = story.restore(&sandbox, &repository, &second, &folder).await?;
         let comparison = story.compare(&shop, &copy).await?;
+        demo_migrations::show(&story, &shop, &repository, &folder).await?;
 
         let expected = comparison.equal + comparison.different + comparison.missing;
         story.output.line("")?;
@@ -108,18 +110,18 @@ impl DemoCommand {
     }
 }
 
-struct Story {
+pub(super) struct Story {
     output: Output,
 }
 
 impl Story {
-    fn chapter(&self, title: &str, command: &str) -> anyhow::Result<()> {
+    pub(super) fn chapter(&self, title: &str, command: &str) -> anyhow::Result<()> {
         self.output.line("")?;
         self.output.line(format!("{title}: firebank {command}"))?;
         Ok(())
     }
 
-    fn tell(&self, line: impl AsRef<str>) -> anyhow::Result<()> {
+    pub(super) fn tell(&self, line: impl AsRef<str>) -> anyhow::Result<()> {
         Ok(self.output.line(format!("  {}", line.as_ref()))?)
     }
 

@@ -1,32 +1,98 @@
 //! `firebank init`
 
+use std::sync::Arc;
+
+use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
-use super::Outcome;
+use super::confirm::confirm;
+use super::migration_args::{RunArgs, repository};
 use super::options::GlobalOptions;
+use super::{Outcome, output};
 use crate::archive::Repository;
 use crate::clock;
+use crate::migration::{Applied, MigrateOptions, Version, files};
+use crate::progress::Progress;
+use crate::stop::Stop;
 
 #[derive(Args, Debug)]
-pub(crate) struct InitCommand {}
+pub(crate) struct InitCommand {
+    /// Also apply the first migration: the schema to begin with. The repository may be there already then
+    #[arg(long)]
+    schema: bool,
+    #[command(flatten)]
+    run: RunArgs,
+}
 
 #[derive(Serialize)]
 struct Summary {
     repository: String,
     id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    applied: Option<Vec<Applied>>,
 }
 
 impl InitCommand {
-    pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
-        let repository = Repository::init(global.new_store()?, clock::now()).await?;
-        let location = repository.store().location();
+    pub(crate) async fn run(self, global: &GlobalOptions, stop: Stop) -> anyhow::Result<Outcome> {
         let output = global.output();
-        output.line(format!("Created repository {} in {location}.", repository.id()))?;
-        output.json(&Summary {
-            repository: location.to_owned(),
+        let first = match self.schema {
+            true => {
+                let scripts = files::discover(&self.run.folder.migrations)?;
+                let first = scripts.first().map(|file| Version(file.id.version()));
+                let first = first.with_context(|| {
+                    let folder = self.run.folder.migrations.display();
+                    format!("there is no script in {folder}: `firebank create-migration NAME` makes one")
+                })?;
+                confirm(global, &global.database()?, "run the first migration on")?;
+                // Before anything is made.
+                global.connect().await?;
+                Some(first)
+            }
+            false => None,
+        };
+        let existing = match first {
+            Some(_) => repository(global).await?,
+            None => None,
+        };
+        let repository = match existing {
+            Some(repository) => {
+                output.line(format!(
+                    "There is a repository in {}.",
+                    repository.store().location()
+                ))?;
+                repository
+            }
+            None => {
+                let repository = Repository::init(global.new_store()?, clock::now()).await?;
+                let location = repository.store().location();
+                output.line(format!("Created repository {} in {location}.", repository.id()))?;
+                repository
+            }
+        };
+        let mut summary = Summary {
+            repository: repository.store().location().to_owned(),
             id: repository.id().to_string(),
-        })?;
+            applied: None,
+        };
+        if let Some(first) = first {
+            let runner = self.run.runner(global, false, stop).await?;
+            let options = MigrateOptions {
+                to: Some(first),
+                ..MigrateOptions::default()
+            };
+            let stats = runner.migrate(options, &Arc::new(Progress::new())).await?;
+            match stats.applied.first() {
+                Some(applied) => output.line(format!(
+                    "{}: applied, {} created",
+                    applied.id,
+                    output::count(applied.created, "document")
+                ))?,
+                None => output.line(format!("The schema is there already ({first}).",))?,
+            }
+            summary.applied = Some(stats.applied);
+        }
+        output.json(&summary)?;
         Ok(Outcome::Done)
     }
 }

@@ -6,6 +6,7 @@ mod compact;
 mod completions;
 mod confirm;
 mod demo;
+mod demo_migrations;
 mod diff;
 mod doctor;
 mod durations;
@@ -18,11 +19,17 @@ mod json_restore;
 mod list_backups;
 mod listing;
 mod ls;
+mod migrate;
+mod migration_args;
+mod migration_view;
+mod migrations;
 mod options;
 mod output;
 mod progress;
+mod reset;
 mod restore;
 mod restore_session;
+mod rollback;
 mod sandbox;
 mod sessions;
 mod show;
@@ -72,14 +79,16 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Create a repository
+    /// Create a repository, and with --schema the database's first collections
     Init(init::InitCommand),
     /// Take a snapshot of the database, or of some collections
+    #[command(alias = "backup_collection")]
     Backup(backup::BackupCommand),
     /// Take a snapshot of the whole database
+    #[command(alias = "backup_all", alias = "backup_all_collections")]
     BackupAll(backup::BackupAllCommand),
     /// List the snapshots and the JSON backups
-    #[command(visible_alias = "snapshots")]
+    #[command(visible_alias = "snapshots", alias = "list_backups")]
     ListBackups(list_backups::ListBackupsCommand),
     /// Show what a snapshot holds, or one document of it
     Show(show::ShowCommand),
@@ -92,6 +101,7 @@ enum Command {
     /// Check that snapshots are intact, or that a database holds what a snapshot holds
     Verify(verify::VerifyCommand),
     /// Write a snapshot or a JSON backup into a database
+    #[command(alias = "restore_collection")]
     Restore(restore::RestoreCommand),
     /// Remove old backups by rules, and delete what nothing needs any more
     #[command(visible_alias = "prune")]
@@ -104,7 +114,28 @@ enum Command {
     Sessions(sessions::SessionsCommand),
     /// Merge the layers of a snapshot into one
     Compact(compact::CompactCommand),
-    /// Show the database and the last backups at a glance
+    /// Apply the migrations that are pending, or show what they would change
+    Migrate(migrate::MigrateCommand),
+    /// Take migrations back
+    Rollback(rollback::RollbackCommand),
+    /// Apply one migration, whatever else is pending
+    #[command(alias = "run")]
+    RunMigration(migrate::RunMigrationCommand),
+    /// Write a new migration's script, a template to fill in
+    #[command(alias = "create")]
+    CreateMigration(migrations::CreateMigrationCommand),
+    /// List the migrations of the folder and the database
+    #[command(alias = "list")]
+    ListMigrations(migrations::ListMigrationsCommand),
+    #[command(hide = true)]
+    Applied(migrations::AppliedCommand),
+    /// Show which migrations are applied and which are pending, and what does not fit
+    MigrationStatus(migrations::MigrationStatusCommand),
+    /// Make a test database: a repository where there is none, and all migrations
+    SetupTest(reset::SetupTestCommand),
+    /// Back a development database up, delete everything in it, and apply the migrations
+    ResetDev(reset::ResetDevCommand),
+    /// Show the database, its migrations and the last backups at a glance
     Status(status::StatusCommand),
     /// Check that everything is reachable and permitted
     Doctor(doctor::DoctorCommand),
@@ -197,6 +228,7 @@ fn start(cli: Cli) -> anyhow::Result<Outcome> {
         .context("cannot start the runtime")?;
     let left = cli.command.left_by_an_interruption();
     let resumable = cli.command.is_resumable();
+    let undone = cli.command.is_undone();
     // On a worker and not on this thread: what a connection has received is then taken up where it is still in the cache.
     let command = runtime.spawn(async move {
         let stop = Stop::default();
@@ -212,6 +244,15 @@ fn start(cli: Cli) -> anyhow::Result<Outcome> {
                 outcome = &mut work => return outcome,
                 () = interrupted() => {}
                 () = tokio::time::sleep(STOP_PATIENCE) => {}
+            }
+        } else if undone {
+            tracing::warn!(
+                "undoing what is under way; once more, and it stops at once and is undone by the next `migrate`"
+            );
+            stop.request();
+            tokio::select! {
+                outcome = &mut work => return outcome,
+                () = interrupted() => {}
             }
         }
         match left {
@@ -234,7 +275,9 @@ fn start(cli: Cli) -> anyhow::Result<Outcome> {
 
 async fn run(global: &GlobalOptions, command: Command, stop: Stop) -> anyhow::Result<Outcome> {
     match command {
-        Command::Init(command) => command.run(global).await,
+        Command::Init(command) => command.run(global, stop).await,
+        Command::SetupTest(command) => command.run(global, stop).await,
+        Command::ResetDev(command) => command.run(global, stop).await,
         Command::Backup(command) => command.run(global, stop).await,
         Command::BackupAll(command) => command.run(global, stop).await,
         Command::ListBackups(command) => command.run(global).await,
@@ -249,6 +292,13 @@ async fn run(global: &GlobalOptions, command: Command, stop: Stop) -> anyhow::Re
         Command::Import(command) => command.run(global, stop).await,
         Command::Sessions(command) => command.run(global).await,
         Command::Compact(command) => command.run(global).await,
+        Command::Migrate(command) => command.run(global, stop).await,
+        Command::Rollback(command) => command.run(global, stop).await,
+        Command::RunMigration(command) => command.run(global, stop).await,
+        Command::CreateMigration(command) => command.run(global),
+        Command::ListMigrations(command) => command.run(global).await,
+        Command::Applied(command) => command.run(global).await,
+        Command::MigrationStatus(command) => command.run(global).await,
         Command::Status(command) => command.run(global).await,
         Command::Doctor(command) => command.run(global).await,
         Command::Sandbox(command) => command.run(global).await,
@@ -272,6 +322,14 @@ impl Command {
         }
     }
 
+    /// Whether the command undoes what it has begun when it is asked to stop.
+    fn is_undone(&self) -> bool {
+        matches!(
+            self,
+            Self::Migrate(_) | Self::Rollback(_) | Self::RunMigration(_) | Self::Init(_) | Self::SetupTest(_)
+        )
+    }
+
     /// What a signal leaves behind when it ends the command early; `None` where it is the ordinary end.
     fn left_by_an_interruption(&self) -> Option<&'static str> {
         Some(match self {
@@ -286,6 +344,12 @@ impl Command {
             }
             Self::Import(_) => {
                 "the documents that were written stay written; the same command again writes them all"
+            }
+            Self::Migrate(_) | Self::Rollback(_) | Self::RunMigration(_) | Self::SetupTest(_) => {
+                "the migration is not finished; the next `firebank migrate` puts it in order"
+            }
+            Self::ResetDev(_) => {
+                "the database may be half empty; the same command again goes on, and its backup has everything"
             }
             Self::Clean(_) => "what was forgotten is forgotten, and the next `clean` deletes the rest",
             Self::Export(_) => "the files that are there are whole, the others are missing",
@@ -368,7 +432,7 @@ fn in_words(error: &anyhow::Error) -> String {
 fn start_log(global: &GlobalOptions) -> anyhow::Result<()> {
     let level = match (global.quiet, global.verbose) {
         (true, _) => "error",
-        (false, 0) => "firebank=warn",
+        (false, 0) => "firebank=warn,firebank::script=info",
         // The second tells of retries.
         (false, 1) => "firebank=info,object_store=info",
         (false, 2) => "firebank=debug,object_store=info",

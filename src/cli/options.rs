@@ -153,6 +153,14 @@ impl GlobalOptions {
             .or_else(|| self.key_file().and_then(|file| project_of_key_file(&file)))
     }
 
+    /// The same options with another project.
+    pub(crate) fn with_project(&self, project: &str) -> Self {
+        Self {
+            project: Some(project.to_owned()),
+            ..self.clone()
+        }
+    }
+
     /// The project that the command line names, whatever the environment says.
     pub(crate) fn project_flag(&self) -> Option<&str> {
         self.project.as_deref().filter(|project| !project.is_empty())

@@ -7,11 +7,15 @@ use clap::Args;
 use futures::TryStreamExt;
 use serde::Serialize;
 
-use super::confirm::is_protected;
+use super::confirm::{is_protected, is_testing};
+use super::migration_args::{FolderArgs, owner, repository};
 use super::options::GlobalOptions;
 use super::{Outcome, backup, durations, output};
-use crate::archive::{ArchiveError, Repository, Selection, SnapshotFilter};
+use crate::archive::{Selection, SnapshotFilter, Verification};
+use crate::clock;
 use crate::document::{CollectionPath, DatabaseName, Timestamp};
+use crate::firestore::Firestore;
+use crate::migration::{FilesError, History, MigrationError, Overview, Runner, RunnerOptions};
 
 /// Backups that are shown.
 const LAST_BACKUPS: usize = 5;
@@ -24,21 +28,39 @@ pub(crate) struct StatusCommand {
     /// End with exit code 3 when the newest complete backup is older than this (such as 26h), or there is none
     #[arg(long, value_name = "DURATION", value_parser = durations::parse)]
     max_age: Option<Duration>,
+    #[command(flatten)]
+    folder: FolderArgs,
 }
 
 #[derive(Serialize)]
 struct Status {
     project: String,
     database: String,
+    /// `emulator`, `testing` or `production`.
+    environment: &'static str,
     protected: bool,
     read_time: String,
     collections: Vec<Collection>,
+    migrations: Migrations,
     repository: String,
     snapshots: usize,
     last_backups: Vec<Backup>,
+    last_verification: Option<Verification>,
     /// With --max-age: whether the newest complete backup is young enough.
     #[serde(skip_serializing_if = "Option::is_none")]
     backup_is_recent: Option<bool>,
+}
+
+#[derive(Serialize)]
+struct Migrations {
+    /// The highest version that is applied.
+    version: Option<u64>,
+    applied: usize,
+    pending: Vec<String>,
+    interrupted: Vec<String>,
+    drift: bool,
+    /// What does not fit, in words.
+    problems: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -76,21 +98,30 @@ impl StatusCommand {
             let documents = connection.count(&range, Some(read_time)).await.ok();
             collections.push(Collection { id, documents });
         }
-        let (snapshots, last_backups) = last_backups(global, &database, selection.clone(), read_time).await?;
+        let migrations = migrations(&connection, &self.folder).await?;
+        let (snapshots, last_backups, last_verification) =
+            last_backups(global, &database, selection.clone(), read_time).await?;
         let recent = self.max_age.map(|most| {
             let newest = last_backups.first();
             newest.is_some_and(|backup| u64::try_from(backup.age_seconds).unwrap_or(0) <= most.as_secs())
         });
         let status = Status {
             backup_is_recent: recent,
+            environment: match (global.is_emulated(), is_testing()) {
+                (true, _) => "emulator",
+                (false, true) => "testing",
+                (false, false) => "production",
+            },
             protected: is_protected(global, &database),
             project: database.project,
             database: database.database,
             read_time: read_time.to_string(),
             collections,
+            migrations,
             repository: global.repository.clone(),
             snapshots,
             last_backups,
+            last_verification,
         };
         show(output, &status)?;
         output.json(&status)?;
@@ -110,20 +141,44 @@ impl StatusCommand {
     }
 }
 
-/// How many snapshots of the database the repository has, and the newest of them. No repository is none.
+/// Where the database stands. Scripts that make no sense are a problem to show, and no reason to show nothing.
+async fn migrations(database: &Firestore, folder: &FolderArgs) -> anyhow::Result<Migrations> {
+    let options = RunnerOptions::new(database, &folder.migrations, owner());
+    let runner = Runner::new(database.clone(), None, options);
+    let mut problems = Vec::new();
+    let overview = match runner.overview().await {
+        Err(MigrationError::Files(error)) => {
+            if !matches!(error, FilesError::NoFolder(_)) {
+                problems.push(error.to_string());
+            }
+            let history = History::read(database).await?;
+            Overview {
+                current: history.current(),
+                ..Overview::default()
+            }
+        }
+        overview => overview?,
+    };
+    problems.extend(overview.divergences.iter().map(ToString::to_string));
+    Ok(Migrations {
+        version: overview.current,
+        applied: overview.applied().count(),
+        pending: overview.pending().map(|entry| entry.id.to_string()).collect(),
+        interrupted: overview.interrupted().map(|entry| entry.id.to_string()).collect(),
+        drift: overview.has_drift(),
+        problems,
+    })
+}
+
+/// How many snapshots of the database the repository has, the newest of them, and the last verification. No repository is none.
 async fn last_backups(
     global: &GlobalOptions,
     database: &DatabaseName,
     selection: Option<Selection>,
     now: Timestamp,
-) -> anyhow::Result<(usize, Vec<Backup>)> {
-    if global.repository_folder()?.is_some_and(|path| !path.exists()) {
-        return Ok((0, Vec::new()));
-    }
-    let repository = match Repository::open(global.store()?).await {
-        Ok(repository) => repository,
-        Err(ArchiveError::NotARepository { .. }) => return Ok((0, Vec::new())),
-        Err(error) => return Err(error.into()),
+) -> anyhow::Result<(usize, Vec<Backup>, Option<Verification>)> {
+    let Some(repository) = repository(global).await? else {
+        return Ok((0, Vec::new(), None));
     };
     let filter = SnapshotFilter {
         database: Some(database.clone()),
@@ -147,7 +202,7 @@ async fn last_backups(
             documents: snapshot.documents,
         })
         .collect();
-    Ok((ours.len(), last))
+    Ok((ours.len(), last, repository.last_verification().await?))
 }
 
 fn show(output: output::Output, status: &Status) -> anyhow::Result<()> {
@@ -157,6 +212,7 @@ fn show(output: output::Output, status: &Status) -> anyhow::Result<()> {
     };
     output.data(format!("{:12} {} ({protection})", "project", status.project))?;
     output.data(format!("{:12} {}", "database", status.database))?;
+    output.data(format!("{:12} {}", "environment", status.environment))?;
     output.data(format!("{:12} {}", "read time", status.read_time))?;
     output.data("")?;
     let mut table = output::table(&["collection", "documents"], &[1]);
@@ -171,7 +227,7 @@ fn show(output: output::Output, status: &Status) -> anyhow::Result<()> {
     } else {
         output.table(&table)?;
     }
-    output.data("")?;
+    show_migrations(output, &status.migrations)?;
     output.data(format!(
         "{:12} {} ({} of this database)",
         "repository",
@@ -192,5 +248,53 @@ fn show(output: output::Output, status: &Status) -> anyhow::Result<()> {
     } else {
         output.table(&table)?;
     }
+    let verified = match &status.last_verification {
+        Some(last) => {
+            let data = match last.data_read {
+                0.0 => "structure only".to_owned(),
+                1.0 => "every byte".to_owned(),
+                part => format!("{:.0} % of the data", part * 100.0),
+            };
+            let found = match last.damage_count {
+                0 => "intact".to_owned(),
+                places => format!("DAMAGED in {}", output::count(places, "place")),
+            };
+            let age = output::age((clock::now() - last.at).num_seconds());
+            format!(
+                "{age} ago, {}, {data}: {found}",
+                output::count(last.snapshots, "snapshot")
+            )
+        }
+        None => "never: `firebank verify --read-data` checks every byte".to_owned(),
+    };
+    output.data(format!("{:12} {verified}", "verified"))?;
+    Ok(())
+}
+
+fn show_migrations(output: output::Output, migrations: &Migrations) -> anyhow::Result<()> {
+    output.data("")?;
+    let version = migrations
+        .version
+        .map_or("none".to_owned(), |version| format!("v{version}"));
+    let pending = match migrations.pending.len() {
+        0 => "nothing pending".to_owned(),
+        count => format!(
+            "{count} pending: {}",
+            output::printable(&migrations.pending.join(", "))
+        ),
+    };
+    let drift = if migrations.drift { "; DRIFT" } else { "" };
+    output.data(format!("{:12} {version} ({pending}{drift})", "schema"))?;
+    for id in &migrations.interrupted {
+        output.data(format!(
+            "{:12} {} was left half done, or is running",
+            "",
+            output::printable(id)
+        ))?;
+    }
+    for problem in &migrations.problems {
+        output.data(format!("{:12} {}", "", output::printable(problem)))?;
+    }
+    output.data("")?;
     Ok(())
 }

@@ -10,7 +10,8 @@ use super::progress::ProgressDisplay;
 use super::snapshots::find_snapshot;
 use super::verify_live::LiveArgs;
 use super::{Outcome, output};
-use crate::archive::{ArchiveError, Damage, DataSubset, Repository};
+use crate::archive::{ArchiveError, Damage, DataSubset, Repository, Verification};
+use crate::clock;
 use crate::progress::Progress;
 use crate::verify::{VerifyOptions, VerifyStats, verify};
 
@@ -91,6 +92,20 @@ impl VerifyCommand {
         let display = ProgressDisplay::start("verifying", &progress, global.quiet);
         let stats = verify(&repository, options, &progress).await?;
         drop(display);
+        let verification = Verification {
+            at: clock::now(),
+            snapshots: stats.snapshots,
+            all: self.snapshots.is_empty(),
+            data_read: self.read_data.map_or(0.0, |part| 1.0 / part.of.max(1) as f64),
+            damage_count: stats.damage_count,
+            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        // For `status`. The result stands without it.
+        match repository.record_verification(&verification).await {
+            Ok(true) => {}
+            Ok(false) => tracing::info!("no record of this is left: the repository may not be written"),
+            Err(error) => tracing::info!("no record of this is left: {error}"),
+        }
         report(global, &stats)
     }
 }

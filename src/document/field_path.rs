@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::{Fields, Value};
+
 /// The way from a document's fields to a value in them.
 ///
 /// Shown as Firestore writes field paths, with indexes for what it has no notation for: ``a.`b c`[3].d``.
@@ -27,6 +29,19 @@ impl FieldPath {
     /// Whether this is the document itself and not a value in it.
     pub fn is_root(&self) -> bool {
         self.steps.is_empty()
+    }
+
+    /// The value at this place; `None` where there is none, and for the document itself.
+    pub fn find<'a>(&self, fields: &'a Fields) -> Option<&'a Value> {
+        let mut steps = self.steps.iter().rev();
+        let Some(Step::Key(first)) = steps.next() else {
+            return None;
+        };
+        steps.try_fold(fields.get(first)?, |value, step| match (step, value) {
+            (Step::Key(key), Value::Map(map)) => map.get(key),
+            (Step::Index(index), Value::Array(values)) => values.get(*index),
+            _ => None,
+        })
     }
 
     /// The same place seen from the map that holds it as `key`.

@@ -58,8 +58,7 @@ impl Firestore {
     /// How many documents the collections of this id have, wherever they are, at the read time or now. Bills a read for each
     /// thousand.
     pub async fn count_group(&self, id: &str, read_time: Option<Timestamp>) -> Result<u64> {
-        self.count_in(&KeyRange::all(), Some(id), None, read_time)
-            .await
+        self.count_in(&KeyRange::all(), Some(id), None, read_time).await
     }
 
     async fn count_in(

@@ -9,6 +9,7 @@
 mod aggregate;
 mod bulk_write;
 mod call;
+mod commit;
 mod connect;
 mod credentials;
 mod cursor;
@@ -39,6 +40,7 @@ pub use bulk_write::{
     Acknowledged, BulkWriter, Change, ConditionalWriter, ConditionalWrites, EncodedWrites, FailureSink, Mark,
     OwnedChange, Precondition, Recorded, Write, WriteEncoder, WriteFailure, WriteOptions, WriteStats,
 };
+pub use commit::{CommitWrite, Committed, Seen, SeenDocument};
 pub use connect::{ConnectOptions, Target};
 pub use credentials::Credentials;
 pub use dead_letter::{DeadLetterError, DeadLetterFile, DeadLetters};

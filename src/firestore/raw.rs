@@ -26,13 +26,15 @@ pub enum Method {
     ListDocuments,
     /// Offers names that split a query's results.
     PartitionQuery,
+    /// Applies writes, all or none.
+    Commit,
     /// Describes the database: a method of the administration API.
     GetDatabase,
 }
 
 impl Method {
     /// Every method, in the order of its declaration.
-    pub const ALL: [Method; 8] = [
+    pub const ALL: [Method; 9] = [
         Method::RunQuery,
         Method::RunAggregationQuery,
         Method::BatchGetDocuments,
@@ -40,6 +42,7 @@ impl Method {
         Method::ListCollectionIds,
         Method::ListDocuments,
         Method::PartitionQuery,
+        Method::Commit,
         Method::GetDatabase,
     ];
 
@@ -56,6 +59,7 @@ impl Method {
             Method::ListCollectionIds => "/google.firestore.v1.Firestore/ListCollectionIds",
             Method::ListDocuments => "/google.firestore.v1.Firestore/ListDocuments",
             Method::PartitionQuery => "/google.firestore.v1.Firestore/PartitionQuery",
+            Method::Commit => "/google.firestore.v1.Firestore/Commit",
             Method::GetDatabase => "/google.firestore.admin.v1.FirestoreAdmin/GetDatabase",
         })
     }
@@ -71,6 +75,7 @@ impl std::fmt::Display for Method {
             Method::ListCollectionIds => "ListCollectionIds",
             Method::ListDocuments => "ListDocuments",
             Method::PartitionQuery => "PartitionQuery",
+            Method::Commit => "Commit",
             Method::GetDatabase => "GetDatabase",
         })
     }

@@ -18,13 +18,36 @@
 //! # }
 //! ```
 
+mod adopt;
+mod before_images;
 mod engine;
+mod error;
+pub mod files;
+mod history;
 mod journal;
+mod lock;
+mod overview;
+mod reset;
+mod rollback;
 mod run;
+mod runner;
 mod script;
 mod script_error;
+mod sorted;
+mod undo;
 
+pub use error::{AfterFailure, MigrationError};
+pub use files::{BadMigrationId, FilesError, MigrationFile, MigrationId, Version};
+pub use history::{HISTORY_COLLECTION, History, Record, RecordStatus, RollbackWay};
 pub use journal::{BeforeImage, BodyHash, Journal, JournalError, NoJournal, StoredDocument};
+pub use lock::{Holder, LOCK_COLLECTION, Lock, LockError, LockOptions, LockWatch};
+pub use overview::{Divergence, Entry, MigrationState, Overview};
+pub use reset::{ResetError, ResetStats};
+pub use rollback::{RollbackOptions, RollbackStats, RollbackTarget, RolledBack};
 pub use run::{CollectionStats, DocumentChange, LogLevel, LogLine, LogSink, RunMode, RunOptions, RunStats};
+pub use runner::{
+    Applied, MigrateOptions, MigrateStats, MigrationPlan, Recovered, Runner, RunnerEvent, RunnerOptions,
+};
 pub use script::{Function, Limits, Script};
 pub use script_error::{ScriptError, ScriptErrorKind};
+pub use undo::UndoStats;

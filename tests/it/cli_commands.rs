@@ -514,7 +514,10 @@ fn the_state_of_things_is_shown() {
     let wanted = [
         "collections",
         "database",
+        "environment",
         "last_backups",
+        "last_verification",
+        "migrations",
         "project",
         "protected",
         "read_time",

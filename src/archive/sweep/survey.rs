@@ -11,6 +11,7 @@ use super::{SweepOptions, SweepStats};
 use crate::archive::envelope::{self, MAX_JSON_LEN};
 use crate::archive::error::{ArchiveError, Result};
 use crate::archive::ids::{LeaseId, SessionId, SnapshotId};
+use crate::archive::journal::is_of_journal;
 use crate::archive::lease::{self, LeaseRecord};
 use crate::archive::repository::Repository;
 use crate::archive::session::{Pins, abort};
@@ -185,6 +186,7 @@ impl Surveyor<'_> {
     /// L, first part: the sessions. Gives those up that show no sign of life.
     async fn sessions(&mut self, recorded: &HashSet<SessionId>) -> Result<BTreeMap<SessionId, SessionSeen>> {
         let mut listed: BTreeMap<SessionId, (DateTime<Utc>, bool)> = BTreeMap::new();
+        let mut journals = HashSet::new();
         let mut objects = self.repository.store().list("sessions");
         while let Some(object) = objects.try_next().await? {
             let Some(session) = session_of(&object.name) else {
@@ -193,6 +195,9 @@ impl Surveyor<'_> {
             let (last_sign, has_plan) = listed.entry(session).or_insert((object.last_modified, false));
             *last_sign = object.last_modified.max(*last_sign);
             *has_plan |= object.name.ends_with("/plan.json");
+            if is_of_journal(&object.name) {
+                journals.insert(session);
+            }
         }
         let store = self.repository.store();
         let mut sessions: BTreeMap<SessionId, SessionSeen> = futures::stream::iter(listed)
@@ -214,6 +219,13 @@ impl Surveyor<'_> {
             .map(|(session, _)| *session)
             .collect();
         for session in expired {
+            // What it changed is not undone yet, and this is all that it can be undone from.
+            if journals.contains(&session) {
+                tracing::warn!(
+                    "session {session} is an unfinished migration and stays: `firebank migrate` undoes it"
+                );
+                continue;
+            }
             if let Mode::Act = self.mode {
                 let hours = self.options.expiry.as_secs() / 3600;
                 let reason = format!("it showed no sign of life for {hours} hours");

@@ -1,0 +1,349 @@
+//! Before-images in a repository: kept while a migration runs, sorted into a snapshot at its end, read back to undo it.
+//!
+//! A migration has a session of its own in the repository. Every record goes into the session's journal before the write that
+//! it belongs to. When the migration is done the journal becomes a snapshot of kind `before_images`: a document that was
+//! there is a put, one that was not is a tombstone, and what the migration made of each is in the snapshot's attachment, so
+//! that a rollback can tell whether somebody has changed it since.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
+use serde::{Deserialize, Serialize};
+
+use super::sorted::{Image, ImageBatch, sorted_images};
+use super::{
+    BeforeImage, BodyHash, HISTORY_COLLECTION, Journal, JournalError, LOCK_COLLECTION, LockWatch,
+    MigrationError, MigrationId,
+};
+use crate::archive::{
+    ArchiveError, BodyDigest, DamageKind, Decision, JournalDocument, JournalRecord, Plan, ReadMode,
+    RecordBatch, Repository, Selection, Session, SessionId, SessionOptions, Snapshot, SnapshotDraft,
+    SnapshotKind, attachment,
+};
+use crate::document::{DatabaseName, DocumentBatch, DocumentRef, KeyRange, Timestamp};
+
+/// Images that are handed on together when they are read from a snapshot.
+const BATCH_IMAGES: usize = 300;
+const BATCH_LEN: usize = 3 << 20;
+
+/// Images in batches, ascending by key.
+pub(super) type Images = BoxStream<'static, Result<ImageBatch, MigrationError>>;
+
+/// Keeps before-images in a session's journal, as long as the lock is held.
+pub(super) struct SessionJournal {
+    session: Session,
+    lock: LockWatch,
+    images: AtomicU64,
+}
+
+/// Begins the session of a migration.
+pub(super) async fn begin(
+    repository: &Repository,
+    database: &DatabaseName,
+    read_time: Timestamp,
+    lock: LockWatch,
+) -> Result<Arc<SessionJournal>, MigrationError> {
+    let plan = Plan {
+        kind: SnapshotKind::BeforeImages,
+        database: database.clone(),
+        database_uid: None,
+        read_time,
+        started_at: crate::clock::now(),
+        selection: Selection::all(),
+        parent: None,
+        read: ReadMode::Full,
+        ranges: vec![KeyRange::all()],
+        extra: BTreeMap::new(),
+    };
+    let session = Session::begin(repository, SessionOptions::new(plan)).await?;
+    Ok(Arc::new(SessionJournal {
+        session,
+        lock,
+        images: AtomicU64::new(0),
+    }))
+}
+
+#[async_trait::async_trait]
+impl Journal for SessionJournal {
+    async fn record(&self, images: Vec<BeforeImage>) -> Result<(), JournalError> {
+        self.lock.check().map_err(JournalError::new)?;
+        let own = |image: &&BeforeImage| {
+            [HISTORY_COLLECTION, LOCK_COLLECTION].contains(&image.path.root_collection())
+        };
+        if let Some(image) = images.iter().find(own) {
+            return Err(JournalError::new(format!(
+                "`{}` is where Firebank keeps which migrations were run, and no script may write there",
+                image.path
+            )));
+        }
+        let count = images.len() as u64;
+        let records = images.into_iter().map(record).collect();
+        let appended = self.session.append_to_journal(records).await;
+        appended.map_err(JournalError::new)?;
+        self.images.fetch_add(count, Ordering::Relaxed);
+        // It may have taken long, and another runner may be at work by now.
+        self.lock.check().map_err(JournalError::new)
+    }
+}
+
+fn record(image: BeforeImage) -> JournalRecord {
+    JournalRecord {
+        key: image.path.key().as_bytes().to_vec(),
+        before: image.before.map(|before| JournalDocument {
+            create_time: before.create_time,
+            update_time: before.update_time,
+            body: before.body.to_vec(),
+        }),
+        after: image.after.map(|after| BodyDigest(after.0)),
+        supersedes: image.supersedes,
+    }
+}
+
+impl SessionJournal {
+    pub(super) fn id(&self) -> SessionId {
+        self.session.id()
+    }
+
+    /// Whether nothing was kept: then nothing was written.
+    pub(super) fn is_empty(&self) -> bool {
+        self.images.load(Ordering::Relaxed) == 0
+    }
+
+    /// Makes the snapshot.
+    pub(super) async fn commit(
+        &self,
+        repository: &Repository,
+        of: &MigrationId,
+    ) -> Result<Snapshot, MigrationError> {
+        commit(repository, &self.session, of).await
+    }
+}
+
+/// What a migration made of a document: a record of the attachment.
+#[derive(Serialize, Deserialize)]
+struct Effect {
+    #[serde(with = "serde_bytes")]
+    key: Vec<u8>,
+    after: Vec<Option<BodyDigest>>,
+    disturbed: bool,
+}
+
+/// Sorts a session's journal into its snapshot.
+pub(super) async fn commit(
+    repository: &Repository,
+    session: &Session,
+    of: &MigrationId,
+) -> Result<Snapshot, MigrationError> {
+    let mut images = sorted_images(repository, session.id()).await?;
+    let mut layer = session.layer_writer(KeyRange::all());
+    let mut effects = session.attachment_writer();
+    while let Some(batch) = images.recv().await {
+        for image in batch? {
+            match &image.before {
+                Some(before) => {
+                    let document = DocumentRef {
+                        key: &image.key,
+                        create_time: before.create_time,
+                        update_time: before.update_time,
+                        body: &before.body,
+                    };
+                    layer.put(document).await?;
+                }
+                None => layer.delete(&image.key).await?,
+            }
+            let effect = Effect {
+                key: image.key,
+                after: image
+                    .after
+                    .iter()
+                    .map(|after| after.map(|after| BodyDigest(after.0)))
+                    .collect(),
+                disturbed: image.disturbed,
+            };
+            let packed = rmp_serde::to_vec(&effect).map_err(std::io::Error::other)?;
+            effects.push(&packed).await?;
+        }
+    }
+    layer.finish().await?;
+    let draft = SnapshotDraft {
+        refs: effects.finish().await?,
+        description: Some(format!("What documents were before {of}")),
+        tags: vec!["migration".to_owned(), of.to_string()],
+        extra: BTreeMap::from([("migration".to_owned(), of.as_str().into())]),
+        ..SnapshotDraft::default()
+    };
+    Ok(session.commit(draft).await?)
+}
+
+/// Makes the snapshot of a session whose process ended; the committed one where there is one already.
+pub(super) async fn commit_left(
+    repository: &Repository,
+    session: SessionId,
+    of: &MigrationId,
+) -> Result<Snapshot, MigrationError> {
+    match repository.decision(session).await? {
+        Some(Decision::Committed(snapshot)) => Ok(*snapshot),
+        _ => {
+            let session = Session::join(repository, session, crate::archive::session::UPLOAD_BUDGET).await?;
+            commit(repository, &session, of).await
+        }
+    }
+}
+
+/// The images of a migration: those of its snapshot, or of its journal as long as there is none.
+///
+/// # Errors
+/// When neither is there any more.
+pub(super) async fn images(repository: &Repository, session: SessionId) -> Result<Images, MigrationError> {
+    match repository.decision(session).await? {
+        Some(Decision::Committed(snapshot)) => {
+            if repository.is_forgotten(session).await? {
+                return Err(ArchiveError::Forgotten { snapshot: session }.into());
+            }
+            images_of_snapshot(repository, &snapshot).await
+        }
+        Some(Decision::Aborted(_)) => Ok(stream::empty().boxed()),
+        None => {
+            let receiver = sorted_images(repository, session).await?;
+            let next = |mut receiver: tokio::sync::mpsc::Receiver<_>| async move {
+                let batch = receiver.recv().await?;
+                Some((batch, receiver))
+            };
+            Ok(stream::unfold(receiver, next).boxed())
+        }
+    }
+}
+
+async fn images_of_snapshot(repository: &Repository, snapshot: &Snapshot) -> Result<Images, MigrationError> {
+    let reader = repository.reader(snapshot).await?;
+    let images = SnapshotImages {
+        snapshot: snapshot.id,
+        records: reader.records_with_tombstones(KeyRange::all()).boxed(),
+        found: RecordBatch::default(),
+        next: 0,
+        documents: Documents {
+            batches: reader.documents(KeyRange::all()).boxed(),
+            batch: DocumentBatch::new(),
+            next: 0,
+        },
+        effects: Effects {
+            frames: attachment(repository, snapshot).boxed(),
+            frame: Vec::new(),
+            at: 0,
+        },
+    };
+    let next = |mut images: SnapshotImages| async move {
+        Ok::<_, MigrationError>(images.batch().await?.map(|batch| (batch, images)))
+    };
+    Ok(stream::try_unfold(images, next).boxed())
+}
+
+/// Reads the three streams of a before-images snapshot side by side: all are ascending by key.
+struct SnapshotImages {
+    snapshot: SessionId,
+    records: BoxStream<'static, Result<RecordBatch, ArchiveError>>,
+    found: RecordBatch,
+    next: usize,
+    documents: Documents,
+    effects: Effects,
+}
+
+impl SnapshotImages {
+    async fn batch(&mut self) -> Result<Option<ImageBatch>, MigrationError> {
+        let mut batch = ImageBatch::new();
+        let mut bytes = 0;
+        while batch.len() < BATCH_IMAGES && bytes < BATCH_LEN {
+            let Some(record) = self.found.get(self.next) else {
+                match self.records.try_next().await? {
+                    Some(found) => (self.found, self.next) = (found, 0),
+                    None => break,
+                }
+                continue;
+            };
+            self.next += 1;
+            let effect = self.effects.next().await?;
+            let effect = effect.filter(|effect| effect.key == record.key);
+            let effect = effect.ok_or_else(|| contradiction(self.snapshot))?;
+            let before = match record.body {
+                Some(_) => Some(self.documents.next(record.key, self.snapshot).await?),
+                None => None,
+            };
+            bytes += before.as_ref().map_or(0, |before| before.body.len());
+            batch.push(Image {
+                key: effect.key,
+                before,
+                after: effect
+                    .after
+                    .iter()
+                    .map(|after| after.map(|after| BodyHash(after.0)))
+                    .collect(),
+                disturbed: effect.disturbed,
+            });
+        }
+        Ok((!batch.is_empty()).then_some(batch))
+    }
+}
+
+/// The documents that were there, one after the other.
+struct Documents {
+    batches: BoxStream<'static, Result<DocumentBatch, ArchiveError>>,
+    batch: DocumentBatch,
+    next: usize,
+}
+
+impl Documents {
+    async fn next(&mut self, key: &[u8], snapshot: SessionId) -> Result<JournalDocument, MigrationError> {
+        loop {
+            if let Some(document) = self.batch.get(self.next) {
+                self.next += 1;
+                if document.key != key {
+                    return Err(contradiction(snapshot).into());
+                }
+                return Ok(JournalDocument {
+                    create_time: document.create_time,
+                    update_time: document.update_time,
+                    body: document.body.to_vec(),
+                });
+            }
+            let next = self.batches.try_next().await?;
+            self.batch = next.ok_or_else(|| contradiction(snapshot))?;
+            self.next = 0;
+        }
+    }
+}
+
+/// The records of the attachment, one after the other.
+struct Effects {
+    frames: BoxStream<'static, Result<Vec<u8>, ArchiveError>>,
+    frame: Vec<u8>,
+    at: usize,
+}
+
+impl Effects {
+    async fn next(&mut self) -> Result<Option<Effect>, MigrationError> {
+        while self.at >= self.frame.len() {
+            match self.frames.try_next().await? {
+                Some(frame) => (self.frame, self.at) = (frame, 0),
+                None => return Ok(None),
+            }
+        }
+        let mut rest = &self.frame[self.at..];
+        let effect = Effect::deserialize(&mut rmp_serde::Deserializer::new(&mut rest));
+        self.at = self.frame.len() - rest.len();
+        let effect = effect.map_err(|error| {
+            let what = format!("its attachment does not decode: {error}");
+            ArchiveError::damaged("attachment", DamageKind::Malformed, what)
+        })?;
+        Ok(Some(effect))
+    }
+}
+
+fn contradiction(snapshot: SessionId) -> ArchiveError {
+    ArchiveError::damaged(
+        snapshot.snapshot_name(),
+        DamageKind::Inconsistent,
+        "its documents and its attachment are not of the same migration",
+    )
+}

@@ -1,0 +1,306 @@
+//! Kills at any point: what was half done is put in order by the next run, and each migration is applied once.
+
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use firebank::archive::{Repository, SweepOptions, sweep};
+use firebank::store::Store;
+
+use crate::cli_support::*;
+use crate::migrations_support::*;
+
+/// Long enough for many batches; every document is written more than once.
+const LONG: &str = r#"
+export function migrate(db) {
+  db.transform("items", (item) => ({ ...item, name: item.name + "!", half: item.half + 1 }));
+  for (let i = 0; i < 400; i += 1) db.create(`extra/e${i}`, { i });
+  for (let i = 0; i < 300; i += 1) db.delete(`items/i${String(i).padStart(5, "0")}`);
+  db.addField("items", "state", "new");
+  db.renameField("items", "big", "huge");
+}
+"#;
+
+const ITEMS: i64 = 2500;
+
+impl Project {
+    /// Starts a command whose lock expires after this long.
+    fn start(&self, arguments: &[&str], lock_expiry: &str) -> Child {
+        self.std_command()
+            .args(["--emulator", &self.address(), "--project", SHOP])
+            .args(arguments)
+            .args(["--lock-expiry", lock_expiry])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
+    /// Runs a command and kills it after this long. Says whether it was killed.
+    fn kill_after(&self, arguments: &[&str], delay: Duration) -> bool {
+        let mut child = self.start(arguments, "1s");
+        std::thread::sleep(delay);
+        let killed = child.try_wait().unwrap().is_none();
+        let _ = child.kill();
+        child.wait().unwrap();
+        killed
+    }
+
+    /// Puts in order what was left, and applies nothing.
+    fn recover(&self) {
+        let recovered = self.firebank(["migrate", "--to", "0", "--wait", "1min"]);
+        assert_eq!(recovered.code, 0, "{recovered}");
+    }
+}
+
+/// Moments spread over a duration and a bit more, different in each run.
+fn moments(count: u32, duration: Duration) -> impl Iterator<Item = Duration> {
+    let shift: f64 = rand::random();
+    (0..count).map(move |number| duration.mul_f64((f64::from(number) + shift) / f64::from(count) * 1.05))
+}
+
+/// What a database is with and without the migration, and how long the migration takes.
+struct Known {
+    before: Contents,
+    after: Contents,
+    migrating: Duration,
+    rolling_back: Duration,
+}
+
+fn known(project: &Project) -> Known {
+    project.script("v1_long", LONG);
+    let before = project.documents();
+    let start = Instant::now();
+    project.firebank(["migrate"]).done();
+    let migrating = start.elapsed();
+    let after = project.documents();
+    assert_eq!(after.len(), ITEMS as usize + 400 - 300);
+    let start = Instant::now();
+    project.firebank(["rollback"]).done();
+    let rolling_back = start.elapsed();
+    assert!(project.documents() == before);
+    Known {
+        before,
+        after,
+        migrating,
+        rolling_back,
+    }
+}
+
+#[test]
+fn a_killed_migration_is_undone_by_the_next_run() {
+    let project = Project::with_items(ITEMS);
+    let known = known(&project);
+    let mut half = 0;
+    for delay in moments(6, known.migrating) {
+        let killed = project.kill_after(&["migrate"], delay);
+        half += usize::from(![&known.before, &known.after].contains(&&project.documents()));
+        project.recover();
+        let documents = project.documents();
+        let status = project.status("v1_long");
+        match status.as_str() {
+            "completed" => assert!(documents == known.after, "killed {killed} after {delay:?}"),
+            _ => assert!(
+                documents == known.before,
+                "killed {killed} after {delay:?}: {status}"
+            ),
+        }
+        // Started again it does all of it.
+        project.firebank(["migrate", "--wait", "1min"]).done();
+        assert!(project.documents() == known.after, "killed after {delay:?}");
+        project.firebank(["rollback"]).done();
+        assert!(project.documents() == known.before);
+    }
+    assert!(half > 0, "no kill met the migration at work");
+    project.run(["clean", "--yes"]).done();
+    project.run(["verify", "--read-data"]).done();
+}
+
+#[test]
+fn the_undo_may_be_killed_as_well() {
+    let project = Project::with_items(ITEMS);
+    let known = known(&project);
+    for delay in moments(2, known.migrating) {
+        // Killed at work, and then while it is undone, again and again.
+        project.kill_after(&["migrate", "--to", "1"], known.migrating.mul_f64(0.8));
+        for delay in moments(2, delay) {
+            project.kill_after(
+                &["migrate", "--to", "0", "--wait", "1min"],
+                delay + Duration::from_millis(700),
+            );
+        }
+        project.recover();
+        match project.status("v1_long").as_str() {
+            "completed" => {
+                assert!(project.documents() == known.after);
+                project.firebank(["rollback"]).done();
+            }
+            _ => assert!(project.documents() == known.before),
+        }
+    }
+}
+
+#[test]
+fn a_killed_rollback_is_finished_by_the_next_run() {
+    let project = Project::with_items(ITEMS);
+    let known = known(&project);
+    for delay in moments(5, known.rolling_back) {
+        project.firebank(["migrate"]).done();
+        project.kill_after(&["rollback"], delay);
+        project.recover();
+        let documents = project.documents();
+        match project.status("v1_long").as_str() {
+            "completed" => assert!(documents == known.after, "killed after {delay:?}"),
+            _ => assert!(documents == known.before, "killed after {delay:?}"),
+        }
+        if project.status("v1_long") == "completed" {
+            project.firebank(["rollback"]).done();
+        }
+    }
+}
+
+#[test]
+fn a_killed_rollback_by_script_is_undone() {
+    let project = Project::with_items(ITEMS);
+    let script = format!(
+        "{ADD_STATE}\nexport function rollback(db) {{ db.removeField('items', 'state'); db.addField('items', 'back', 1); }}"
+    );
+    project.script("v1_state", &script);
+    let start = Instant::now();
+    project.firebank(["migrate"]).done();
+    let duration = start.elapsed();
+    let applied = project.documents();
+    for delay in moments(4, duration) {
+        project.kill_after(&["rollback"], delay);
+        project.recover();
+        match project.status("v1_state").as_str() {
+            "completed" => assert!(project.documents() == applied, "killed after {delay:?}"),
+            _ => {
+                assert_eq!(project.status("v1_state"), "rolled_back");
+                return;
+            }
+        }
+    }
+}
+
+#[test]
+fn runners_that_start_together_apply_each_once() {
+    let project = Project::with_items(50);
+    for number in 1..=4 {
+        project.script(
+            &format!("v{number}_count"),
+            "export function migrate(db) {
+               const count = db.get('counts/all')?.data.count ?? 0;
+               db.set('counts/all', { count: count + 1 });
+               db.transform('items', (item) => ({ ...item, number: item.number + 1 }));
+             }",
+        );
+    }
+    let children: Vec<Child> = (0..3)
+        .map(|_| project.start(&["migrate", "--json", "--wait", "2min"], "60s"))
+        .collect();
+    let mut applied = Vec::new();
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{stderr}");
+        let stats: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        applied.extend(ids(&stats["applied"]));
+    }
+    applied.sort();
+    assert_eq!(applied, ["v1_count", "v2_count", "v3_count", "v4_count"]);
+    let documents = project.documents();
+    let count = firebank::document::canonical::decode(&documents["counts/all"]).unwrap();
+    assert_eq!(count["count"], firebank::document::Value::Integer(4));
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_migration_is_undone_at_once() {
+    let project = Project::with_items(2000);
+    let before = project.documents();
+    project.script(
+        "v1_slow",
+        "export function migrate(db) { db.addField('items', 'a', 1); for (;;) db.count('items'); }",
+    );
+    let child = project.start(&["migrate"], "60s");
+    let start = Instant::now();
+    while project.documents() == before {
+        assert!(start.elapsed() < Duration::from_secs(60));
+    }
+    let interrupted = std::process::Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(interrupted.unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(
+        stderr.contains("v1_slow failed") && stderr.contains("undone"),
+        "{stderr}"
+    );
+    assert!(project.documents() == before);
+    assert_eq!(project.status("v1_slow"), "failed");
+}
+
+#[test]
+fn clean_keeps_what_a_killed_migration_needs() {
+    let project = Project::with_items(ITEMS);
+    let known = known(&project);
+    let mut delay = known.migrating;
+    loop {
+        delay = delay.mul_f64(0.9);
+        project.kill_after(&["migrate"], delay);
+        if ![&known.before, &known.after].contains(&&project.documents()) {
+            break;
+        }
+        project.recover();
+        if project.status("v1_long") == "completed" {
+            project.firebank(["rollback"]).done();
+        }
+    }
+    // As if it had been silent for longer than any session may be.
+    let sweep_all = || {
+        let options = SweepOptions {
+            expiry: Duration::ZERO,
+            ..SweepOptions::default()
+        };
+        project.runtime.block_on(async {
+            let store = Store::local(project.repository()).unwrap();
+            let repository = Repository::open(store).await.unwrap();
+            sweep(&repository, &options).await.unwrap();
+        });
+    };
+    sweep_all();
+    project.recover();
+    assert!(project.documents() == known.before);
+    // Then it may go.
+    sweep_all();
+    let left: Vec<String> = project
+        .files()
+        .into_iter()
+        .filter(|name| name.contains("/journal/"))
+        .collect();
+    assert_eq!(left, Vec::<String>::new());
+}
+
+#[test]
+fn another_repository_is_not_taken_for_the_right_one() {
+    let project = Project::with_items(ITEMS);
+    let known = known(&project);
+    for _ in 0..20 {
+        project.kill_after(&["migrate"], known.migrating.mul_f64(0.7));
+        if project.status("v1_long") == "running" {
+            break;
+        }
+        project.recover();
+        if project.status("v1_long") == "completed" {
+            project.firebank(["rollback"]).done();
+        }
+    }
+    project.run(["-r", "other", "init"]).done();
+    let refused = project.firebank(["-r", "other", "migrate", "--wait", "1min"]);
+    refused.fails(1, &["v1_long", "--repository"]);
+    project.recover();
+    assert!(project.documents() == known.before);
+}
