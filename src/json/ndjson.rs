@@ -276,7 +276,7 @@ mod tests {
                 b"{\"path\":\"a/1\",\"document\":{\"t\":{\"$timestamp\":1}}}",
                 "(at t)",
             ),
-            (b"{\"path\":\"a/1\",\"document\":{}} x", "column 31"),
+            (b"{\"path\":\"a/1\",\"document\":{}} x", "column 30"),
             (
                 b"{\"path\":\"a/1\",\"path\":\"a/2\",\"document\":{}}",
                 "duplicate field `path`",
