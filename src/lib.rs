@@ -8,9 +8,9 @@
 //! | [`firestore`] | the database: connect, scan key ranges, split the key space, fetch by name, write in bulk, retry |
 //! | [`store`] | objects in a folder, in a bucket or in memory, created once, requests counted |
 //! | [`archive`] | the repository's format: chunks, runs, snapshots, sessions, the merge that reads a snapshot |
-//! | [`json`] | the JSON files for compatibility |
+//! | [`json`] | the JSON files for compatibility, and NDJSON |
 //! | [`backup`](mod@backup), [`restore`](mod@restore), [`verify`](mod@verify), [`compact`](mod@compact), [`prune`](mod@prune), [`export`], [`import`](mod@import), [`compare`](mod@compare), [`diff`](mod@diff), [`history`](mod@history) | the operations, one file each: options in, stats out |
-//! | [`migration`] | scripts that change a database, and what the documents were before |
+//! | [`migration`] | scripts that change a database: the engine they run in, their history and lock, and the way back |
 //! | [`sandbox`] | an embedded Firestore for the demonstration, the tests and the benchmarks |
 //! | [`cli`] | the command line |
 //!
@@ -27,10 +27,13 @@
 //! …upon a   firestore::scan (names) ──┬──► what differs ──► firestore::get_documents ──► archive::LayerWriter ──► store
 //! parent    SnapshotReader::records ──┘    (merge by key)
 //!
-//! restore   store ──► archive::SnapshotReader ──► path filter ──► firestore::BulkWriter
-//!                     (k-way merge of runs)
+//! restore   store ──► archive::SnapshotReader ──► decide: what to write ──► firestore::BulkWriter
+//!                     (k-way merge of runs)       (mode, selection,         (acknowledged range by range,
+//!                                                 references)               so that it can go on)
 //!
-//! verify    store ──► re-hash, decode, order and counts
+//! verify    store ──► re-hash, decode, order and counts        (live: merge-join with firestore::scan)
+//!
+//! migrate   a script ──► migration::engine ──► before-images into the archive ──► firestore::ConditionalWriter
 //! ```
 //!
 //! Documents travel in [`document::DocumentBatch`]es; every stage waits for the next one, so that nothing piles up.

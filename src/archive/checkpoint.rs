@@ -2,7 +2,7 @@
 //!
 //! Each is one self-contained object, `<range>-<n>`: all that was written from the range's start to where it has got. Number
 //! 0 is that of a finished range, the others count from 1. Which ranges there are, and which of their checkpoints hold, is
-//! for [`stage`](super::stage) to say.
+//! for the module `stage` to say.
 
 use std::sync::{Arc, PoisonError};
 
