@@ -127,7 +127,7 @@ impl Reading {
                 None => return Ok(None),
                 Some(Ok(decided)) => {
                     if let Some(up_to) = &decided.up_to {
-                        rest.start = Some(up_to.next());
+                        rest.start = Some(up_to.after());
                     }
                     steps.send(Ok(Step::Decided(Box::new(decided)))).await?;
                 }
@@ -313,7 +313,7 @@ impl Reading {
                 },
                 looked_at: true,
             });
-            from = key(number - 1).map(|last| last.next());
+            from = key(number - 1).map(|last| last.after());
             let range = KeyRange {
                 start: key(first),
                 end: from.clone(),

@@ -61,7 +61,7 @@ impl RangeState {
         }
         Some(KeyRange {
             start: match &self.cursor {
-                Some(cursor) => Some(cursor.next()),
+                Some(cursor) => Some(cursor.after()),
                 None => self.range.start.clone(),
             },
             end: self.range.end.clone(),

@@ -25,7 +25,6 @@ mod connections;
 mod database;
 mod faults;
 mod filter;
-mod keys;
 mod list;
 mod messages;
 mod names;

@@ -18,7 +18,8 @@ use super::stream::Source;
 use super::transaction;
 use super::usage::add;
 use super::write::{self, Staging};
-use super::{aggregate, keys, list, names, partition};
+use super::{aggregate, list, names, partition};
+use crate::document::key as keys;
 
 #[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
 mod generated {

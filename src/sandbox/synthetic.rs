@@ -14,9 +14,9 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::codec::put_bytes_field;
 use super::database::{Micros, Stored, put_time_field};
-use super::keys;
 use super::synthetic_body::{Body, make_body};
 use crate::document::DatabaseName;
+use crate::document::key::{self as keys, TAG_TEXT, TEXT_END};
 
 /// A root collection of made-up documents.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,9 +120,9 @@ impl Synthetic {
     pub(crate) fn key(&self, index: u64) -> Vec<u8> {
         let mut key = Vec::with_capacity(self.prefix.len() + ID_LENGTH + 2);
         key.extend_from_slice(&self.prefix);
-        key.push(2);
+        key.push(TAG_TEXT);
         key.extend_from_slice(&self.id(index));
-        key.push(0);
+        key.push(TEXT_END);
         key
     }
 

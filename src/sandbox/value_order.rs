@@ -8,7 +8,7 @@ use std::cmp::Ordering;
 
 use ::firestore::gcloud_sdk::google::firestore::v1::{MapValue, Value, value::ValueType};
 
-use super::keys;
+use crate::document::key as keys;
 
 /// The rank of a value's type. Comparisons in filters match within a rank only.
 pub(crate) fn rank(value: &Value) -> u8 {

@@ -6,7 +6,8 @@ use std::cmp::Ordering;
 use super::cursor::{Cursor, Span, tag};
 use super::{BatchGetAnswer, ListAnswer, ListedDocument, QueryAnswer, ValueKind, WireError, number};
 use crate::document::canonical::{self, MAX_DEPTH, is_utf8};
-use crate::document::path::{append_key, is_document_path};
+use crate::document::key::append_key;
+use crate::document::path::is_document_path;
 use crate::document::{DocumentBatch, FieldPath, Timestamp};
 
 /// Appends the document in `wire`, a `google.firestore.v1.Document`, to `batch`: its path's key, its times (the epoch where
