@@ -1,9 +1,12 @@
 //! Processes and what they cost: CPU seconds of user and system, wall time, and the most memory that was resident.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::io::{BufReader, Read};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -18,9 +21,12 @@ pub(crate) struct Cost {
     pub(crate) cpu: f64,
     /// Seconds on the clock.
     pub(crate) wall: f64,
-    /// The most bytes that were resident at a time; 0 where it was not a process of its own.
+    /// The most bytes that were resident at a time; 0 where it was not a process of its own, or the system does not tell.
     pub(crate) peak_bytes: u64,
 }
+
+/// How often a process is asked for the most that it had resident.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// Takes the time of a part of this process.
 pub(crate) struct Stopwatch {
@@ -60,20 +66,40 @@ pub(crate) fn run(command: &mut Command) -> anyhow::Result<(Cost, Vec<u8>)> {
         .stdout(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot start {command:?}"))?;
+    let mut output = child.stdout.take().context("standard output is piped")?;
+    let (stop, stopped) = mpsc::channel::<()>();
+    let process = child.id();
+    let watch = thread::spawn(move || {
+        let mut peak = 0;
+        while stopped.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
+            peak = peak.max(peak_bytes(process).unwrap_or(0));
+        }
+        peak
+    });
     let mut printed = Vec::new();
-    child
-        .stdout
-        .take()
-        .context("standard output is piped")?
-        .read_to_end(&mut printed)?;
+    output.read_to_end(&mut printed)?;
     let ended = child.wait4()?;
+    drop(stop);
+    let peak_bytes = watch
+        .join()
+        .map_err(|_| anyhow::anyhow!("the watch over {command:?} has panicked"))?;
     ensure!(ended.status.success(), "{command:?} ended with {}", ended.status);
     let cost = Cost {
         cpu: (ended.rusage.utime + ended.rusage.stime).as_secs_f64(),
         wall: start.elapsed().as_secs_f64(),
-        peak_bytes: ended.rusage.maxrss,
+        peak_bytes,
     };
     Ok((cost, printed))
+}
+
+/// The most that a process has had resident so far, as Linux tells.
+///
+/// What `wait4` tells of a child that has ended counts the parent too, as it was when the child split off from it.
+fn peak_bytes(process: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes << 10)
 }
 
 /// A process that `cargo bench` started to measure has this as its first argument.
