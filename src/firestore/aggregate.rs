@@ -15,8 +15,9 @@ use ::firestore::gcloud_sdk::google::firestore::v1::{
 };
 use futures::future::try_join_all;
 
+use super::by_name::query_by_name;
 use super::cursor::name_range;
-use super::scan::{protobuf_time, query_by_name};
+use super::proto::protobuf_time;
 use super::{Error, Firestore, Method, Query, Result};
 use crate::document::{DocumentKey, KeyRange, Timestamp};
 
@@ -116,10 +117,7 @@ impl Firestore {
                 Some(ValueType::IntegerValue(count)) => u64::try_from(count).ok(),
                 _ => None,
             })
-            .ok_or_else(|| Error::Malformed {
-                method: Method::RunAggregationQuery,
-                reason: "there is no count in it".to_owned(),
-            })?;
+            .ok_or_else(|| Error::malformed(Method::RunAggregationQuery, "there is no count in it"))?;
         self.inner.stats.billed(count.div_ceil(ENTRIES_PER_READ).max(1));
         Ok(count)
     }

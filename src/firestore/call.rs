@@ -207,8 +207,5 @@ impl Firestore {
 }
 
 fn decoded<Answer: Message + Default>(method: Method, answer: Bytes) -> Result<Answer> {
-    Answer::decode(answer).map_err(|source| Error::Malformed {
-        method,
-        reason: source.to_string(),
-    })
+    Answer::decode(answer).map_err(|source| Error::malformed(method, source))
 }

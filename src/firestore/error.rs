@@ -204,6 +204,14 @@ impl Error {
         }
     }
 
+    /// An answer that is none.
+    pub(super) fn malformed(method: Method, reason: impl ToString) -> Self {
+        Self::Malformed {
+            method,
+            reason: reason.to_string(),
+        }
+    }
+
     /// What a final status of a call means.
     pub(super) fn from_status(
         database: &DatabaseName,

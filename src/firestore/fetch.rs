@@ -7,8 +7,8 @@ use tonic::Status;
 
 use super::call::encoded;
 use super::connect::Lane;
+use super::proto::protobuf_time;
 use super::retry::Backoff;
-use super::scan::protobuf_time;
 use super::{Error, Firestore, Method, Result};
 use crate::document::{DocumentBatch, DocumentPath, Timestamp, wire};
 
@@ -220,8 +220,6 @@ fn position(wanted: &[(Vec<u8>, &DocumentPath)], key: &[u8]) -> Result<usize> {
 }
 
 fn unasked(name: String) -> Error {
-    Error::Malformed {
-        method: Method::BatchGetDocuments,
-        reason: format!("it has `{name}`, which was not asked for"),
-    }
+    let reason = format!("it has `{name}`, which was not asked for");
+    Error::malformed(Method::BatchGetDocuments, reason)
 }
