@@ -26,7 +26,7 @@ use futures::TryStreamExt;
 use serde::Serialize;
 
 use super::error::Result;
-use super::ids::{SessionId, SnapshotId};
+use super::ids::SnapshotId;
 use super::repository::Repository;
 use delete::Deletion;
 use survey::{Findings, Mode, survey};
@@ -137,21 +137,4 @@ pub async fn sweep(repository: &Repository, options: &SweepOptions) -> Result<Sw
     deletion.check()?;
     stats.deleted_staging_files = store.remove_staging_files(stale).await?;
     Ok(stats)
-}
-
-/// Sessions that are neither committed nor aborted.
-pub async fn undecided_sessions(repository: &Repository) -> Result<Vec<SessionId>> {
-    let mut sessions = HashSet::new();
-    let mut objects = repository.store().list("sessions");
-    while let Some(object) = objects.try_next().await? {
-        sessions.extend(survey::session_of(&object.name));
-    }
-    let mut undecided = Vec::new();
-    for session in sessions {
-        if !repository.store().exists(&session.snapshot_name()).await? {
-            undecided.push(session);
-        }
-    }
-    undecided.sort();
-    Ok(undecided)
 }

@@ -38,16 +38,6 @@ impl FieldMask {
         }
     }
 
-    /// The mask that the protocol's names stand for; `None` if one of them is none.
-    pub fn of_names(names: &[String]) -> Option<Self> {
-        let mut mask = Self::default();
-        for name in names {
-            let (path, rest) = parse_path(name)?;
-            rest.is_empty().then(|| mask.add(path))?;
-        }
-        Some(mask)
-    }
-
     /// Adds a field, given by the keys that lead to it. One that is inside of another one is in the mask already.
     pub fn add(&mut self, path: Vec<String>) {
         if self.paths.iter().any(|outer| path.starts_with(outer)) {

@@ -130,9 +130,9 @@ async fn check_single_documents(database: &Firestore) {
     }
     assert_eq!(
         hashes.last().unwrap().after,
-        Some(BodyHash::of_fields(
+        Some(BodyHash::of(&canonical::encode(
             &get(database, "settings/main").await.unwrap()
-        ))
+        )))
     );
     let old = ran
         .images
