@@ -1,4 +1,4 @@
-//! One runner at a time: a document that says who runs migrations, for as long as he shows that he lives.
+//! One runner at a time: a document that says who runs migrations, for as long as it shows that it lives.
 //!
 //! The lock is taken by a commit on the condition that the document is still what it was read as, renewed by heartbeats, and one
 //! that was not renewed for as long as it says itself has expired: the next one takes it. How old it is is told by the
@@ -46,11 +46,11 @@ impl LockOptions {
 /// Who has the lock.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Holder {
-    /// What he calls himself.
+    /// What it calls itself.
     pub owner: String,
-    /// When he took it, by the server's clock, as text.
+    /// When it took the lock, by the server's clock, as text.
     pub since: String,
-    /// Seconds since his last sign of life, by the server's clock.
+    /// Seconds since its last sign of life, by the server's clock.
     pub silent_seconds: i64,
     /// Whether that is so long that anybody may take it.
     pub expired: bool,
