@@ -25,7 +25,7 @@ use prost::Message;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 
-use measure::process::{Cost, Sandbox, Stopwatch, YARDSTICK, asked_to_measure, measure_by_itself};
+use measure::process::{self, Cost, Sandbox, Stopwatch, asked, measure_by_itself};
 use measure::raw::{
     RawCodec, SOURCE_PROJECT, as_administrator, channels, connect, drain, root, single_threaded,
 };
@@ -53,12 +53,6 @@ struct Options {
     bench: bool,
 }
 
-#[derive(Debug, Parser)]
-struct Internal {
-    #[command(subcommand)]
-    part: Part,
-}
-
 /// What is done in a process of its own.
 #[derive(Clone, Debug, Subcommand)]
 enum Part {
@@ -82,29 +76,24 @@ impl Part {
         arguments.extend(round.as_ref().map(AsRef::<OsStr>::as_ref));
         measure_by_itself(&arguments)
     }
+}
 
-    fn run(self) -> anyhow::Result<()> {
-        let cost = match self {
+impl process::Yardstick for Part {
+    fn run(self) -> anyhow::Result<Cost> {
+        match self {
             Self::Transform { address, round } => {
-                tokio::runtime::Runtime::new()?.block_on(transform(address, round))?
+                tokio::runtime::Runtime::new()?.block_on(transform(address, round))
             }
-            Self::Drain { address } => single_threaded(drain(address, false))?,
-            Self::BatchWrite { address, round } => single_threaded(batch_write(address, round))?,
-        };
-        serde_json::to_writer(std::io::stdout().lock(), &cost)?;
-        Ok(())
+            Self::Drain { address } => single_threaded(drain(address, false)),
+            Self::BatchWrite { address, round } => single_threaded(batch_write(address, round)),
+        }
     }
 }
 
 fn main() -> anyhow::Result<()> {
-    let arguments: Vec<String> = std::env::args().collect();
-    if arguments.get(1).is_some_and(|first| first == YARDSTICK) {
-        return Internal::parse_from(&arguments[1..]).part.run();
-    }
-    if !asked_to_measure(&arguments) {
+    let Some(options) = asked::<Part, Options>()? else {
         return Ok(());
-    }
-    let options = Options::parse();
+    };
     ensure!(options.runs >= 1, "at least one run");
     let (mut wall, mut cpu) = (Vec::new(), Vec::new());
     for round in 1..=options.runs as u64 {

@@ -14,7 +14,7 @@ use anyhow::{Context, ensure};
 use clap::{Parser, ValueEnum};
 use tempfile::TempDir;
 
-use measure::process::{Cost, Sandbox, YARDSTICK, asked_to_measure, run, synthetic};
+use measure::process::{Cost, Sandbox, asked, run, synthetic};
 use measure::report::{self, Bound, Row};
 use measure::repository::Repository;
 use yardsticks::{TARGET_PROJECT, Yardstick};
@@ -62,21 +62,10 @@ enum Part {
     Memory,
 }
 
-#[derive(Debug, Parser)]
-struct Internal {
-    #[command(subcommand)]
-    yardstick: Yardstick,
-}
-
 fn main() -> anyhow::Result<()> {
-    let arguments: Vec<String> = std::env::args().collect();
-    if arguments.get(1).is_some_and(|first| first == YARDSTICK) {
-        return Internal::parse_from(&arguments[1..]).yardstick.run();
-    }
-    if !asked_to_measure(&arguments) {
+    let Some(options) = asked::<Yardstick, Options>()? else {
         return Ok(());
-    }
-    let options = Options::parse();
+    };
     let rows = Bench::prepare(&options)?.measure()?;
     report::print(&rows, options.json)
 }

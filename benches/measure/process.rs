@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use clap::{Parser, Subcommand};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use serde::{Deserialize, Serialize};
@@ -103,7 +104,7 @@ fn peak_bytes(process: u32) -> Option<u64> {
 }
 
 /// A process that `cargo bench` started to measure has this as its first argument.
-pub(crate) const YARDSTICK: &str = "yardstick";
+const YARDSTICK: &str = "yardstick";
 
 /// Starts this benchmark again to measure one yardstick, and waits for it.
 pub(crate) fn measure_by_itself(arguments: &[&OsStr]) -> anyhow::Result<Cost> {
@@ -112,11 +113,32 @@ pub(crate) fn measure_by_itself(arguments: &[&OsStr]) -> anyhow::Result<Cost> {
     serde_json::from_slice(&printed).context("the yardstick printed something else than what it measured")
 }
 
-/// Whether it is `cargo bench` that starts this: `cargo test --benches` and those who list tests do too, without saying `--bench`.
-pub(crate) fn asked_to_measure(arguments: &[String]) -> bool {
-    arguments
+/// The parts of a benchmark that are measured by themselves, as the subcommands of the process that is started for one.
+pub(crate) trait Yardstick: Subcommand {
+    /// Measures, in the process that was started for it.
+    fn run(self) -> anyhow::Result<Cost>;
+}
+
+#[derive(Parser)]
+struct Internal<Y: Subcommand> {
+    #[command(subcommand)]
+    yardstick: Y,
+}
+
+/// What to measure. `None` where it is done already, because this process was started for one yardstick, whose cost it
+/// has printed; and where nobody asks: `cargo test --benches` and those who list tests start this too, without saying
+/// `--bench`.
+pub(crate) fn asked<Y: Yardstick, O: Parser>() -> anyhow::Result<Option<O>> {
+    let arguments: Vec<String> = std::env::args().collect();
+    if arguments.get(1).is_some_and(|first| first == YARDSTICK) {
+        let cost = Internal::<Y>::parse_from(&arguments[1..]).yardstick.run()?;
+        serde_json::to_writer(std::io::stdout().lock(), &cost)?;
+        return Ok(None);
+    }
+    let is_asked = arguments
         .iter()
-        .any(|argument| argument == "--bench" || argument == "--help")
+        .any(|argument| argument == "--bench" || argument == "--help");
+    Ok(is_asked.then(O::parse))
 }
 
 /// The command line tool, with nothing of this process's environment.

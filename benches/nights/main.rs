@@ -22,7 +22,7 @@ use clap::{Parser, ValueEnum};
 use tempfile::TempDir;
 
 use changing::{ChangingDatabase, Night};
-use measure::process::{Cost, YARDSTICK, asked_to_measure};
+use measure::process::{Cost, asked};
 use measure::report::{self, Bound, Row};
 use measure::repository::Repository;
 use other_tools::{Tool, ToolRepository, export};
@@ -87,21 +87,10 @@ const SOURCES: [(&str, &[&str]); 2] = [
     ),
 ];
 
-#[derive(Debug, Parser)]
-struct Internal {
-    #[command(subcommand)]
-    yardstick: Yardstick,
-}
-
 fn main() -> anyhow::Result<()> {
-    let arguments: Vec<String> = std::env::args().collect();
-    if arguments.get(1).is_some_and(|first| first == YARDSTICK) {
-        return Internal::parse_from(&arguments[1..]).yardstick.run();
-    }
-    if !asked_to_measure(&arguments) {
+    let Some(options) = asked::<Yardstick, Options>()? else {
         return Ok(());
-    }
-    let options = Options::parse();
+    };
     ensure!(
         options.documents >= 1000 && options.runs >= 1 && options.layers >= 1,
         "at least a thousand documents, one run and one layer"
