@@ -132,7 +132,7 @@ impl Scene {
         .await;
         Self {
             objects: Arc::default(),
-            database: connect(&sandbox.address().to_string(), "demo-rights", "(default)").await,
+            database: client(&sandbox, "demo-rights").await,
             sandbox,
         }
     }

@@ -5,7 +5,7 @@ use firebank::archive::{
 };
 use firebank::backup::{BackupError, BackupOptions, BackupStats, Parent, backup};
 use firebank::document::{DocumentPath, canonical, typed_json};
-use firebank::firestore::{BulkWriter, Firestore, WriteFailure, WriteOptions};
+use firebank::firestore::Firestore;
 use firebank::progress::Progress;
 use firebank::sandbox::{FaultPlan, Sandbox};
 
@@ -25,7 +25,7 @@ impl World {
     async fn new() -> Self {
         let sandbox = sandbox().await;
         let world = Self {
-            database: connect(&sandbox.address().to_string(), &project("names"), "(default)").await,
+            database: client(&sandbox, &project("names")).await,
             repository: repository(small_segments()).await,
             sandbox,
         };
@@ -34,16 +34,14 @@ impl World {
     }
 
     async fn write(&self, documents: impl Iterator<Item = u64>, version: u64) {
-        let options = WriteOptions::new(&self.database);
-        let mut writer = BulkWriter::new(&self.database, options, Vec::<WriteFailure>::new());
-        for number in documents {
+        let documents = documents.map(|number| {
             let path = DocumentPath::parse(format!("orders/{:06}", number * 7919 % 1_000_003)).unwrap();
             let text = format!("{path}{version}").repeat(20);
             let body =
                 canonical::encode(&typed_json::fields_from_str(&format!(r#"{{"text": "{text}"}}"#)).unwrap());
-            writer.put(&path, &body).await.unwrap();
-        }
-        assert_eq!(writer.finish().await.unwrap().failed, 0);
+            (path, body)
+        });
+        put_all(&self.database, documents).await;
     }
 
     /// A process of its own.
