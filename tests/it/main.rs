@@ -50,6 +50,7 @@ mod progress;
 mod protocol_model;
 mod prune;
 mod prune_beside;
+mod prune_sessions;
 mod restore_damage;
 mod restore_faults;
 mod restore_modes;

@@ -78,7 +78,7 @@ async fn check(
     snapshot: &Snapshot,
     case: &str,
 ) {
-    let copy = client(&sandbox, &format!("demo-{case}")).await;
+    let copy = client(sandbox, &format!("demo-{case}")).await;
     let refused = try_skipping(repository, snapshot, &copy, false)
         .await
         .unwrap_err();
@@ -89,7 +89,7 @@ async fn check(
     );
 
     let project = format!("demo-{case}-skipping");
-    let copy = client(&sandbox, &project).await;
+    let copy = client(sandbox, &project).await;
     let stats = try_skipping(repository, snapshot, &copy, true).await.unwrap();
     assert!(!stats.gaps.is_empty(), "{case}");
     let written = paths(&copy).await;
