@@ -31,6 +31,8 @@ mod consistency;
 mod dedup;
 mod faults;
 mod firestore_client;
+mod firestore_reads;
+mod firestore_splits;
 mod incremental;
 mod leases;
 mod migration_engine;

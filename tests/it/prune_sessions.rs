@@ -76,21 +76,7 @@ async fn what_a_stopped_backup_left_is_swept_once_it_expired() {
             };
             let session = Session::begin(&repository, options).await?;
             for range in session.plan().ranges.clone() {
-                let mut writer = session.range_writer(range);
-                for (key, doc) in &docs {
-                    if writer.reads().contains(key) {
-                        let document = DocumentRef {
-                            key,
-                            create_time: doc.create_time,
-                            update_time: doc.update_time,
-                            body: &doc.body,
-                        };
-                        if writer.push(document).await? == Flow::Done {
-                            break;
-                        }
-                    }
-                }
-                writer.finish().await?;
+                try_feed(session.range_writer(range), &docs).await?;
             }
             session.commit(SnapshotDraft::default()).await
         };

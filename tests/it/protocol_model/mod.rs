@@ -1,13 +1,14 @@
-//! The protocol of sessions, readers and sweeps (`FORMAT.md`, section 7), searched exhaustively: every interleaving of every
-//! step of small groups of processes, which may stop anywhere, be given up wrongly at any time, and whose listings may miss
-//! whatever is created while they run.
+//! The protocol of sessions, readers and sweeps (`FORMAT.md`, section 7), searched exhaustively: every
+//! interleaving of every step of small groups of processes, which may stop anywhere, be given up wrongly at
+//! any time, and whose listings may miss whatever is created while they run.
 //!
-//! A model of its own and not of the code: what the code does in these steps is tested by `prune_beside`. Its worth is the
-//! other half: leaving out any one step makes the search find a counterexample, so each of them is needed.
+//! A model of its own and not of the code: what the code does in these steps is tested by `prune_beside`. Its
+//! worth is the other half: leaving out any one step makes the search find a counterexample, so each of them
+//! is needed.
 //!
-//! The search is written here in a page, for its speed in a build without optimisation: a state is one number, and a
-//! general model checker's are trees of values. A process that crashed is one that takes no further step, and every state is
-//! checked, so crashes need no steps of their own.
+//! The search is written here in a page, for its speed in a build without optimisation: a state is one
+//! number, and a general model checker's are trees of values. A process that crashed is one that takes no
+//! further step, and every state is checked, so crashes need no steps of their own.
 
 #![allow(
     clippy::unwrap_used,

@@ -38,8 +38,8 @@ pub(super) enum Without {
 /// Who takes part.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cast {
-    /// Of snapshot 0, which is there from the beginning: sessions 1 and 2. Session 2 pins snapshot 1 instead when it is
-    /// chained.
+    /// Of snapshot 0, which is there from the beginning: sessions 1 and 2. Session 2 pins snapshot 1 instead
+    /// when it is chained.
     pub(super) writers: usize,
     pub(super) chained: bool,
     /// A second worker of session 1.
@@ -106,8 +106,8 @@ const R_LEASED: u8 = 1;
 const R_READS: u8 = 2;
 const R_DONE: u8 = 3;
 
-// Steps of a sweep: before it, in one of four listings, deleting. The end of a listing and the beginning of the next are one
-// step: listings that take longer than they do see all that shorter ones can see, and more.
+// Steps of a sweep: before it, in one of four listings, deleting. The end of a listing and the beginning of
+// the next are one step: listings that take longer than they do see all that shorter ones can see, and more.
 const S_START: u8 = 0;
 const S_DELETES: u8 = 5;
 const S_DONE: u8 = 6;

@@ -91,7 +91,8 @@ type Seen = HashMap<u128, u32, BuildHasherDefault<Multiply>>;
 /// How many states there are, or the way to one that must not be.
 pub(super) fn search(cast: Cast) -> Result<usize, String> {
     let mut seen = Seen::default();
-    // Each state with the one before it: states are looked at in the order of their distance, so ways are shortest.
+    // Each state with the one before it: states are looked at in the order of their distance, so ways are
+    // shortest.
     let mut states = vec![(cast.first(), 0u32, "the beginning")];
     seen.insert(cast.first().number(), 0);
     let mut next = Vec::new();
