@@ -26,7 +26,7 @@ pub use canonical::CanonicalError;
 pub use database_name::DatabaseName;
 pub use field_diff::{FieldChange, FieldChangeKind, changed_fields};
 pub use field_mask::FieldMask;
-pub use field_path::FieldPath;
+pub use field_path::{FieldPath, field_path_text};
 pub use key::{DocumentKey, KeyRange};
 pub use path::{CollectionPath, DocumentPath, PathError};
 pub use value::{Fields, GeoPoint, Reference, Timestamp, Value};

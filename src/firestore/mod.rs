@@ -53,7 +53,7 @@ pub use fetch::Fetched;
 pub use metadata::DatabaseMetadata;
 pub use permissions::{Permission, PermissionCheck, Purpose};
 pub use proto::NAME_FIELD;
-pub use query::{Query, QueryFilter, QueryOperator, QueryOrder, field_path_text};
+pub use query::{Query, QueryFilter, QueryOperator, QueryOrder};
 pub use raw::Method;
 pub use retry::RetryPolicy;
 pub use scan::ScanOptions;

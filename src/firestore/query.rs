@@ -1,7 +1,8 @@
 //! What a query asks for: a collection or a collection group, filtered and ordered.
 //!
-//! Without an order of its own, a query is ordered as Firestore implies it: by the fields of its inequalities, then by
-//! name, which needs no index that is not there. It is read [in pages](super::Firestore::query).
+//! Without an order of its own, a query is ordered as Firestore implies it: by the fields of its
+//! inequalities, then by name, which needs no index that is not there. It is read [in
+//! pages](super::Firestore::query).
 
 use std::collections::BTreeSet;
 
@@ -14,7 +15,7 @@ use ::firestore::gcloud_sdk::google::firestore::v1::{Cursor, StructuredQuery, Va
 
 use super::proto::{NAME_FIELD, proto_value};
 use super::{Error, Method, Result};
-use crate::document::{CollectionPath, DocumentPath, Fields, Reference, Value, canonical};
+use crate::document::{CollectionPath, DocumentPath, Fields, Reference, Value, canonical, field_path_text};
 
 /// Which documents, in which order.
 #[derive(Clone, Debug, PartialEq)]
@@ -291,34 +292,6 @@ impl QueryFilter {
 
 fn is_name(field: &[String]) -> bool {
     matches!(field, [only] if only == NAME_FIELD)
-}
-
-/// The field path as Firestore writes it: keys that are no simple names between backticks.
-pub fn field_path_text<'a>(keys: impl IntoIterator<Item = &'a str>) -> String {
-    let mut text = String::new();
-    for key in keys {
-        if !text.is_empty() {
-            text.push('.');
-        }
-        let mut letters = key.bytes();
-        let simple = letters
-            .next()
-            .is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_')
-            && letters.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-        if simple {
-            text.push_str(key);
-        } else {
-            text.push('`');
-            for letter in key.chars() {
-                if matches!(letter, '`' | '\\') {
-                    text.push('\\');
-                }
-                text.push(letter);
-            }
-            text.push('`');
-        }
-    }
-    text
 }
 
 fn shown(field: &[String]) -> String {

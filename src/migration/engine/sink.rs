@@ -11,8 +11,8 @@ use tonic::Code;
 
 use super::change::changed_fields;
 use super::failure::Failure;
-use crate::document::{DocumentPath, Fields, canonical};
-use crate::firestore::{ConditionalWriter, Precondition, Write, WriteFailure, field_path_text};
+use crate::document::{DocumentPath, Fields, canonical, field_path_text};
+use crate::firestore::{ConditionalWriter, Precondition, Write, WriteFailure};
 use crate::migration::{BeforeImage, BodyHash, DocumentChange, Journal, StoredDocument};
 
 /// A write of which everything is known.
