@@ -15,8 +15,8 @@
 //! | [`clock`], [`stop`], [`progress`], [`path_filter`], [`compare`](mod@compare) | what operations share: the time, how to end early, what is told meanwhile, which documents, two sides document by document |
 //! | [`cli`] | the command line |
 //!
-//! Arrows point one way: `cli` → operations → `archive`, `firestore` → `store`, `document`. The archive does not know
-//! Firestore and Firestore does not know the archive; only the operations know both.
+//! Arrows point one way: `cli` → operations → `archive`, `firestore` → `store`, `document`. The archive does
+//! not know Firestore and Firestore does not know the archive; only the operations know both.
 //!
 //! # The way of the data
 //!
@@ -37,7 +37,8 @@
 //! migrate   a script ──► migration::engine ──► before-images into the archive ──► firestore::ConditionalWriter
 //! ```
 //!
-//! Documents travel in [`document::DocumentBatch`]es; every stage waits for the next one, so that nothing piles up.
+//! Documents travel in [`document::DocumentBatch`]es; every stage waits for the next one, so that nothing
+//! piles up.
 //!
 //! The messages of errors are written for those who use the command line: some say which of its options helps.
 

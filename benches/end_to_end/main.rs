@@ -1,8 +1,10 @@
-//! Whole backups, restores and verifications through the binary, measured against the parts that nobody can leave out.
+//! Whole backups, restores and verifications through the binary, measured against the parts that nobody can
+//! leave out.
 //!
-//! `cargo bench --bench end_to_end` makes all the figures; after `--` come options, such as `--only backup --runs 5`.
-//! The database is the sandbox in a process of its own. A figure and its yardsticks take turns within one run, so that what
-//! the machine does beside hits both. The bounds are ratios; the verdict goes by the median of the runs.
+//! `cargo bench --bench end_to_end` makes all the figures; after `--` come options, such as `--only backup
+//! --runs 5`. The database is the sandbox in a process of its own. A figure and its yardsticks take turns
+//! within one run, so that what the machine does beside hits both. The bounds are ratios; the verdict goes by
+//! the median of the runs.
 
 #[path = "../measure/mod.rs"]
 mod measure;
@@ -34,8 +36,8 @@ struct Options {
     /// Measure only this; may be repeated
     #[arg(long, value_enum)]
     only: Vec<Part>,
-    /// With the memory part: restore into a database that keeps what is written, which takes its process several times
-    /// the data's size
+    /// With the memory part: restore into a database that keeps what is written, which takes its process
+    /// several times the data's size
     #[arg(long)]
     keep_writes: bool,
     /// Print JSON

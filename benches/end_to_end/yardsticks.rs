@@ -23,8 +23,9 @@ use crate::measure::raw::{WRITES_PER_REQUEST, batch_write, connect, drain, root,
 /// The database that is written.
 pub(crate) const TARGET_PROJECT: &str = "demo-target";
 
-/// What bare compression works on at a time: the archive's frame, because whoever can fetch a single document pays
-/// for frames. That favours the archive a little: blocks of 8 MiB compress these documents 13 % better and some 15 % faster.
+/// What bare compression works on at a time: the archive's frame, because whoever can fetch a single document
+/// pays for frames. That favours the archive a little: blocks of 8 MiB compress these documents 13 % better
+/// and some 15 % faster.
 const BLOCK: usize = 256 << 10;
 const LEVEL: i32 = 3;
 

@@ -44,7 +44,8 @@ pub(crate) async fn connect(address: &str) -> anyhow::Result<Firestore> {
     Ok(Firestore::connect(ConnectOptions::new(database, target)).await?)
 }
 
-/// Reads all documents of a database over as many connections as a backup has, or their names, and throws them away.
+/// Reads all documents of a database over as many connections as a backup has, or their names, and throws
+/// them away.
 pub(crate) async fn drain(address: String, names_only: bool) -> anyhow::Result<Cost> {
     let source = connect(&address).await?;
     let read_time = source.current_read_time().await?;

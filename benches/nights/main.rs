@@ -1,10 +1,12 @@
-//! Nightly backups through the binary: what a night stores, how long it takes, how much memory, and what forty of them leave.
+//! Nightly backups through the binary: what a night stores, how long it takes, how much memory, and what
+//! forty of them leave.
 //!
-//! `cargo bench --bench nights` makes all the figures; after `--` come options, such as `--only stored --nights 10`.
-//! The database is the sandbox in a process of its own, and changes every night as [`changing`] says: 0.8 % of the documents are
-//! updated, 0.1 % inserted, 0.1 % deleted, all over the key space. Bytes are those that the repository's folder grew
-//! by, index and manifests included; what is left of finished sessions, which the next `clean` deletes, is told apart. Times are
-//! of whole processes, next to a yardstick that takes its turn in the same run.
+//! `cargo bench --bench nights` makes all the figures; after `--` come options, such as `--only stored
+//! --nights 10`. The database is the sandbox in a process of its own, and changes every night as [`changing`]
+//! says: 0.8 % of the documents are updated, 0.1 % inserted, 0.1 % deleted, all over the key space. Bytes are
+//! those that the repository's folder grew by, index and manifests included; what is left of finished
+//! sessions, which the next `clean` deletes, is told apart. Times are of whole processes, next to a yardstick
+//! that takes its turn in the same run.
 
 mod changing;
 #[path = "../measure/mod.rs"]
@@ -78,7 +80,8 @@ enum Part {
     Tools,
 }
 
-/// Where wall times are measured: a source that is as fast as the machine, and one that is more like the real one.
+/// Where wall times are measured: a source that is as fast as the machine, and one that is more like the real
+/// one.
 const SOURCES: [(&str, &[&str]); 2] = [
     ("", &[]),
     (

@@ -1,4 +1,5 @@
-//! What a nightly backup cannot do without, each in a process of its own: listing the names, fetching what changed.
+//! What a nightly backup cannot do without, each in a process of its own: listing the names, fetching what
+//! changed.
 
 use std::fs;
 use std::path::{Path, PathBuf};

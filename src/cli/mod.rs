@@ -141,7 +141,8 @@ enum Command {
     Completions(completions::CompletionsCommand),
 }
 
-/// Threads that compress, hash and wait for disks. Each may keep memory of its own, so many of them cost more than they bring.
+/// Threads that compress, hash and wait for disks. Each may keep memory of its own, so many of them cost more
+/// than they bring.
 const BLOCKING_THREADS: usize = 8;
 /// How long an interrupted command takes to reach a place where it can stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
@@ -164,7 +165,8 @@ fn start(cli: Cli) -> anyhow::Result<Outcome> {
         .max_blocking_threads(BLOCKING_THREADS)
         .build()
         .context("cannot start the runtime")?;
-    // On a worker and not on this thread: what a connection has received is then taken up where it is still in the cache.
+    // On a worker and not on this thread: what a connection has received is then taken up where it is still
+    // in the cache.
     let command = runtime.spawn(until_done_or_interrupted(cli));
     let outcome = runtime
         .block_on(command)

@@ -78,8 +78,8 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// `None` when whoever read our output has seen enough, as `head` does. Only our own output counts: a connection to a
-/// server that breaks like a pipe is a failure.
+/// `None` when whoever read our output has seen enough, as `head` does. Only our own output counts: a
+/// connection to a server that breaks like a pipe is a failure.
 fn exit_code(error: &anyhow::Error) -> Option<u8> {
     Some(match error {
         error if error.is::<UsageError>() || error.is::<Refused>() => EXIT_USAGE,

@@ -7,8 +7,8 @@
 //! the byte string that makes that true: comparing two keys as bytes compares the paths as Firestore does,
 //! and everything below a document is one contiguous range of keys, those that start with its own.
 //!
-//! A key is made of whole segments, each a tag and what follows it. What else has to know how they are written asks
-//! here.
+//! A key is made of whole segments, each a tag and what follows it. What else has to know how they are
+//! written asks here.
 
 use std::fmt;
 
@@ -27,8 +27,8 @@ const TEXT_NUL: u8 = 0xff;
 
 /// Follows a document's key in the first place past it: no tag, and smaller than each.
 const PAST: u8 = 0x00;
-/// Follows a prefix in the first place past everything that starts with it: greater than every tag. Not `ff`: after a
-/// text segment's end that would read as a NUL of its text.
+/// Follows a prefix in the first place past everything that starts with it: greater than every tag. Not `ff`:
+/// after a text segment's end that would read as a NUL of its text.
 const PAST_PREFIX: u8 = TAG_TEXT + 1;
 
 /// A document path as bytes that compare as Firestore orders names. See the module's documentation.
@@ -52,8 +52,8 @@ impl DocumentKey {
     }
 
     /// The first place past this document's own key and before all that follows, what is below it included: a
-    /// boundary, and no key that a path has. As every segment's bytes begin with a tag greater than zero, one zero
-    /// more is just that.
+    /// boundary, and no key that a path has. As every segment's bytes begin with a tag greater than zero, one
+    /// zero more is just that.
     pub fn after(&self) -> Self {
         let mut bytes = Vec::with_capacity(self.0.len() + 1);
         bytes.extend_from_slice(&self.0);
@@ -144,8 +144,8 @@ impl KeyRange {
         merged
     }
 
-    /// The parts that ascending boundaries cut the range into: they tile it. Boundaries outside of it, at its start, or
-    /// met before are passed over; of a range that is empty there is nothing.
+    /// The parts that ascending boundaries cut the range into: they tile it. Boundaries outside of it, at its
+    /// start, or met before are passed over; of a range that is empty there is nothing.
     pub fn cut_at<'a>(&self, boundaries: impl IntoIterator<Item = &'a DocumentKey>) -> Vec<Self> {
         if self.is_empty() {
             return Vec::new();
@@ -211,8 +211,8 @@ pub(crate) fn key_of(path: &str) -> Vec<u8> {
     key
 }
 
-/// The number of a `__id<int64>__` id in its one decimal form. Anything else (leading zeros, a plus sign, too many
-/// digits) is text: two ids must never share a key.
+/// The number of a `__id<int64>__` id in its one decimal form. Anything else (leading zeros, a plus sign, too
+/// many digits) is text: two ids must never share a key.
 pub(crate) fn numeric_id(segment: &str) -> Option<i64> {
     let digits = segment.strip_prefix("__id")?.strip_suffix("__")?;
     let number: i64 = digits.parse().ok()?;
@@ -225,8 +225,8 @@ pub(crate) fn numeric_id(segment: &str) -> Option<i64> {
     canonical.then_some(number)
 }
 
-/// The relative path that a key stands for, in a buffer that is cleared first, and the number of its segments. Only
-/// what [`append_key`] writes is taken, to the byte.
+/// The relative path that a key stands for, in a buffer that is cleared first, and the number of its
+/// segments. Only what [`append_key`] writes is taken, to the byte.
 pub(super) fn path_of_key(key: &[u8], buffer: String) -> Result<(String, usize), PathError> {
     let mut path = buffer.into_bytes();
     path.clear();

@@ -1,7 +1,7 @@
 //! The paths of documents and collections, relative to a database's root.
 //!
-//! A path is kept as it is written, so that it is shown and sent without work. Where paths are put in order, it is
-//! by their [keys](super::key): Firestore's order of names is not that of the text.
+//! A path is kept as it is written, so that it is shown and sent without work. Where paths are put in order,
+//! it is by their [keys](super::key): Firestore's order of names is not that of the text.
 
 use std::fmt;
 

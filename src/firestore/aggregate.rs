@@ -35,8 +35,8 @@ impl Firestore {
         self.count_after(range, &[], None, read_time).await
     }
 
-    /// The same for the documents of the range that come after one, and only for those of some collection groups if any are
-    /// named.
+    /// The same for the documents of the range that come after one, and only for those of some collection
+    /// groups if any are named.
     pub async fn count_after(
         &self,
         range: &KeyRange,
@@ -56,8 +56,8 @@ impl Firestore {
         Ok(try_join_all(counts).await?.into_iter().sum())
     }
 
-    /// How many documents the collections of this id have, wherever they are, at the read time or now. Bills a read for each
-    /// thousand.
+    /// How many documents the collections of this id have, wherever they are, at the read time or now. Bills
+    /// a read for each thousand.
     pub async fn count_group(&self, id: &str, read_time: Option<Timestamp>) -> Result<u64> {
         self.count_in(&KeyRange::all(), Some(id), None, read_time).await
     }

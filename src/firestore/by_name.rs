@@ -1,7 +1,7 @@
 //! Queries for whatever documents there are, in the order of their names.
 //!
-//! Without a collection, over all descendants of the root, such a query returns every document at every depth, the
-//! children of missing documents included. Not every server answers it.
+//! Without a collection, over all descendants of the root, such a query returns every document at every
+//! depth, the children of missing documents included. Not every server answers it.
 
 use ::firestore::gcloud_sdk::google::firestore::v1::run_query_request::{ConsistencySelector, QueryType};
 use ::firestore::gcloud_sdk::google::firestore::v1::structured_query::{

@@ -1,9 +1,9 @@
 //! A few documents at once: read as of one moment, written all or none, on conditions.
 //!
-//! For what two processes must agree upon, such as who holds a lock. One commit with conditions does what a transaction would
-//! that reads first: it applies when everything is as it was read, and else not at all. But it leaves nothing behind that others
-//! have to wait for. Servers lock what a transaction reads, and a process that is killed in the middle of one would block the
-//! documents for a minute.
+//! For what two processes must agree upon, such as who holds a lock. One commit with conditions does what a
+//! transaction would that reads first: it applies when everything is as it was read, and else not at all. But
+//! it leaves nothing behind that others have to wait for. Servers lock what a transaction reads, and a
+//! process that is killed in the middle of one would block the documents for a minute.
 
 use ::firestore::gcloud_sdk::google::firestore::v1 as proto;
 use prost::Message;
@@ -55,8 +55,8 @@ pub struct CommitWrite {
 pub enum Committed {
     /// All was written; when each write was, in their order.
     Done(Vec<Timestamp>),
-    /// Nothing was, because a condition does not hold. After a lost answer that may be the commit's own doing: who reads again
-    /// must recognise its own work.
+    /// Nothing was, because a condition does not hold. After a lost answer that may be the commit's own
+    /// doing: who reads again must recognise its own work.
     Refused,
 }
 

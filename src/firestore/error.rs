@@ -83,7 +83,8 @@ pub enum Error {
         #[source]
         source: Status,
     },
-    /// The server does not answer queries over all collections at once. A read that begins with this goes on another way.
+    /// The server does not answer queries over all collections at once. A read that begins with this goes on
+    /// another way.
     #[error("the server refuses queries over all collections, and has answered some before: try again")]
     KindlessRefused {
         /// The server's answer.

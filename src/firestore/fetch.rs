@@ -27,8 +27,9 @@ pub struct Fetched {
 }
 
 impl Firestore {
-    /// Fetches documents by name, as they were at the read time or are now. Every name is answered for: it is either
-    /// found or missing, in the order of names whatever the order of `paths`; a name that is given twice counts once.
+    /// Fetches documents by name, as they were at the read time or are now. Every name is answered for: it is
+    /// either found or missing, in the order of names whatever the order of `paths`; a name that is given
+    /// twice counts once.
     ///
     /// All of it is held in memory, so ask for as much as fits. Each name is billed as a read.
     pub async fn get_documents(

@@ -32,8 +32,8 @@ impl Page {
         }
     }
 
-    /// Takes in a message, and tells whether it brought a document, which is then the batch's last. Not async, and
-    /// inlined: a scan goes through here for every document.
+    /// Takes in a message, and tells whether it brought a document, which is then the batch's last. Not
+    /// async, and inlined: a scan goes through here for every document.
     #[inline]
     pub(super) fn take_in(
         &mut self,

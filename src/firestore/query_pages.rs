@@ -1,8 +1,8 @@
 //! Reading what a query selects as of one time, page by page.
 //!
-//! What holds for [scans](super::ScanOptions) holds here: nothing is repeated and nothing skipped whatever the network
-//! does, and a stream that ended is believed only when a query from its cursor has nothing. A page resumes after the
-//! last document by the values that the query orders by.
+//! What holds for [scans](super::ScanOptions) holds here: nothing is repeated and nothing skipped whatever
+//! the network does, and a stream that ended is believed only when a query from its cursor has nothing. A
+//! page resumes after the last document by the values that the query orders by.
 
 use ::firestore::gcloud_sdk::google::firestore::v1::run_query_request::{ConsistencySelector, QueryType};
 use ::firestore::gcloud_sdk::google::firestore::v1::{Cursor, RunQueryRequest};
@@ -27,8 +27,8 @@ const BATCH_BYTES: usize = 512 << 10;
 impl Firestore {
     /// Streams what a query selects as it was at the read time, in batches.
     ///
-    /// Failures that pass are retried and the stream resumes where it was; it ends after the first error. Nothing runs while
-    /// it is not polled, beyond what fits the connection's windows; dropping it cancels.
+    /// Failures that pass are retried and the stream resumes where it was; it ends after the first error.
+    /// Nothing runs while it is not polled, beyond what fits the connection's windows; dropping it cancels.
     pub fn query(
         &self,
         query: Query,

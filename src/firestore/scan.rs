@@ -1,18 +1,18 @@
 //! Reading a key range at one time, in the order of names, with nothing repeated and nothing skipped.
 //!
-//! One query without a collection, over all descendants of the root, returns every document at every depth, the
-//! children of missing documents included. It is asked for in pages, each resumed after the last document that
-//! arrived: a page bounds what a server has to hold open, and a cut stream is just a short page. Servers have been seen
-//! to end streams early and call it OK, so **a range is finished only when a query from its cursor is answered, and has no
-//! documents**: Firestore says in a message of its own that there are none, so a stream without any message is one more
-//! that ended early.
+//! One query without a collection, over all descendants of the root, returns every document at every depth,
+//! the children of missing documents included. It is asked for in pages, each resumed after the last document
+//! that arrived: a page bounds what a server has to hold open, and a cut stream is just a short page. Servers
+//! have been seen to end streams early and call it OK, so **a range is finished only when a query from its
+//! cursor is answered, and has no documents**: Firestore says in a message of its own that there are none, so
+//! a stream without any message is one more that ended early.
 //!
-//! A server that refuses such queries is read another way: see [`walk`](super::walk). Where only some collection groups are
-//! wanted, each is a query of its own: see [`groups`](super::groups).
+//! A server that refuses such queries is read another way: see [`walk`](super::walk). Where only some
+//! collection groups are wanted, each is a query of its own: see [`groups`](super::groups).
 //!
-//! A page begins with an idle moment, the time to its first document. So pages are long (their size follows the
-//! documents' mean size), and the next one is asked for when the last document of the one before has arrived, without
-//! waiting for the stream to end.
+//! A page begins with an idle moment, the time to its first document. So pages are long (their size follows
+//! the documents' mean size), and the next one is asked for when the last document of the one before has
+//! arrived, without waiting for the stream to end.
 
 use futures::{FutureExt, Stream, stream};
 use tonic::Status;
@@ -33,7 +33,8 @@ use crate::document::{DocumentBatch, DocumentKey, DocumentPath, KeyRange, Timest
 pub struct ScanOptions {
     /// The keys to read.
     pub range: KeyRange,
-    /// Read only documents whose collection has one of these ids, at any depth, by a query for each; none: all documents.
+    /// Read only documents whose collection has one of these ids, at any depth, by a query for each; none:
+    /// all documents.
     pub groups: Vec<String>,
     /// Begin after this document instead of at the range's start: where an earlier scan has got to.
     pub after: Option<DocumentKey>,
@@ -167,7 +168,8 @@ pub(super) struct Scanner {
     backoff: Backoff,
     page: Option<Page>,
     batch: DocumentBatch,
-    /// The key of the last document of the last batch that was given out, or that the scan begins after; or empty.
+    /// The key of the last document of the last batch that was given out, or that the scan begins after; or
+    /// empty.
     given: Vec<u8>,
     finished: bool,
 }
@@ -318,7 +320,8 @@ impl Drop for Scanner {
     }
 }
 
-/// Checks that the batch's last document comes after the one before it, which may be in the batch given out before.
+/// Checks that the batch's last document comes after the one before it, which may be in the batch given out
+/// before.
 fn check_order(given: &[u8], batch: &DocumentBatch) -> Result<()> {
     let Some(index) = batch.len().checked_sub(1) else {
         return Ok(());

@@ -1,10 +1,10 @@
 //! Cutting the key space into parts that can be read side by side.
 //!
-//! Production knows where its data is: PartitionQuery gives names that split a collection group evenly. Where it is not
-//! offered, or knows too little (it asks by group, and the root's collections need not be where the documents are), the
-//! key space is probed: a piece is halved at a made-up name, counts say which piece to halve next, and queries for one
-//! name keep the pieces tight around what is there. Parts come out roughly equal; that is enough, since whoever reads
-//! them splits what runs longest again.
+//! Production knows where its data is: PartitionQuery gives names that split a collection group evenly. Where
+//! it is not offered, or knows too little (it asks by group, and the root's collections need not be where the
+//! documents are), the key space is probed: a piece is halved at a made-up name, counts say which piece to
+//! halve next, and queries for one name keep the pieces tight around what is there. Parts come out roughly
+//! equal; that is enough, since whoever reads them splits what runs longest again.
 
 mod between;
 
@@ -48,14 +48,14 @@ const MOST_TIGHTENINGS: usize = 24;
 const SMALLEST_PIECE: u64 = 16;
 
 impl Firestore {
-    /// Cuts a range into at most `parts` parts of about the same number of documents: the keys that begin the second and
-    /// every further part, ascending, inside the range. There may be fewer, or none.
+    /// Cuts a range into at most `parts` parts of about the same number of documents: the keys that begin the
+    /// second and every further part, ascending, inside the range. There may be fewer, or none.
     ///
-    /// A few requests for each part, billed as a read each (counts as one for each thousand). Only a lack of permission
-    /// or of the database is an error; everything else just leaves fewer parts.
+    /// A few requests for each part, billed as a read each (counts as one for each thousand). Only a lack of
+    /// permission or of the database is an error; everything else just leaves fewer parts.
     ///
-    /// Where collection groups are named, only their documents count; then the server must offer PartitionQuery, or the range
-    /// stays whole.
+    /// Where collection groups are named, only their documents count; then the server must offer
+    /// PartitionQuery, or the range stays whole.
     pub async fn split(
         &self,
         range: &KeyRange,
@@ -237,8 +237,8 @@ fn tolerated<T>(error: Error, instead: T) -> Result<T> {
     }
 }
 
-/// The answer to a question that not every server answers, or answers soon: counting hundreds of millions takes longer than
-/// reading unevenly cut parts. `None` means not to ask again.
+/// The answer to a question that not every server answers, or answers soon: counting hundreds of millions
+/// takes longer than reading unevenly cut parts. `None` means not to ask again.
 async fn patiently<T>(answer: impl Future<Output = Result<T>>) -> Result<Option<T>> {
     match tokio::time::timeout(PATIENCE, answer).await {
         Ok(Ok(answer)) => Ok(Some(answer)),

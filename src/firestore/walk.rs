@@ -1,13 +1,14 @@
 //! Reading a key range collection by collection, for servers that refuse queries over all collections.
 //!
-//! From the root's collections down: list a collection's documents, those that are missing and only have something below them
-//! included, and after each document the collections below it. A document's key comes before all that is below it and that
-//! before the next document's, so the walk gives the very order that a query over all collections gives. It takes a call and
-//! a billed read more for every document, to ask for the collections below it; they are asked for several at a time.
+//! From the root's collections down: list a collection's documents, those that are missing and only have
+//! something below them included, and after each document the collections below it. A document's key comes
+//! before all that is below it and that before the next document's, so the walk gives the very order that a
+//! query over all collections gives. It takes a call and a billed read more for every document, to ask for
+//! the collections below it; they are asked for several at a time.
 //!
-//! There are no cursors by name here: a walk that begins in the middle of a collection lists it from its start and passes over
-//! what comes before. So ranges should begin where root collections do. Pages are whole answers with a token for the next one,
-//! so they cannot end short unnoticed as streams can.
+//! There are no cursors by name here: a walk that begins in the middle of a collection lists it from its
+//! start and passes over what comes before. So ranges should begin where root collections do. Pages are whole
+//! answers with a token for the next one, so they cannot end short unnoticed as streams can.
 
 use std::collections::VecDeque;
 

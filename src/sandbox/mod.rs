@@ -1,9 +1,9 @@
 //! An embedded, in-memory Firestore that speaks google.firestore.v1 over gRPC.
 //!
-//! It backs `firebank demo`, the benchmarks and most tests: it starts in a millisecond, it can hold more documents than
-//! Google's emulator, it can serve millions that it does not hold ([`SyntheticSpec`]), and it makes the trouble that a
-//! client must live through ([`FaultPlan`]). One conformance suite runs against it and against Google's emulator, so that
-//! it does not invent behaviour.
+//! It backs `firebank demo`, the benchmarks and most tests: it starts in a millisecond, it can hold more
+//! documents than Google's emulator, it can serve millions that it does not hold ([`SyntheticSpec`]), and it
+//! makes the trouble that a client must live through ([`FaultPlan`]). One conformance suite runs against it
+//! and against Google's emulator, so that it does not invent behaviour.
 //!
 //! ```no_run
 //! use firebank::sandbox::{Sandbox, SandboxConfig};
@@ -15,9 +15,10 @@
 //! # }
 //! ```
 //!
-//! A request goes from `server` (what the methods mean) through `query`, `list`, `write` to `database` (documents and their
-//! past), and streams come back through `stream` and `codec`, which send what is stored as it is stored.
-//! It listens on loopback only, accepts any project and database, and takes no notice of credentials.
+//! A request goes from `server` (what the methods mean) through `query`, `list`, `write` to `database`
+//! (documents and their past), and streams come back through `stream` and `codec`, which send what is stored
+//! as it is stored. It listens on loopback only, accepts any project and database, and takes no notice of
+//! credentials.
 
 mod aggregate;
 mod codec;
@@ -61,8 +62,8 @@ pub use usage::Usage;
 pub struct SandboxConfig {
     /// The port on 127.0.0.1; 0 for a free one.
     pub port: u16,
-    /// How long the past can be read. Firestore has an hour, and with point-in-time recovery seven days, of which only whole
-    /// minutes can be read past the first hour.
+    /// How long the past can be read. Firestore has an hour, and with point-in-time recovery seven days, of
+    /// which only whole minutes can be read past the first hour.
     pub history: Duration,
     /// The largest request, in bytes. Firestore's is 10 MiB, the emulator's 4 MiB.
     pub max_request_bytes: usize,

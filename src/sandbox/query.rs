@@ -1,7 +1,7 @@
 //! Queries: what a `StructuredQuery` means, and the walk over the documents that answers it.
 //!
-//! A query in the order of names streams pages from the store and holds nothing. Any other order needs all results
-//! before the first can be told, and sorts them in memory.
+//! A query in the order of names streams pages from the store and holds nothing. Any other order needs all
+//! results before the first can be told, and sorts them in memory.
 
 use std::cmp::Ordering;
 use std::ops::Bound;
@@ -241,8 +241,9 @@ impl Plan {
                 .is_none_or(|filter| filter.matches(&look(found)))
     }
 
-    /// The next results at a time, and whether there may be more. The offset and the limit are the caller's to apply
-    /// while `position` is walked, except where the order is not that of names: then everything is in one page.
+    /// The next results at a time, and whether there may be more. The offset and the limit are the caller's
+    /// to apply while `position` is walked, except where the order is not that of names: then everything is
+    /// in one page.
     pub(crate) fn page(
         &self,
         database: &Database,

@@ -1,10 +1,10 @@
 //! Documents that are made when they are read: millions of them, of which nothing is held.
 //!
 //! A document is its index. The index gives the id, by an ascending map onto twenty characters that look like
-//! Firestore's random ids, and picks one of the bodies that were made at the start, in which a few values of fixed width
-//! are replaced. So a document costs a copy, no two are equal, and any of them can be found by name. Everything follows
-//! from the seed: the same specification serves the same bytes in every process, as long as the random generator of the
-//! `rand` crate stays.
+//! Firestore's random ids, and picks one of the bodies that were made at the start, in which a few values of
+//! fixed width are replaced. So a document costs a copy, no two are equal, and any of them can be found by
+//! name. Everything follows from the seed: the same specification serves the same bytes in every process, as
+//! long as the random generator of the `rand` crate stays.
 
 use std::sync::OnceLock;
 
@@ -54,8 +54,8 @@ const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnop
 const LEADING: u64 = 62u64.pow(10);
 /// The length of an id.
 const ID_LENGTH: usize = 20;
-/// Bytes of bodies to choose from: much more than the 2 MiB that zstd -3 looks back, so that a repetition of a body
-/// does not make the data compress better than real data.
+/// Bytes of bodies to choose from: much more than the 2 MiB that zstd -3 looks back, so that a repetition of
+/// a body does not make the data compress better than real data.
 const POOL_BYTES: usize = 16 << 20;
 
 /// The documents of a specification in one database.

@@ -1,7 +1,7 @@
 //! Firestore's order of values, which comparisons, sorting and cursors share.
 //!
-//! Null, booleans, numbers (NaN first, integers and doubles by their value), timestamps, strings, bytes, references,
-//! geographical points, arrays, vectors, maps:
+//! Null, booleans, numbers (NaN first, integers and doubles by their value), timestamps, strings, bytes,
+//! references, geographical points, arrays, vectors, maps:
 //! <https://firebase.google.com/docs/firestore/manage-data/data-types#value_type_ordering>.
 
 use std::cmp::Ordering;
