@@ -2,13 +2,13 @@
 //!
 //! The lock is taken by a commit on the condition that the document is still what it was read as, renewed by heartbeats, and one
 //! that was not renewed for as long as it says itself has expired: the next one takes it. How old it is is told by the
-//! server's times alone: when the document was last changed, and when it was read. The owner for his part stops earlier than
+//! server's times alone: when the document was last changed, and when it was read. The owner for its part stops earlier than
 //! that, by a clock that only measures durations: a runner that cannot renew its lock writes no more by the time at which
 //! another may take it. Every record of the history is written in one commit with a renewal of the lock, so a runner that lost
 //! it cannot say that it has done anything.
 //!
 //! There is no transaction that reads first, because servers lock what one reads: a process that is killed while it waits
-//! would keep the owner from renewing his lock. See [`commit`](crate::firestore::Firestore::commit).
+//! would keep the owner from renewing its lock. See [`commit`](crate::firestore::Firestore::commit).
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -143,7 +143,7 @@ struct Held {
     beats: i64,
 }
 
-/// How often the holder shows that he lives, as a part of the expiry.
+/// How often the holder shows that it lives, as a part of the expiry.
 const BEATS_IN_EXPIRY: u32 = 6;
 /// How long others are waited for between two looks.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -197,7 +197,7 @@ impl Lock {
         Ok(Holder::seen(&database.look_at(&[path()]).await?))
     }
 
-    /// Takes the lock away from whoever has it, and says who that was. If he lives he notices, and stops.
+    /// Takes the lock away from whoever has it, and says who that was. If it lives it notices, and stops.
     pub async fn remove(database: &Firestore) -> Result<Option<Holder>, LockError> {
         loop {
             let seen = database.look_at(&[path()]).await?;
