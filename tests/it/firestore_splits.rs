@@ -1,6 +1,6 @@
 //! Where the database client cuts the key space, so that it is read side by side.
 
-use firebank::document::{CollectionPath, DocumentKey, Fields, KeyRange};
+use firebank::document::{CollectionPath, Fields, KeyRange};
 use firebank::firestore::{Error, ScanOptions};
 use firebank::sandbox::{Fault, FaultPlan, Rpc, SandboxConfig, SyntheticSpec, When};
 use tonic::Code;
