@@ -13,6 +13,7 @@ use firebank::migration::{
 };
 use firebank::progress::Progress;
 use firebank::sandbox::{Effect, Fault, FaultPlan, Rpc, SandboxConfig, When};
+use tonic::Code;
 
 use crate::migration_support::{capture, get, json, load, migrate, path, put, run, run_function, run_ok};
 use crate::support::operations::connect;
@@ -752,4 +753,36 @@ async fn a_scan_outlives_the_past() {
     )
     .await;
     assert_eq!(log, ["24000 numbers/0023999", "25000 25000"]);
+}
+
+/// The database may have done a write whose status says that it timed out. What is done once is not done again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_done_in_spite_of_its_status_is_not_done_again() {
+    for code in [Code::DeadlineExceeded, Code::Internal, Code::Unavailable] {
+        let sandbox = sandbox().await;
+        let database = connect(&sandbox.address().to_string(), "demo-engine", "(default)").await;
+        let items = (0..40).map(|number| (format!("items/i{number}"), fields(r#"{"n": 1, "m": 1}"#)));
+        put(&database, items).await;
+        let done = Fault::done_write(code, "", When::EveryNth(3));
+        sandbox.faults().add(done);
+        let (stats, _) = run_ok(
+            &database,
+            r#"
+            for (const item of db.documents("items")) item.update({ n: FieldValue.increment(1) });
+            db.transform("items", (item) => ({ ...item, m: item.m + 1 }));
+            db.create("items/new", { n: 2, m: 2 });
+            "#,
+        )
+        .await;
+        assert_eq!(stats.created, 1);
+        sandbox.faults().clear();
+        for number in 0..40 {
+            let name = format!("items/i{number}");
+            assert_eq!(
+                json(&database, &name).await,
+                r#"{"m":2,"n":2}"#,
+                "{code:?} {name}"
+            );
+        }
+    }
 }

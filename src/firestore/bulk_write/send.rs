@@ -323,9 +323,12 @@ impl Sender {
                 Code::Ok => outcome.written += 1,
                 code if is_retryable_code(code) && entry.attempts < attempts => {
                     part.copy_to(index, &mut again);
+                    again.doubt_last(leaves_in_doubt(code));
                 }
                 // Its precondition held, perhaps, until the write itself was applied.
-                code if entry.in_doubt && entry.precondition != Precondition::None => {
+                code if (entry.in_doubt || leaves_in_doubt(code))
+                    && entry.precondition != Precondition::None =>
+                {
                     let (mark, failure) = self.failure(part, index, code, &message);
                     match self.is_applied(&failure).await? {
                         true => outcome.written += 1,
@@ -384,6 +387,11 @@ fn unreadable_path() -> DocumentPath {
 /// Whether a write's status says that the database has too much to do.
 fn is_push_back(code: Code) -> bool {
     is_retryable_code(code)
+}
+
+/// Whether a write with this status may have been applied. ABORTED and RESOURCE_EXHAUSTED say that it was not.
+fn leaves_in_doubt(code: Code) -> bool {
+    is_retryable_code(code) && !matches!(code, Code::Aborted | Code::ResourceExhausted)
 }
 
 fn refusal(status: &Status) -> Refusal {
