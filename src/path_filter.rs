@@ -171,7 +171,7 @@ impl Patterns {
 }
 
 /// What is left of ascending ranges without others, which ascend too.
-fn subtract(ranges: Vec<KeyRange>, without: &[KeyRange]) -> Vec<KeyRange> {
+pub(crate) fn subtract(ranges: Vec<KeyRange>, without: &[KeyRange]) -> Vec<KeyRange> {
     let mut left = Vec::with_capacity(ranges.len());
     for range in ranges {
         let mut rest = Some(range);
