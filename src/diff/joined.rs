@@ -20,8 +20,7 @@ use crate::document::{
     DatabaseName, DocumentBatch, DocumentPath, DocumentRef, KeyRange, PathError, Timestamp,
 };
 use crate::firestore::{Firestore, ScanOptions};
-use crate::migration::without_lock;
-use crate::path_filter::PathFilter;
+use crate::path_filter::{PathFilter, without_lock};
 use crate::progress::Progress;
 use crate::restore::{ReferenceMode, References, Renames};
 

@@ -14,11 +14,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::document::{DocumentPath, Fields, KeyRange, Timestamp, Value};
+use crate::document::{DocumentPath, Fields, Timestamp, Value};
 use crate::firestore::{
     self, CommitWrite, Committed, Firestore, Precondition, Seen, SeenDocument, WriteFence,
 };
-use crate::path_filter::subtract;
 use crate::stop::Stop;
 
 /// The collection of the lock.
@@ -86,13 +85,6 @@ pub enum LockError {
 fn path() -> DocumentPath {
     #[expect(clippy::expect_used, reason = "a constant")]
     DocumentPath::parse(format!("{LOCK_COLLECTION}/{LOCK_ID}")).expect("two segments")
-}
-
-/// Key ranges without the lock's. A backup of a whole database has the lock where a migration was at work, as everything else; it
-/// is no data, however, and says who works on *this* database now: a restore neither writes nor deletes it, and nothing is
-/// compared with it.
-pub(crate) fn without_lock(ranges: &[KeyRange]) -> Vec<KeyRange> {
-    subtract(ranges.to_vec(), &[path().collection().key_range()])
 }
 
 impl Holder {

@@ -40,7 +40,6 @@ pub use error::{AfterFailure, MigrationError};
 pub use files::{BadMigrationId, FilesError, MigrationFile, MigrationId, Version};
 pub use history::{HISTORY_COLLECTION, History, Record, RecordStatus, RollbackWay};
 pub use journal::{BeforeImage, BodyHash, Journal, JournalError, NoJournal, StoredDocument};
-pub(crate) use lock::without_lock;
 pub use lock::{Holder, LOCK_COLLECTION, Lock, LockError, LockOptions, LockWatch};
 pub use overview::{Divergence, Entry, MigrationState, Overview};
 pub use reset::{ResetError, ResetStats};
