@@ -1,4 +1,4 @@
-//! Who has lost the lock writes nothing more, and what a copy of a database does is nothing to its original.
+//! What must hold whatever happens around a migration: to its lock, to its before-images, in a copy of its database.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,7 +18,8 @@ use firebank::verify::verify_restore;
 use futures::TryStreamExt;
 
 use crate::migrations_support::{ADD_STATE, Bench, fields, item};
-use crate::support::operations::{back_up, restore_options, scan};
+use crate::strange_store::{Habits, StrangeStore};
+use crate::support::operations::{back_up, repository_in, restore_options, scan, small_segments};
 use crate::support::sandbox;
 
 type Documents = BTreeMap<String, Vec<u8>>;
@@ -385,4 +386,72 @@ async fn a_restore_leaves_the_lock_alone() {
         assert_eq!(Lock::holder(database).await.unwrap(), None, "{mode:?}");
     }
     lock().await.release().await;
+}
+
+/// A repository that takes nothing more in the middle of the journal: what was written is undone, at once or by the next run.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_fails_in_the_middle_of_the_journal_costs_nothing() {
+    let sandbox = sandbox().await;
+    let address = sandbox.address().to_string();
+    let strange = StrangeStore::new();
+    let repository = repository_in(strange.store(), small_segments()).await;
+    let bench = Bench::with_repository(&address, "journal", 1300, repository).await;
+    let before = bench.documents().await;
+    bench.script("v1_count", COUNTS);
+    // It can still be read: the migration fails, and is undone from what was kept.
+    let slow = slow_runner(&bench, 2000.0);
+    let progress = Progress::new();
+    let full = async {
+        bench.until(|documents| *documents != before).await;
+        strange.habits(Habits {
+            no_put: true,
+            ..Habits::default()
+        });
+    };
+    let (failed, ()) = tokio::join!(slow.migrate(MigrateOptions::default(), &progress), full);
+    strange.habits(Habits::default());
+    failed.unwrap_err();
+    bench.recover().await.unwrap();
+    assert!(bench.documents().await == before);
+    assert_eq!(bench.status("v1_count").await, RecordStatus::Failed);
+
+    // It is gone altogether, at any request: the next run undoes it, if it is not done.
+    strange.habits(Habits::default());
+    bench.migrate().await.unwrap();
+    let requests = strange.requests();
+    let after = bench.documents().await;
+    bench.roll_back_all().await;
+    let (mut half, mut not_undone) = (0, 0);
+    for stop in 1..=requests {
+        strange.habits(Habits {
+            stops_at: Some(stop),
+            ..Habits::default()
+        });
+        let failed = bench.migrate().await;
+        strange.habits(Habits::default());
+        not_undone += usize::from(matches!(failed, Err(MigrationError::NotUndone { .. })));
+        let documents = bench.documents().await;
+        half += usize::from(documents != before && documents != after);
+        bench.recover().await.unwrap();
+        if bench.status("v1_count").await == RecordStatus::Completed {
+            assert!(
+                bench.documents().await == after,
+                "stopped at {stop} of {requests}"
+            );
+            bench.roll_back_all().await;
+        }
+        assert!(
+            bench.documents().await == before,
+            "stopped at {stop} of {requests}"
+        );
+    }
+    assert!(half > 0 && not_undone >= half, "{half} {not_undone}");
+    let swept = SweepOptions {
+        expiry: Duration::ZERO,
+        ..SweepOptions::default()
+    };
+    sweep(&bench.repository, &swept).await.unwrap();
+    assert_eq!(bench.migrate().await.unwrap(), ["v1_count"]);
+    bench.roll_back_all().await;
+    assert!(bench.documents().await == before);
 }

@@ -154,6 +154,7 @@ fn init_takes_what_is_for_scripts_only_with_one() {
 fn listings_say_what_pending_scripts_are_for() {
     let shop = Shop::empty();
     shop.run(["init"]).done();
+    std::fs::create_dir(shop.file("migrations")).unwrap();
     shop.write(
         "migrations/v1_first.js",
         "export const description = 'Makes one';\nexport function migrate(db) { db.create('fresh/one', {}); }",
@@ -218,6 +219,16 @@ fn the_status_shows_everything_at_a_glance() {
     assert_eq!(status["migrations"]["pending"], serde_json::json!(["v2_b"]));
     assert_eq!(status["migrations"]["drift"], false);
     assert_eq!(status["last_backups"].as_array().unwrap().len(), 1);
+    let age = status["last_backups"][0]["age_seconds"].as_i64().unwrap();
+    assert!((0..600).contains(&age), "{status}");
+    assert_eq!(status["last_backups"][0]["documents"], 4);
+    let counts: Vec<_> = status["collections"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| (one["id"].as_str().unwrap(), one["documents"].as_u64().unwrap()))
+        .collect();
+    assert_eq!(counts, [("_migrations", 1), ("items", 3)]);
     assert_eq!(status["last_verification"]["damage_count"], 0);
     assert_eq!(status["last_verification"]["data_read"], 1.0);
     let shown = project.firebank(["status"]).done();

@@ -169,7 +169,7 @@ impl Bench {
 
     pub(crate) fn runner_in(&self, folder: &Path) -> Runner {
         let mut options = RunnerOptions::new(&self.database, folder, "a test");
-        options.lock.expiry = Duration::from_secs(2);
+        options.lock.expiry = Duration::from_secs(4);
         Runner::new(self.database.clone(), Some(self.repository.clone()), options)
     }
 
