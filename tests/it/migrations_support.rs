@@ -127,6 +127,8 @@ pub(crate) struct Bench {
     pub(crate) database: Firestore,
     pub(crate) repository: Repository,
     pub(crate) folder: tempfile::TempDir,
+    /// When the lock of a runner that is gone expires.
+    pub(crate) lock_expiry: Duration,
 }
 
 impl Bench {
@@ -156,6 +158,7 @@ impl Bench {
             database,
             repository,
             folder: tempfile::tempdir().unwrap(),
+            lock_expiry: Duration::from_secs(4),
         }
     }
 
@@ -169,7 +172,7 @@ impl Bench {
 
     pub(crate) fn runner_in(&self, folder: &Path) -> Runner {
         let mut options = RunnerOptions::new(&self.database, folder, "a test");
-        options.lock.expiry = Duration::from_secs(4);
+        options.lock.expiry = self.lock_expiry;
         Runner::new(self.database.clone(), Some(self.repository.clone()), options)
     }
 
