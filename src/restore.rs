@@ -39,11 +39,11 @@ use tokio::sync::mpsc;
 use crate::archive::{ArchiveError, Lease, SessionId, SnapshotReader};
 use crate::document::{DatabaseName, DocumentPath, FieldMask, KeyRange, PathError, Timestamp};
 use crate::firestore::{self, BulkWriter, Firestore, WriteOptions, WriteStats};
-use crate::path_filter::PathFilter;
+use crate::path_filter::{PathFilter, without_lock};
 use crate::progress::Progress;
 use crate::stop::Stop;
 use crate::store::StoreError;
-pub(crate) use check::Checks;
+pub(crate) use check::{Checks, is_acceptable};
 pub use check::{TtlField, Warning, WarningKind};
 pub(crate) use conflicts::Conflicts;
 use decide::{Decide, Purpose};
@@ -177,7 +177,7 @@ impl RestoreOptions {
         Ok(renames::renamed(&self.renames, &path)?.unwrap_or(path))
     }
 
-    /// The ranges of a snapshot that were chosen, cut so that all of each is renamed alike.
+    /// The ranges of a snapshot that were chosen, cut so that all of each is renamed alike. The lock of migrations is never chosen.
     fn pieces(&self, reader: &SnapshotReader) -> Vec<KeyRange> {
         let selected = reader.snapshot().selection.key_ranges();
         let chosen = self.filter.ranges().iter().flat_map(|chosen| {
@@ -186,7 +186,7 @@ impl RestoreOptions {
                 .map(|selected| selected.intersection(chosen))
                 .filter(|range| !range.is_empty())
         });
-        self.renames.pieces(&chosen.collect::<Vec<_>>())
+        self.renames.pieces(&without_lock(&chosen.collect::<Vec<_>>()))
     }
 }
 

@@ -7,7 +7,7 @@ use futures::{StreamExt, TryStreamExt};
 
 use super::checkpoint::is_of_finished_range;
 use super::envelope::{self, MAX_JSON_LEN};
-use super::error::Result;
+use super::error::{ArchiveError, Result};
 use super::ids::SessionId;
 use super::repository::Repository;
 use super::session::Plan;
@@ -69,13 +69,11 @@ impl Repository {
         }
         let mut open: Vec<OpenSession> = futures::stream::iter(seen)
             .map(|(id, seen)| async move {
-                let name = format!("{}/plan.json", id.folder());
-                let bytes = match self.store().get_at_most(&name, MAX_JSON_LEN).await {
-                    Err(StoreError::NotFound { .. }) => return Ok(None),
+                let plan = match self.plan_of(id).await {
+                    Err(ArchiveError::Store(StoreError::NotFound { .. })) => return Ok(None),
                     read => read?,
                 };
-                let plan: Plan = envelope::decode(&name, "plan", &bytes)?;
-                Ok::<_, super::error::ArchiveError>(Some(OpenSession {
+                Ok::<_, ArchiveError>(Some(OpenSession {
                     id,
                     read_time: match seen.tails {
                         0 => plan.read_time,
@@ -93,5 +91,15 @@ impl Repository {
             .await?;
         open.sort_by_key(|session| std::cmp::Reverse((session.plan.read_time, session.id)));
         Ok(open)
+    }
+
+    /// The plan of a session whose objects are still there.
+    ///
+    /// # Errors
+    /// [`ArchiveError::Store`] with `NotFound` when it has none.
+    pub async fn plan_of(&self, session: SessionId) -> Result<Plan> {
+        let name = format!("{}/plan.json", session.folder());
+        let bytes = self.store().get_at_most(&name, MAX_JSON_LEN).await?;
+        envelope::decode(&name, "plan", &bytes)
     }
 }

@@ -283,6 +283,16 @@ pub struct AbortRecord {
     pub at: DateTime<Utc>,
 }
 
+/// How the reason begins of a session that a sweep has given up.
+pub(crate) const SILENT: &str = "it showed no sign of life for ";
+
+impl AbortRecord {
+    /// Whether a sweep has given it up for its silence. That happens to no session with a [journal](super::journal).
+    pub fn is_of_silence(&self) -> bool {
+        self.reason.starts_with(SILENT)
+    }
+}
+
 /// How a session was decided: the body of `snapshots/<session>.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

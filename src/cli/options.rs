@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, Args};
 
 use super::UsageError;
@@ -52,7 +53,9 @@ pub(crate) struct GlobalOptions {
         long,
         global = true,
         value_name = "FILE",
-        env = "GOOGLE_APPLICATION_CREDENTIALS"
+        env = "GOOGLE_APPLICATION_CREDENTIALS",
+        // An empty variable is none, and no mistake.
+        value_parser = OsStringValueParser::new().map(PathBuf::from)
     )]
     credentials: Option<PathBuf>,
 
@@ -217,11 +220,7 @@ impl GlobalOptions {
     /// The key file to use: the flag or the environment, else the one in the working folder when there are no default
     /// credentials in their well-known places.
     fn key_file(&self) -> Option<PathBuf> {
-        if let Some(file) = self
-            .credentials
-            .as_ref()
-            .filter(|file| !file.as_os_str().is_empty())
-        {
+        if let Some(file) = self.given_key_file() {
             return Some(file.clone());
         }
         let in_folder = PathBuf::from(CREDENTIALS_IN_WORKING_FOLDER);
@@ -231,9 +230,16 @@ impl GlobalOptions {
         Some(in_folder)
     }
 
+    /// An empty variable is none.
+    fn given_key_file(&self) -> Option<&PathBuf> {
+        self.credentials
+            .as_ref()
+            .filter(|file| !file.as_os_str().is_empty())
+    }
+
     /// Announces credentials that were found rather than given.
     fn announce_found_credentials(&self) {
-        if self.credentials.is_none() && self.key_file().is_some() {
+        if self.given_key_file().is_none() && self.key_file().is_some() {
             tracing::warn!("using {CREDENTIALS_IN_WORKING_FOLDER} of the working folder as credentials");
         }
     }

@@ -20,7 +20,7 @@ use crate::document::{
     DatabaseName, DocumentBatch, DocumentPath, DocumentRef, KeyRange, PathError, Timestamp,
 };
 use crate::firestore::{Firestore, ScanOptions};
-use crate::path_filter::PathFilter;
+use crate::path_filter::{PathFilter, without_lock};
 use crate::progress::Progress;
 use crate::restore::{ReferenceMode, References, Renames};
 
@@ -33,15 +33,16 @@ const TOLD_AFTER: u64 = 256;
 
 /// What a snapshot and a database are compared in, side by side: ranges, ascending and apart, about `parallel` equal parts of
 /// the snapshot, of which only what it selects and `chosen` has; each with the collection groups that are selected there, none
-/// of them where everything is.
+/// of them where everything is. The lock of migrations is not compared.
 pub(crate) async fn ranges_of(
     snapshot: &SnapshotReader,
     parallel: usize,
     chosen: &[KeyRange],
 ) -> Result<Vec<(KeyRange, Vec<String>)>, ArchiveError> {
-    let boundaries = snapshot.page_boundaries_within(chosen, parallel).await?;
+    let chosen = without_lock(chosen);
+    let boundaries = snapshot.page_boundaries_within(&chosen, parallel).await?;
     let mut ranges = Vec::new();
-    for chosen in chosen {
+    for chosen in &chosen {
         for (part, groups) in snapshot.snapshot().selection.parts(chosen) {
             let cut = part.cut_at(&boundaries).into_iter();
             ranges.extend(cut.map(|range| (range, groups.to_vec())));

@@ -42,7 +42,8 @@ use std::time::Duration;
 pub(crate) use bulk_write::Marks;
 pub use bulk_write::{
     Acknowledged, BulkWriter, Change, ConditionalWriter, ConditionalWrites, EncodedWrites, FailureSink, Mark,
-    OwnedChange, Precondition, Recorded, Write, WriteEncoder, WriteFailure, WriteOptions, WriteStats,
+    OwnedChange, Precondition, Recorded, Write, WriteEncoder, WriteFailure, WriteFence, WriteOptions,
+    WriteStats,
 };
 pub use commit::{CommitWrite, Committed, Seen, SeenDocument};
 pub use connect::{ConnectOptions, Target};

@@ -199,7 +199,8 @@ fn is_reserved(name: &str) -> bool {
     name.len() > 4 && name.starts_with("__") && name.ends_with("__")
 }
 
-fn is_acceptable(path: &DocumentPath) -> bool {
+/// Whether the database takes a document of this name.
+pub(crate) fn is_acceptable(path: &DocumentPath) -> bool {
     let numeric = |id: &str| {
         id.strip_prefix("__id")
             .and_then(|id| id.strip_suffix("__"))

@@ -103,6 +103,20 @@ pub enum Effect {
         /// Only writes to documents whose name contains this; empty for all.
         name_contains: String,
     },
+    /// The same, but the write is done: its status does not say what became of it. One that cannot be done gets its own status.
+    DoneWriteStatus {
+        /// The status of the write.
+        code: Code,
+        /// Only writes to documents whose name contains this; empty for all.
+        name_contains: String,
+    },
+}
+
+impl Effect {
+    /// Whether it is for single writes and not for calls.
+    fn is_of_writes(&self) -> bool {
+        matches!(self, Self::WriteStatus { .. } | Self::DoneWriteStatus { .. })
+    }
 }
 
 /// Trouble for some calls.
@@ -129,6 +143,15 @@ impl Fault {
     /// Trouble for writes of BatchWrite whose document's name contains `name_contains`.
     pub fn write(code: Code, name_contains: impl Into<String>, when: When) -> Self {
         let effect = Effect::WriteStatus {
+            code,
+            name_contains: name_contains.into(),
+        };
+        Self::new(Rpc::BatchWrite, when, effect)
+    }
+
+    /// The same for writes that are done all the same.
+    pub fn done_write(code: Code, name_contains: impl Into<String>, when: When) -> Self {
+        let effect = Effect::DoneWriteStatus {
             code,
             name_contains: name_contains.into(),
         };
@@ -172,6 +195,17 @@ pub(crate) enum StreamEnd {
     Complete,
     Status(Code),
     Reset,
+}
+
+/// What a write of a BatchWrite has to suffer.
+#[derive(Clone, Debug)]
+pub(crate) enum WriteFate {
+    /// Nothing.
+    Usual,
+    /// It is not done, and gets this status.
+    NotDone(Status),
+    /// It is done if it can be, and gets this status.
+    Done(Status),
 }
 
 #[derive(Debug)]
@@ -290,7 +324,7 @@ impl Faults {
         let mut status = None;
         for (index, fault) in active.plan.faults.iter().enumerate() {
             let meant = fault.methods.is_empty() || fault.methods.contains(&rpc);
-            if !meant || matches!(fault.effect, Effect::WriteStatus { .. }) || !active.meets(index) {
+            if !meant || fault.effect.is_of_writes() || !active.meets(index) {
                 continue;
             }
             match &fault.effect {
@@ -310,7 +344,7 @@ impl Faults {
                 Effect::CompleteAfter { documents } => {
                     fate.end.get_or_insert((*documents, StreamEnd::Complete));
                 }
-                Effect::WriteStatus { .. } => {}
+                Effect::WriteStatus { .. } | Effect::DoneWriteStatus { .. } => {}
             }
         }
         if rpc == Rpc::PartitionQuery && active.plan.refuse_partition_query {
@@ -335,25 +369,31 @@ impl Faults {
         self.active().plan.refuse_kindless
     }
 
-    /// The status that a write of a BatchWrite fails with.
-    pub(crate) fn write_status(&self, name: &str) -> Option<Status> {
+    /// What a write of a BatchWrite has to suffer.
+    pub(crate) fn write_fate(&self, name: &str) -> WriteFate {
         let active = self.active();
-        active
-            .plan
-            .faults
-            .iter()
-            .enumerate()
-            .find_map(|(index, fault)| match &fault.effect {
+        let told = |code| {
+            Status::new(
+                code,
+                format!("The sandbox was told to answer this write with {code:?}."),
+            )
+        };
+        for (index, fault) in active.plan.faults.iter().enumerate() {
+            match &fault.effect {
                 Effect::WriteStatus { code, name_contains }
                     if name.contains(name_contains) && active.meets(index) =>
                 {
-                    Some(Status::new(
-                        *code,
-                        format!("The sandbox was told to fail this write with {code:?}."),
-                    ))
+                    return WriteFate::NotDone(told(*code));
                 }
-                _ => None,
-            })
+                Effect::DoneWriteStatus { code, name_contains }
+                    if name.contains(name_contains) && active.meets(index) =>
+                {
+                    return WriteFate::Done(told(*code));
+                }
+                _ => {}
+            }
+        }
+        WriteFate::Usual
     }
 
     /// Waits until `bytes` more may be sent.

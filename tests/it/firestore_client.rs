@@ -168,6 +168,58 @@ async fn every_write_arrives_whatever_happens_to_the_requests() {
     }
 }
 
+/// A write may be done though its status says that it timed out: that it then meets its own precondition is no failure.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_whose_status_does_not_tell_are_looked_for() {
+    let documents = sample();
+    for code in [Code::DeadlineExceeded, Code::Internal, Code::Unavailable] {
+        for when in [When::Always, When::EveryNth(3)] {
+            let sandbox = sandbox().await;
+            let firestore = sandbox_client(&sandbox).await;
+            sandbox.faults().add(Fault::done_write(code, "", when));
+            let (stats, failures) = write_through(
+                &firestore,
+                WriteOptions::new(&firestore),
+                Precondition::MustNotExist,
+                &documents,
+            )
+            .await
+            .unwrap();
+            assert_eq!(failures, [], "{code:?} {when:?}");
+            assert_eq!(stats.written, documents.len() as u64);
+            // Deletions as well.
+            let time = firestore.current_read_time().await.unwrap();
+            let there = scan(&firestore, ScanOptions::new(KeyRange::all(), time)).await;
+            assert_eq!(there, documents, "{code:?} {when:?}");
+            let failures = self::failures();
+            let mut writer = BulkWriter::new(&firestore, WriteOptions::new(&firestore), failures.clone());
+            for document in &there {
+                let condition = Precondition::MustExist;
+                writer
+                    .write(Write::delete(&document.0).on(condition))
+                    .await
+                    .unwrap();
+            }
+            writer.finish().await.unwrap();
+            assert_eq!(*failures.lock().unwrap(), [], "{code:?} {when:?}");
+        }
+    }
+    // What is refused for good before it was ever in doubt stays refused.
+    let sandbox = sandbox().await;
+    let firestore = sandbox_client(&sandbox).await;
+    let options = || WriteOptions::new(&firestore);
+    write_through(&firestore, options(), Precondition::None, &documents)
+        .await
+        .unwrap();
+    sandbox
+        .faults()
+        .add(Fault::write(Code::Aborted, "", When::First(5)));
+    let (_, failures) = write_through(&firestore, options(), Precondition::MustNotExist, &documents)
+        .await
+        .unwrap();
+    assert_eq!(failures.len(), documents.len());
+}
+
 /// What was encoded apart is written as if it had been put: in order where paths repeat, in as few requests.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn encoded_writes_are_writes() {

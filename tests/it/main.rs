@@ -40,6 +40,7 @@ mod migration_errors;
 mod migration_support;
 mod migration_values;
 mod migrations_drift;
+mod migrations_fence;
 mod migrations_kills;
 mod migrations_library;
 mod migrations_lock;

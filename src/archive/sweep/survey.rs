@@ -15,7 +15,7 @@ use crate::archive::journal::is_of_journal;
 use crate::archive::lease::{self, LeaseRecord};
 use crate::archive::repository::Repository;
 use crate::archive::session::{Pins, abort};
-use crate::archive::snapshot::Decision;
+use crate::archive::snapshot::{Decision, SILENT};
 use crate::store::{Store, StoreError};
 
 /// Small objects that are fetched at a time.
@@ -228,7 +228,7 @@ impl Surveyor<'_> {
             }
             if let Mode::Act = self.mode {
                 let hours = self.options.expiry.as_secs() / 3600;
-                let reason = format!("it showed no sign of life for {hours} hours");
+                let reason = format!("{SILENT}{hours} hours");
                 abort(self.repository, session, &reason).await?;
             } else {
                 sessions.remove(&session);
