@@ -298,6 +298,22 @@ fn dead_letters_that_are_more_than_a_document_are_refused() {
     assert_eq!(shop.contents("demo-copy"), without);
 }
 
+#[test]
+fn a_restore_takes_files_of_lines_as_an_import_does() {
+    let shop = Shop::empty();
+    for name in ["x.ndjson", "y.jsonl"] {
+        let text = format!("{{\"path\": \"a/{name}/b/1\", \"document\": {{\"n\": 5}}}}\n");
+        shop.write(name, text);
+        shop.firebank(["restore", name]).done();
+        assert!(
+            shop.contents(SHOP).contains_key(&format!("a/{name}/b/1")),
+            "{name}"
+        );
+    }
+    shop.firebank(["restore", "none.ndjson"])
+        .fails(1, &["there is no file none.ndjson"]);
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn any_number_of_lines_takes_little_memory() {

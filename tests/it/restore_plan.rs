@@ -68,6 +68,7 @@ fn a_dry_run_says_what_would_happen_and_what_it_costs() {
             "documents",
             "dry_run",
             "existing",
+            "gaps",
             "left_out",
             "references",
             "seconds",
@@ -218,6 +219,7 @@ fn nothing_is_changed_in_production_without_a_confirmation() {
     };
     for (mode, says) in [
         ("overwrite", "overwrite documents"),
+        ("create-only", "create documents"),
         ("skip-identical", "overwrite documents"),
         ("mirror", "DELETE documents"),
         ("merge", "change documents"),
