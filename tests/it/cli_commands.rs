@@ -85,7 +85,7 @@ const RESTORE_KEYS: [&str; 24] = [
 ];
 
 /// What a plan says, beside what it is a plan of.
-const PLAN_KEYS: [&str; 20] = [
+const PLAN_KEYS: [&str; 21] = [
     "billed_deletes",
     "billed_reads",
     "billed_writes",
@@ -99,6 +99,7 @@ const PLAN_KEYS: [&str; 20] = [
     "documents",
     "dry_run",
     "existing",
+    "gaps",
     "left_out",
     "references",
     "seconds",
