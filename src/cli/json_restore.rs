@@ -61,8 +61,7 @@ pub(crate) async fn run(
     let imported = import(files, &database, options.clone(), &progress).await;
     drop(display);
     let stats = imported.map_err(wrong_usage)?;
-    let billed_reads = database.stats().counts().billed_reads;
-    report(global, &source, target, &stats, &options, billed_reads, None)
+    report(global, &source, target, &stats, &options, None)
 }
 
 fn wrong_usage(error: ImportError) -> anyhow::Error {

@@ -125,6 +125,7 @@ impl LiveArgs {
                 None => Check::Contents,
             },
             extra_matters: true,
+            around_damage: false,
         };
         verification.tell(global.output())?;
         global.output().json(&verification.view())?;
@@ -173,6 +174,8 @@ pub(crate) struct Verification<'a> {
     pub(crate) check: Check,
     /// Whether documents that only the database has are a difference.
     pub(crate) extra_matters: bool,
+    /// Whether damaged parts of the snapshot were left out.
+    pub(crate) around_damage: bool,
 }
 
 /// What `--json` prints of it.
@@ -249,10 +252,14 @@ impl<'a> Verification<'a> {
         }
         let whole = match self.check {
             Check::Sample => "a sample of ",
-            _ if self.matches() => "all ",
+            _ if self.matches() && !self.around_damage => "all ",
             _ => "",
         };
-        let place = format!("{} as of {}", self.target, self.stats.read_time);
+        let but = match self.around_damage && self.matches() {
+            true => ", but for what is damaged,",
+            false => "",
+        };
+        let place = format!("{} as of {}{but}", self.target, self.stats.read_time);
         let end = format!(
             "({}, {} billed)",
             output::duration(self.stats.duration),

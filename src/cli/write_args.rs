@@ -163,11 +163,11 @@ impl WriteArgs {
         !self.no_check && (is_protected(global, target) || !self.ttl_field.is_empty())
     }
 
-    /// Asks before documents are overwritten or deleted.
+    /// Asks before documents are written or deleted.
     pub(super) fn confirm(&self, global: &GlobalOptions, target: &DatabaseName) -> anyhow::Result<()> {
         let what = match self.mode {
             _ if self.dry_run => return Ok(()),
-            Mode::CreateOnly => return Ok(()),
+            Mode::CreateOnly => "create documents in",
             Mode::Overwrite | Mode::SkipIdentical => "overwrite documents in",
             Mode::Mirror => "overwrite and DELETE documents in",
             Mode::Merge => "change documents in",
@@ -257,6 +257,10 @@ pub(super) fn show_plan(
     show_references(output, &plan.references)?;
     show_conflicts(output, &plan.conflicting, plan.fates.conflicts)?;
     show_warnings(&plan.warnings);
+    tell_of_gaps(&plan.gaps, "cannot be restored");
+    if !plan.gaps.is_empty() {
+        return Ok(Outcome::NeedsLook);
+    }
     Ok(outcome_of_choice(options, plan.documents + fates.deleted))
 }
 
@@ -284,7 +288,8 @@ fn outcome_of_choice(options: &RestoreOptions, documents: u64) -> Outcome {
 /// Gaps that are listed for people.
 const LISTED_GAPS: usize = 50;
 
-fn tell_of_gaps(gaps: &[Gap]) {
+/// Lists what is damaged; `what` says what that means for the documents.
+pub(super) fn tell_of_gaps(gaps: &[Gap], what: &str) {
     if gaps.is_empty() {
         return;
     }
@@ -294,7 +299,7 @@ fn tell_of_gaps(gaps: &[Gap]) {
         false => "",
     };
     tracing::error!(
-        "the snapshot is damaged, and {}{more} could not be restored:",
+        "the snapshot is damaged, and {}{more} {what}:",
         output::count(known, "document")
     );
     for gap in gaps.iter().take(LISTED_GAPS) {
@@ -372,7 +377,6 @@ pub(super) fn report(
     target: &DatabaseName,
     stats: &RestoreStats,
     options: &RestoreOptions,
-    billed_reads: u64,
     verification: Option<&Verification<'_>>,
 ) -> anyhow::Result<Outcome> {
     let output = global.output();
@@ -413,12 +417,11 @@ pub(super) fn report(
         output.line(format!("{}.", documents(count, one, many)))?;
     }
     show_references(output, &stats.references)?;
-    let billed_writes = stats.written.saturating_sub(fates.deleted);
     output.line(format!(
         "Billed: {}, {}, {}; {} sent again.",
-        output::count(billed_reads, "read"),
-        output::count(billed_writes, "write"),
-        output::count(fates.deleted, "delete"),
+        output::count(stats.billed_reads, "read"),
+        output::count(stats.billed_writes, "write"),
+        output::count(stats.billed_deletes, "delete"),
         output::count(stats.writes.retries, "write"),
     ))?;
     if fates.conflicts > 0 {
@@ -435,7 +438,7 @@ pub(super) fn report(
             dead_letter_file.display()
         );
     }
-    tell_of_gaps(&stats.gaps);
+    tell_of_gaps(&stats.gaps, "could not be restored");
     if let Some(verification) = verification {
         verification.tell(output)?;
     }
@@ -452,9 +455,9 @@ pub(super) fn report(
         conflicting: &stats.conflicts,
         references: stats.references,
         foreign_references: stats.references.foreign,
-        billed_reads,
-        billed_writes,
-        billed_deletes: fates.deleted,
+        billed_reads: stats.billed_reads,
+        billed_writes: stats.billed_writes,
+        billed_deletes: stats.billed_deletes,
         requests: stats.writes.requests,
         retries: stats.writes.retries,
         seconds: stats.duration.as_secs_f64(),

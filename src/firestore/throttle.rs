@@ -46,6 +46,8 @@ const RAMP_FACTOR: f64 = 1.5;
 const RAMP_STEP: Duration = Duration::from_secs(300);
 /// What may be sent at once after a pause, as a part of a second's worth.
 const BURST_SECONDS: f64 = 1.0;
+/// More than anybody waits: a rate may be as low as one likes.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// How many times what the server takes is sent to it.
 const OVERSEND: f64 = 1.25;
 /// However much is refused, this many writes a second are tried.
@@ -223,7 +225,9 @@ impl Throttle {
         let burst = Duration::from_secs_f64(BURST_SECONDS);
         let earliest = now.checked_sub(burst).unwrap_or(now).max(state.started);
         let begin = state.paid_until.max(earliest);
-        state.paid_until = begin + Duration::from_secs_f64(writes as f64 / rate);
+        let takes = Duration::try_from_secs_f64(writes as f64 / rate).unwrap_or(LONGEST);
+        // A clock may have no such moment.
+        state.paid_until = begin.checked_add(takes.min(LONGEST)).unwrap_or(begin);
         begin.saturating_duration_since(now)
     }
 
@@ -372,6 +376,19 @@ mod tests {
         }
         let seconds = time.as_secs_f64();
         (sent / seconds, taken / seconds)
+    }
+
+    #[test]
+    fn a_rate_that_takes_for_ever_is_no_accident() {
+        for rate in [1e-20, 1e-300, f64::MIN_POSITIVE] {
+            let throttle = Throttle::new(ThrottleOptions {
+                rate: Some(rate),
+                ..ThrottleOptions::default()
+            });
+            throttle.reserve(1);
+            assert!(throttle.reserve(500) > Duration::from_secs(1 << 30));
+            assert!(throttle.reserve(500) > Duration::from_secs(1 << 30));
+        }
     }
 
     #[tokio::test]

@@ -311,7 +311,7 @@ impl Shop {
 }
 
 /// What a plan says, beside what it is a plan of.
-const PLAN_KEYS: [&str; 20] = [
+const PLAN_KEYS: [&str; 21] = [
     "billed_deletes",
     "billed_reads",
     "billed_writes",
@@ -325,6 +325,7 @@ const PLAN_KEYS: [&str; 20] = [
     "documents",
     "dry_run",
     "existing",
+    "gaps",
     "left_out",
     "references",
     "seconds",

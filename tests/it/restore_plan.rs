@@ -193,6 +193,7 @@ fn nothing_is_changed_in_production_without_a_confirmation() {
     };
     for (mode, says) in [
         ("overwrite", "overwrite documents"),
+        ("create-only", "create documents"),
         ("skip-identical", "overwrite documents"),
         ("mirror", "DELETE documents"),
         ("merge", "change documents"),
