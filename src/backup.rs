@@ -210,7 +210,8 @@ pub enum BackupError {
     /// Somebody asked it to stop.
     #[error(
         "stopped with {finished} of {ranges} key ranges finished: there is no snapshot of it, and what was read is kept. \
-         `firebank backup --resume` goes on from there while the database can be read at the same time, for an hour after it began (session {session})"
+         `firebank backup --resume` goes on from there while the database can be read at the same time: for an hour after it began, \
+         with --pitr for seven days (session {session})"
     )]
     Stopped {
         /// Its session.
@@ -294,6 +295,16 @@ impl BackupError {
             Err(error) => error.into(),
         }
     }
+}
+
+/// How long a range that is asked to stop waits for a good place to: past the next cut nothing is read or stored twice. Whoever asks
+/// has little patience itself.
+const STOP_WITHIN: Duration = Duration::from_secs(2);
+
+/// Waits until somebody asks to stop, and for as long after that as a range may go on.
+async fn out_of_patience(stop: Stop) {
+    stop.requested().await;
+    tokio::time::sleep(STOP_WITHIN).await;
 }
 
 /// How often it is looked for what other workers have left before a backup gives up.

@@ -4,6 +4,7 @@
 //! document of its batch. What is fetched is answered for at the backup's own read time: a name that was there when it
 //! was listed cannot be missing.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -13,7 +14,7 @@ use tracing::{debug, info, warn};
 
 use super::compared::{Changes, Comparer, Comparison};
 use super::crew::Share;
-use super::{BackupError, BackupOptions, plan};
+use super::{BackupError, BackupOptions, out_of_patience, plan};
 use crate::archive::{LayerWriter, ReadMode, Session, UnfinishedRange};
 use crate::document::{DocumentBatch, DocumentKey, DocumentPath};
 use crate::firestore;
@@ -140,7 +141,17 @@ impl LayerContext {
         let mut cursor = None;
         let mut checkpoint_at = Instant::now();
         let left = loop {
-            let (changes, misled) = match changes.try_next().await {
+            let next = tokio::select! {
+                next = changes.try_next() => next,
+                () = &mut out_of_patience => {
+                    if let Some(cursor) = &cursor {
+                        self.write_checkpoint(range, cursor, &mut writer).await?;
+                    }
+                    return Ok(Left::Done);
+                }
+            };
+            let (changes, misled) = match next {
+        let mut out_of_patience = pin!(out_of_patience(self.options.stop.clone()));
                 Ok(Some(changes)) => changes,
                 Ok(None) => break None,
                 Err(BackupError::SplitElsewhere) => return Ok(Left::Done),
