@@ -82,7 +82,7 @@ impl LayerContext {
             return Ok(());
         }
         let mut attempt = 1;
-        let mut mode = self.session.plan().read;
+        let mut mode = range.read().unwrap_or(self.session.plan().read);
         self.comparison.read_time = range.read_time;
         let range = Arc::new(Mutex::new(range));
         loop {
@@ -101,8 +101,10 @@ impl LayerContext {
                 }
                 Err(error) => return Err(error),
             }
-            // Nothing of this attempt may be relied upon.
-            lock(&range).forget_progress();
+            // Nothing of this attempt may be relied upon, by whoever goes on with the session either.
+            let mut anew = lock(&range).clone();
+            self.session.begin_anew(&mut anew, mode).await?;
+            *lock(&range) = anew;
         }
     }
 
@@ -140,6 +142,7 @@ impl LayerContext {
             .boxed();
         let mut cursor = None;
         let mut checkpoint_at = Instant::now();
+        let mut out_of_patience = pin!(out_of_patience(self.options.stop.clone()));
         let left = loop {
             let next = tokio::select! {
                 next = changes.try_next() => next,
@@ -151,7 +154,6 @@ impl LayerContext {
                 }
             };
             let (changes, misled) = match next {
-        let mut out_of_patience = pin!(out_of_patience(self.options.stop.clone()));
                 Ok(Some(changes)) => changes,
                 Ok(None) => break None,
                 Err(BackupError::SplitElsewhere) => return Ok(Left::Done),
