@@ -14,12 +14,13 @@ use std::path::PathBuf;
 use chrono::{DateTime, Utc};
 
 use crate::archive::{
-    ArchiveError, Repository, Snapshot, SnapshotId, SnapshotKind, SnapshotListing, SweepOptions, SweepStats,
-    plan_sweep, sweep,
+    ArchiveError, Decision, Repository, SessionId, Snapshot, SnapshotId, SnapshotKind, SnapshotListing,
+    SweepOptions, SweepStats, plan_sweep, sweep,
 };
 use crate::clock;
 use crate::json::JsonError;
 pub use json_files::{JsonFile, JsonGroup, JsonGroupKey, plan_json};
+use crate::store::StoreError;
 pub use retention::{Candidate, Keep, Policy, Within};
 pub use timezone::Zone;
 
@@ -172,6 +173,13 @@ pub enum PruneError {
     /// The archive failed.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    /// There is no room to write down what is given up.
+    #[error(
+        "there is no room to write down that {0} {noun} given up, and there was nothing that could be deleted first: no snapshot was \
+         given up. Free some kilobytes on the disk, for that is all it takes, and run `clean` again",
+        noun = if *.0 == 1 { "snapshot is" } else { "snapshots are" }
+    )]
+    NoRoom(u64),
     /// A JSON backup could not be deleted.
     #[error(transparent)]
     Json(#[from] JsonError),
@@ -349,20 +357,20 @@ pub async fn estimate(
     Ok(stats)
 }
 
-/// Carries out a plan: gives the snapshots up, deletes the files, then sweeps the repository where there is one. Stopped at
+/// Carries out a plan: deletes the files, gives the snapshots up, then sweeps the repository where there is one. Stopped at
 /// any point it can be started again.
 pub async fn prune(
     repository: Option<&Repository>,
     plan: &PrunePlan,
     options: &SweepOptions,
+///
+/// A snapshot must be marked as given up before anything of it is deleted, or another process could build upon it meanwhile. On a
+/// full disk there is no room for the marks: then what is due already is swept first.
+///
+/// # Errors
+/// Also [`PruneError::NoRoom`].
 ) -> Result<PruneStats, PruneError> {
     let mut stats = PruneStats::default();
-    if let Some(repository) = repository {
-        for (snapshot, reason) in plan.to_forget() {
-            repository.forget(snapshot, &reason).await?;
-            stats.forgotten += 1;
-        }
-    }
     for file in plan.files_to_delete() {
         json_files::delete(&file.file).await?;
         stats.json_files += 1;

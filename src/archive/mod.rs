@@ -51,6 +51,7 @@ pub mod sessions;
 pub mod snapshot;
 pub mod sparse;
 mod stage;
+mod store_time;
 pub mod sweep;
 mod verification;
 

@@ -10,7 +10,8 @@
 //! two signs of life, a session that lives would be aborted and its backup fail, which is what an abort may always do; and a
 //! reader would be told that its snapshot was forgotten, if it was. Nothing that is committed and not forgotten depends on it.
 //!
-//! What cannot be read stops a sweep before it deletes anything.
+//! What cannot be read stops a sweep before it deletes anything. A full disk does not: a sweep needs no room, only then it goes by the
+//! time of the newest object and leaves sessions without a sign of life to the next one.
 
 mod candidates;
 mod delete;
@@ -74,6 +75,19 @@ pub struct SweepStats {
     pub deleted_records: u64,
     /// Files that a crash left half-written in a local repository.
     pub deleted_staging_files: u64,
+}
+
+impl SweepStats {
+    /// Adds what a sweep right before this one deleted.
+    pub fn add_deleted(&mut self, before: &Self) {
+        self.deleted_objects += before.deleted_objects;
+        self.deleted_bytes += before.deleted_bytes;
+        self.aborted_sessions += before.aborted_sessions;
+        self.finished_sessions += before.finished_sessions;
+        self.expired_leases += before.expired_leases;
+        self.deleted_records += before.deleted_records;
+        self.deleted_staging_files += before.deleted_staging_files;
+    }
 }
 
 /// Says what a sweep would do if these snapshots were forgotten. Writes nothing: "now" is this machine's here.

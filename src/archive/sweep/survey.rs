@@ -17,6 +17,7 @@ use crate::archive::repository::Repository;
 use crate::archive::session::{Pins, abort};
 use crate::archive::snapshot::Decision;
 use crate::store::{Store, StoreError};
+use crate::archive::store_time::store_time_or_before;
 
 /// Small objects that are fetched at a time.
 const PARALLEL: usize = 16;
@@ -90,7 +91,7 @@ pub(super) async fn survey(
 ) -> Result<Findings> {
     repository.check_prunable()?;
     let now = match mode {
-        Mode::Act => store_time(repository.store()).await?,
+        Mode::Act => store_time_or_before(repository.store()).await?,
         Mode::Plan { .. } => crate::clock::now(),
     };
     let mut surveyor = Surveyor {
@@ -109,18 +110,6 @@ pub(super) async fn survey(
     surveyor
         .follow(candidates, &writers, marks, sessions, leased)
         .await
-}
-
-/// What time it is for the store: that of an object which is written for it.
-async fn store_time(store: &Store) -> Result<DateTime<Utc>> {
-    let name = format!("probes/{:016x}", rand::random::<u64>());
-    store.put_new(&name, bytes::Bytes::from_static(b"now\n")).await?;
-    let now = store.head(&name).await?.last_modified;
-    match store.delete(&name).await {
-        // A later sweep tries again, and what matters is refused by name.
-        Ok(()) | Err(StoreError::NoPermission { .. }) => Ok(now),
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// The session that an object below `sessions/` belongs to. Names of sessions (`sessions/by-name/…`) belong to none.
@@ -229,7 +218,13 @@ impl Surveyor<'_> {
             if let Mode::Act = self.mode {
                 let hours = self.options.expiry.as_secs() / 3600;
                 let reason = format!("it showed no sign of life for {hours} hours");
-                abort(self.repository, session, &reason).await?;
+                match abort(self.repository, session, &reason).await {
+                    Err(ArchiveError::Store(error @ StoreError::Full { .. })) => {
+                        tracing::warn!("session {session} is left to the next `clean`: {error}");
+                        continue;
+                    }
+                    given_up => given_up.map(drop)?,
+                }
             } else {
                 sessions.remove(&session);
             }
