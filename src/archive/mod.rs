@@ -73,7 +73,7 @@ pub use reader::SnapshotReader;
 pub use record::{BodyLocation, RecordBatch, RecordRef};
 pub use repository::{Parameters, Repository, SnapshotFilter, SnapshotListing};
 pub use selection::Selection;
-pub use session::{Plan, Session, SessionOptions, SnapshotDraft, Totals};
+pub use session::{Committed, Plan, Session, SessionOptions, SnapshotDraft, Totals};
 pub use session_name::NamedSession;
 pub use sessions::OpenSession;
 pub use snapshot::{

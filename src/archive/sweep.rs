@@ -37,7 +37,7 @@ use survey::{Findings, Mode, survey};
 pub struct SweepOptions {
     /// A session or a lease without a sign of life for so long is given up.
     pub expiry: Duration,
-    /// So long the records of forgotten snapshots and aborted sessions stay.
+    /// So long the records of forgotten snapshots and aborted sessions stay, and names of sessions.
     pub keep_records: Duration,
 }
 
@@ -71,7 +71,7 @@ pub struct SweepStats {
     pub finished_sessions: u64,
     /// Leases of readers without a sign of life, removed.
     pub expired_leases: u64,
-    /// Old records of forgotten snapshots and aborted sessions.
+    /// Old records of forgotten snapshots and aborted sessions, and old names of sessions that are at their end.
     pub deleted_records: u64,
     /// Files that a crash left half-written in a local repository.
     pub deleted_staging_files: u64,
@@ -112,6 +112,7 @@ pub async fn sweep(repository: &Repository, options: &SweepOptions) -> Result<Sw
         candidates,
         finished_sessions,
         old_records,
+        old_names,
         now,
         ..
     } = found;
@@ -140,6 +141,9 @@ pub async fn sweep(repository: &Repository, options: &SweepOptions) -> Result<Sw
             .delete([(record.forgotten_name(), 0)].into_iter())
             .await?;
     }
+    deletion
+        .delete(old_names.into_iter().map(|name| (name, 0)))
+        .await?;
     let stale = now - options.expiry;
     let probes: Vec<(String, u64)> = store
         .list("probes")
