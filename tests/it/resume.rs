@@ -185,6 +185,50 @@ fn a_slow_source_stops_in_time() {
     shop.firebank(["verify", "--live"]).done();
 }
 
+/// Documents of several moments are a backup, and one that somebody should look at.
+#[test]
+fn a_backup_of_several_moments_needs_a_look() {
+    const WINDOW: Duration = Duration::from_secs(2);
+    let shop = slow_shop();
+    let slow = FaultPlan {
+        bytes_per_second: Some(SLOW),
+        ..FaultPlan::default()
+    };
+    for (strict, code) in [(true, 1), (false, 3)] {
+        shop.sandbox.faults().set(slow.clone());
+        let more: &[&str] = match strict {
+            true => &["--ranges", "4", "--parallel", "2", "--require-consistent"],
+            false => &["--ranges", "4", "--parallel", "2"],
+        };
+        let sent = documents_sent(&shop);
+        let begun = Instant::now();
+        let child = start_backup(&shop, more);
+        while documents_sent(&shop) < sent + u64::from(DOCUMENTS) / 4 || begun.elapsed() < WINDOW {
+            assert!(begun.elapsed() < Duration::from_secs(60), "it does not read");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        shop.sandbox.faults().set(FaultPlan {
+            history: Some(WINDOW),
+            ..FaultPlan::default()
+        });
+        let ended = child.wait_with_output().unwrap();
+        shop.sandbox.faults().clear();
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert_eq!(ended.status.code(), Some(code), "{said}");
+        match strict {
+            true => assert!(
+                said.contains("--require-consistent") && shop.snapshots().is_empty(),
+                "{said}"
+            ),
+            false => assert!(said.contains("of several moments"), "{said}"),
+        }
+    }
+    let shown = shop.run(["show", "latest", "--json"]).json();
+    assert_eq!(shown["consistency"]["state"], "mixed", "{shown}");
+    assert_eq!(shown["documents"], DOCUMENTS);
+    shop.run(["verify", "--read-data"]).done();
+}
+
 #[test]
 fn ranges_write_down_how_far_they_got_from_time_to_time() {
     let shop = slow_shop();
