@@ -110,7 +110,8 @@ impl Repository {
     /// Whether somebody may give a session up: it is not decided, something of it is there, and it has changed nothing that could
     /// only be undone from it.
     pub async fn is_open_session(&self, id: SessionId) -> Result<bool> {
-        if self.decision(id).await?.is_some() {
+        // Whatever the record says, and whether it can be read.
+        if self.store().exists(&id.snapshot_name()).await? {
             return Ok(false);
         }
         let mut objects = self.store().list(&id.folder());
