@@ -281,6 +281,10 @@ pub struct AbortRecord {
     pub reason: String,
     /// When.
     pub at: DateTime<Utc>,
+    /// The snapshot that it wanted to build upon and that did not stand any more: nothing was done yet, and whoever named the
+    /// session begins another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin_gone: Option<SnapshotId>,
 }
 
 /// How the reason begins of a session that a sweep has given up.

@@ -8,11 +8,11 @@ use tracing::info;
 use super::{BackupError, BackupOptions, Parent, parent, plan};
 use crate::archive::session::UPLOAD_BUDGET;
 use crate::archive::{
-    ArchiveError, Decision, NamedSession, OpenSession, Plan, ReadMode, Repository, Session, SessionId,
-    SessionOptions, Snapshot, SnapshotId, SnapshotKind, SnapshotReader, UnfinishedRange,
+    ArchiveError, Decision, NamedSession, OpenSession, Plan, ReadMode, Repository, Selection, Session,
+    SessionId, SessionOptions, Snapshot, SnapshotId, SnapshotKind, SnapshotReader, UnfinishedRange,
 };
 use crate::clock;
-use crate::document::Timestamp;
+use crate::document::{DatabaseName, Timestamp};
 use crate::firestore::Firestore;
 use crate::progress::Progress;
 
@@ -27,7 +27,15 @@ pub(super) struct Begun {
     pub(super) ranges: Vec<UnfinishedRange>,
 }
 
-/// How often to look again for snapshots to build upon when one that was found is forgotten in the same moment.
+/// What a backup begins with.
+pub(super) enum Start {
+    /// Work to do.
+    Work(Begun),
+    /// Nothing: other workers of its session came to its end in the same moment.
+    Committed(Box<Snapshot>),
+}
+
+/// How often to look again when what was found is forgotten, given up or chosen otherwise in the same moment.
 const ATTEMPTS: u32 = 3;
 
 /// How long any moment can be read afterwards
@@ -109,14 +117,21 @@ pub(super) async fn named(
     options: &BackupOptions,
     read_time: Timestamp,
     progress: &Progress,
-) -> Result<Begun, BackupError> {
+) -> Result<Start, BackupError> {
+    let check = |kind: SnapshotKind, of: &DatabaseName, selection: &Selection| {
+        let is_same =
+            kind == SnapshotKind::Backup && of == database.database() && *selection == options.selection;
+        // The plan may be another worker's.
+        is_same.then_some(()).ok_or_else(|| BackupError::OtherPlan {
+            name: name.to_owned(),
+            database: of.clone(),
+            selection: selection.to_string(),
+        })
+    };
     let mut attempt = 1;
     loop {
-        let (id, parent) = match repository.session_named(name).await? {
-            NamedSession::Planned(id) => {
-                let begun = join(repository, id, progress).await?;
-                return check_plan(begun, name, database, options);
-            }
+        let begun = match repository.session_named(name).await? {
+            NamedSession::Planned(id) => join(repository, id, progress).await,
             NamedSession::Decided(session, decision) => {
                 return Err(BackupError::NameUsed {
                     name: name.to_owned(),
@@ -127,53 +142,68 @@ pub(super) async fn named(
                     },
                 });
             }
-            NamedSession::New(id) => (id, options.parent.clone()),
-            // Somebody has pinned and not planned, and may never do so. Nobody waits for anybody.
-            NamedSession::Pinned(id, pins) => match (&pins[..], &options.parent) {
-                ([pin], Parent::Newest) => (id, Parent::Snapshot(pin.to_string())),
-                (_, Parent::Newest) => (id, Parent::None),
-                (_, parent) => (id, parent.clone()),
-            },
-        };
-        let with = |parent| BackupOptions {
-            parent,
-            ..options.clone()
-        };
-        let pinned = matches!(parent, Parent::Snapshot(_)) && options.parent == Parent::Newest;
-        let begun = match try_begin(database, repository, Some(id), &with(parent), read_time, progress).await
-        {
-            Err(BackupError::NotAParent { .. }) if pinned => {
-                let alone = with(Parent::None);
-                try_begin(database, repository, Some(id), &alone, read_time, progress).await
+            NamedSession::New(id) => {
+                try_begin(database, repository, Some(id), options, read_time, progress).await
             }
-            begun => begun,
+            // Somebody has pinned and not planned, and may never do so. Nobody waits for anybody.
+            NamedSession::Pinned(id, pins) => {
+                begin_pinned(database, repository, (id, &pins), options, read_time, progress).await
+            }
         };
         match begun {
-            Err(BackupError::Archive(ArchiveError::OtherPins { .. })) if attempt < ATTEMPTS => attempt += 1,
-            begun => return check_plan(begun?, name, database, options),
+            Ok(begun) => {
+                let plan = begun.session.plan();
+                check(plan.kind, &plan.database, &plan.selection)?;
+                return Ok(Start::Work(begun));
+            }
+            Err(BackupError::Archive(ArchiveError::CommittedAlready { session })) => {
+                let snapshot = repository.pinned_snapshot(session).await?;
+                check(snapshot.kind, &snapshot.database, &snapshot.selection)?;
+                return Ok(Start::Committed(Box::new(snapshot)));
+            }
+            Err(BackupError::Archive(error)) if attempt < ATTEMPTS && may_differ_next_time(&error) => {
+                info!("{error}: looking again");
+                attempt += 1;
+            }
+            Err(error) => return Err(error),
         }
     }
 }
 
-/// The plan of a named session may be another worker's: it must be of the same.
-fn check_plan(
-    begun: Begun,
-    name: &str,
+/// Whether another look at a name or at the sessions that were left finds something else.
+fn may_differ_next_time(error: &ArchiveError) -> bool {
+    matches!(
+        error,
+        ArchiveError::OtherPins { .. } | ArchiveError::PinGone { .. } | ArchiveError::Aborted { .. }
+    )
+}
+
+/// Begins a session that somebody has pinned: it can only build upon what they chose.
+async fn begin_pinned(
     database: &Firestore,
+    repository: &Repository,
+    (id, pins): (SessionId, &[SnapshotId]),
     options: &BackupOptions,
+    read_time: Timestamp,
+    progress: &Progress,
 ) -> Result<Begun, BackupError> {
-    let plan = begun.session.plan();
-    if plan.kind == SnapshotKind::Backup
-        && plan.database == *database.database()
-        && plan.selection == options.selection
-    {
-        return Ok(begun);
+    let parent = match (pins, &options.parent) {
+        ([pin], Parent::Newest) => Parent::Snapshot(pin.to_string()),
+        (_, Parent::Newest) => Parent::None,
+        (_, parent) => parent.clone(),
+    };
+    let with = |parent| BackupOptions {
+        parent,
+        ..options.clone()
+    };
+    let chosen = with(parent);
+    match try_begin(database, repository, Some(id), &chosen, read_time, progress).await {
+        Err(BackupError::NotAParent { .. }) if chosen.parent != options.parent => {
+            let alone = with(Parent::None);
+            try_begin(database, repository, Some(id), &alone, read_time, progress).await
+        }
+        begun => begun,
     }
-    Err(BackupError::OtherPlan {
-        name: name.to_owned(),
-        database: plan.database.clone(),
-        selection: plan.selection.to_string(),
-    })
 }
 
 async fn try_begin(
@@ -257,7 +287,7 @@ pub(super) async fn resume(
     repository: &Repository,
     options: &BackupOptions,
     progress: &Progress,
-) -> Result<Option<Begun>, BackupError> {
+) -> Result<Option<Start>, BackupError> {
     let now = database.current_read_time().await?;
     let recovery = options.pitr || has_recovery(database).await;
     let is_readable = |session: &OpenSession| {
@@ -271,16 +301,30 @@ pub(super) async fn resume(
             && session.plan.database == *database.database()
             && session.plan.selection == options.selection
     };
-    let sessions = repository.open_sessions().await?;
-    let Some(open) = sessions
-        .into_iter()
-        .find(|session| fits(session) && is_readable(session))
-    else {
-        info!("there is no unfinished backup to go on with");
-        return Ok(None);
-    };
-    info!(session = %open.id, read_time = %open.read_time, finished = open.finished_ranges, "going on");
-    Ok(Some(join(repository, open.id, progress).await?))
+    let mut attempt = 1;
+    loop {
+        let sessions = repository.open_sessions().await?;
+        let Some(open) = sessions
+            .into_iter()
+            .find(|session| fits(session) && is_readable(session))
+        else {
+            info!("there is no unfinished backup to go on with");
+            return Ok(None);
+        };
+        info!(session = %open.id, read_time = %open.read_time, finished = open.finished_ranges, "going on");
+        match join(repository, open.id, progress).await {
+            Ok(begun) => return Ok(Some(Start::Work(begun))),
+            Err(BackupError::Archive(ArchiveError::CommittedAlready { session })) => {
+                let snapshot = repository.pinned_snapshot(session).await?;
+                return Ok(Some(Start::Committed(Box::new(snapshot))));
+            }
+            Err(BackupError::Archive(error)) if attempt < ATTEMPTS && may_differ_next_time(&error) => {
+                info!("{error}: looking again");
+                attempt += 1;
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Takes part in a session that has a plan.
@@ -302,7 +346,7 @@ async fn join(repository: &Repository, id: SessionId, progress: &Progress) -> Re
     })
 }
 
-/// The parent that a plan names.
+/// The parent that a plan names. That it was forgotten since does not matter: the session's pins keep it.
 async fn open_planned(
     repository: &Repository,
     parent: Option<SnapshotId>,
@@ -310,9 +354,7 @@ async fn open_planned(
     let Some(parent) = parent else {
         return Ok(None);
     };
-    let snapshot = repository
-        .resolve(&parent.to_string(), &Default::default())
-        .await?;
+    let snapshot = repository.pinned_snapshot(parent).await?;
     Ok(Some(open_parent(repository, &snapshot).await?))
 }
 

@@ -69,6 +69,7 @@ mod roundtrip;
 mod sandbox;
 mod scale;
 mod session_names;
+mod session_races;
 mod session_tilings;
 mod splits;
 mod stops;
