@@ -101,7 +101,8 @@ impl RestoreCommand {
             return dry_run(global, &reader, &target, &options).await;
         }
         if self.write.checks_first(global, &target) {
-            let warnings = check_restore(&reader, &target, &options).await;
+            let checked = self.write.check_options(global, &target, &options).await;
+            let warnings = check_restore(&reader, &target, &checked).await;
             show_warnings(&warnings.map_err(wrong_usage)?);
         }
         self.write.confirm(global, &target)?;

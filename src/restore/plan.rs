@@ -136,7 +136,7 @@ pub async fn plan_restore(
     let before = database.stats().counts();
     let conflicts = Conflicts::default();
     let target = database.database();
-    let checks = Checks::new(&options.ttl_fields);
+    let checks = Checks::new(&check::ttl_fields_of(database, options).await);
     let purpose = Purpose::Plan(Look::Documents, checks);
     let decide = Decide::new(
         reader,
