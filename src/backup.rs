@@ -34,6 +34,7 @@ mod parent;
 mod plan;
 mod range;
 mod reading;
+mod recovery;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -525,6 +526,8 @@ impl Readers<'_> {
         let firestore::Error::ReadTimeTooOld { read_time, .. } = &error else {
             return Err(error.into());
         };
+        let has_recovery = !self.options.pitr && begin::has_recovery(self.database).await;
+        let now = recovery::time_of_the_rest(*read_time, now, has_recovery);
         self.session.read_rest_at(*read_time, now).await?;
         warn!(
             "{error}: what was read stays, and the rest is read at a newer time, so the documents will not all be of one moment \

@@ -17,7 +17,7 @@ use crate::progress::Progress;
 use crate::restore::{
     Account, Checks, Conflicts, DRAIN_PATIENCE, Found, Look, Reads, ReferenceMode, RestoreCounts,
     RestoreError, RestoreMode, RestoreOptions, RestorePlan, RestoreStats, Rules, Sent, Tally, Warning,
-    plan_document, refuse_foreign, write_document,
+    plan_document, refuse_foreign, ttl_fields_of, write_document,
 };
 
 /// Documents that wait for the writer.
@@ -64,7 +64,7 @@ pub async fn plan_import(
     options: &RestoreOptions,
 ) -> Result<RestorePlan, ImportError> {
     let rules = rules(options, database.database())?;
-    let checks = Checks::new(&options.ttl_fields);
+    let checks = Checks::new(&ttl_fields_of(database, options).await);
     let before = database.stats().counts();
     let (mut conflicts, mut nothing_sent) = (Conflicts::default(), Sent::default());
     let (sender, mut documents) = mpsc::channel(WAITING_DOCUMENTS);

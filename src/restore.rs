@@ -43,7 +43,7 @@ use crate::progress::Progress;
 use crate::stop::Stop;
 use crate::store::StoreError;
 pub(crate) use check::{Checks, is_acceptable};
-pub use check::{TtlField, Warning, WarningKind};
+pub use check::{TtlField, Warning, WarningKind, ttl_fields_of};
 pub(crate) use conflicts::Conflicts;
 use decide::{Decide, Purpose};
 pub(crate) use decide::{plan as plan_document, write as write_document};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tracing::info;
 
-use super::{BackupError, BackupOptions, Parent, parent, plan};
+use super::{BackupError, BackupOptions, Parent, parent, plan, recovery};
 use crate::archive::session::UPLOAD_BUDGET;
 use crate::archive::{
     ArchiveError, Decision, NamedSession, OpenSession, Plan, ReadMode, Repository, Selection, Session,
@@ -13,7 +13,7 @@ use crate::archive::{
 };
 use crate::clock;
 use crate::document::{DatabaseName, Timestamp};
-use crate::firestore::Firestore;
+use crate::firestore::{DatabaseMetadata, Firestore};
 use crate::progress::Progress;
 
 /// What must be left of the time that a database can be read at a past moment, in seconds, to go on with a backup.
@@ -84,7 +84,7 @@ pub(super) async fn time_to_read(database: &Firestore, pitr: bool) -> Result<Tim
 }
 
 /// Whether the database says that it has point-in-time recovery.
-async fn has_recovery(database: &Firestore) -> bool {
+pub(super) async fn has_recovery(database: &Firestore) -> bool {
     let metadata = database.metadata().await.ok().flatten();
     metadata.is_some_and(|metadata| metadata.point_in_time_recovery)
 }
@@ -214,8 +214,11 @@ async fn try_begin(
     read_time: Timestamp,
     progress: &Progress,
 ) -> Result<Begun, BackupError> {
-    let uid = database_uid(database).await;
+    let metadata = metadata(database).await;
     let listing = repository.snapshots().await?;
+    let read_time =
+        recovery::time_that_lasts(database, metadata.as_ref(), &listing, options, read_time).await?;
+    let uid = metadata.map(|metadata| metadata.uid);
     let wanted = parent::Wanted {
         database: database.database(),
         uid: uid.as_deref(),
@@ -363,13 +366,13 @@ async fn open_parent(repository: &Repository, parent: &Snapshot) -> Result<Snaps
     reader.map_err(|error| BackupError::of_parent(parent.id, error))
 }
 
-/// The database's own identity, which tells one that was deleted and made again from the one before. A backup does not
-/// depend on it: emulators do not say, and not every account may ask.
-async fn database_uid(database: &Firestore) -> Option<String> {
+/// What the database says of itself: its own identity, which tells one that was deleted and made again from the one before, and
+/// whether it has point-in-time recovery. A backup does not depend on it: emulators do not say, and not every account may ask.
+async fn metadata(database: &Firestore) -> Option<DatabaseMetadata> {
     match database.metadata().await {
-        Ok(metadata) => metadata.map(|metadata| metadata.uid),
+        Ok(metadata) => metadata,
         Err(error) => {
-            info!("the database's identity is not known: {error}");
+            info!("the database does not say what it is: {error}");
             None
         }
     }

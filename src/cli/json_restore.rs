@@ -51,7 +51,8 @@ pub(crate) async fn run(
         return Ok(outcome);
     }
     if write.checks_first(global, target) {
-        let warnings = check_import(files, target, &options).await;
+        let checked = write.check_options(global, target, &options).await;
+        let warnings = check_import(files, target, &checked).await;
         show_warnings(&warnings.map_err(wrong_usage)?);
     }
     write.confirm(global, target)?;

@@ -16,6 +16,7 @@ mod import;
 mod init;
 mod json_backup;
 mod json_restore;
+mod later;
 mod list_backups;
 mod listing;
 mod log;

@@ -125,7 +125,8 @@ impl RestoreCommand {
             return dry_run(global, &reader, &target, &options).await;
         }
         if self.write.checks_first(global, &target) {
-            let findings = check_restore(&reader, &target, &options).await;
+            let checked = self.write.check_options(global, &target, &options).await;
+            let findings = check_restore(&reader, &target, &checked).await;
             let findings = findings.map_err(wrong_usage)?;
             show_warnings(&findings.warnings);
             tell_of_gaps(&findings.gaps, "cannot be restored");

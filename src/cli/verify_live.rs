@@ -6,6 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::diff::field_list;
+use super::later::{LaterView, warn_of_later};
 use super::ls::subtree;
 use super::options::GlobalOptions;
 use super::output::Output;
@@ -186,6 +187,8 @@ pub(crate) struct VerificationView<'a> {
     check: Check,
     matches: bool,
     read_time: String,
+    /// What was read at a newer time.
+    later_ranges: Vec<LaterView>,
     documents: u64,
     equal: u64,
     different: u64,
@@ -219,6 +222,7 @@ impl<'a> Verification<'a> {
             check: self.check,
             matches: self.matches(),
             read_time: self.stats.read_time.to_string(),
+            later_ranges: LaterView::of(&self.stats.later),
             documents: self.stats.documents,
             equal: comparison.equal,
             different: comparison.different,
@@ -250,6 +254,7 @@ impl<'a> Verification<'a> {
             }
             output.table(&table)?;
         }
+        warn_of_later(&self.stats.later);
         let whole = match self.check {
             Check::Sample => "a sample of ",
             _ if self.matches() && !self.around_damage => "all ",

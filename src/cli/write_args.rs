@@ -18,7 +18,7 @@ use crate::firestore::WriteOptions;
 use crate::path_filter::PathFilter;
 use crate::restore::{
     Fates, Gap, ReferenceCounts, ReferenceMode, Renames, RestoreError, RestoreMode, RestoreOptions,
-    RestorePlan, RestoreStats, TtlField, Warning,
+    RestorePlan, RestoreStats, TtlField, Warning, ttl_fields_of,
 };
 
 /// How to write, for every command that does.
@@ -46,7 +46,7 @@ pub(super) struct WriteArgs {
     #[arg(long, value_enum, default_value_t = References::Rewrite)]
     pub(super) references: References,
     /// A field by which the database deletes documents once its time has passed: warns of those that would go again; may be
-    /// repeated
+    /// repeated. Without it the database is asked, which needs the permission datastore.indexes.list
     #[arg(long, value_name = "[COLLECTION.]FIELD")]
     pub(super) ttl_field: Vec<String>,
     /// Show what would be created, changed, left alone and deleted, with what that costs, and write nothing
@@ -163,8 +163,31 @@ impl WriteArgs {
         !self.no_check && (is_protected(global, target) || !self.ttl_field.is_empty())
     }
 
-    /// Asks before documents are written or deleted.
+    /// The options to look through the documents with: with the fields by which the database deletes documents, where it says.
+    /// What is looked for without them is looked for where it cannot be reached as well.
+    pub(super) async fn check_options(
+        &self,
+        global: &GlobalOptions,
+        target: &DatabaseName,
+        options: &RestoreOptions,
+    ) -> RestoreOptions {
+        let mut options = options.clone();
+        if options.ttl_fields.is_empty()
+            && let Ok(database) = global.connect_to(target.clone()).await
+        {
+            options.ttl_fields = ttl_fields_of(&database, &options).await;
+        }
+        options
+    }
+
+    /// Says what comes of writing, and asks before documents are written or deleted.
     pub(super) fn confirm(&self, global: &GlobalOptions, target: &DatabaseName) -> anyhow::Result<()> {
+        if !self.dry_run && is_protected(global, target) {
+            tracing::warn!(
+                "every write and deletion triggers the Cloud Functions and Eventarc triggers that listen to {target}: disable \
+                 those that should not see them"
+            );
+        }
         let what = match self.mode {
             _ if self.dry_run => return Ok(()),
             Mode::CreateOnly => "create documents in",
@@ -180,10 +203,13 @@ impl WriteArgs {
 pub(super) fn show_warnings(warnings: &[Warning]) {
     for warning in warnings {
         let examples: Vec<&str> = warning.examples.iter().map(DocumentPath::as_str).collect();
+        let field = warning.field.as_ref();
+        let field = field.map(|field| format!(" (`{}`)", output::printable(field)));
         tracing::warn!(
-            "{} {}: {}{}",
+            "{} {}{}: {}{}",
             output::count(warning.documents, "document"),
             warning.kind,
+            field.unwrap_or_default(),
             output::printable(&examples.join(", ")),
             match warning.documents > examples.len() as u64 {
                 true => ", …",
@@ -252,7 +278,7 @@ pub(super) fn show_plan(
     ))?;
     if plan.billed_writes + plan.billed_deletes > 0 {
         output
-            .data("Functions that listen to these collections are triggered by every one of these writes.")?;
+            .data("Cloud Functions and Eventarc triggers that listen to these collections are triggered by every one of these writes.")?;
     }
     show_references(output, &plan.references)?;
     show_conflicts(output, &plan.conflicting, plan.fates.conflicts)?;

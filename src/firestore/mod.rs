@@ -32,6 +32,7 @@ mod scan;
 mod split;
 mod stats;
 mod throttle;
+mod ttl;
 mod walk;
 
 use std::sync::Arc;
@@ -60,6 +61,7 @@ pub use retry::RetryPolicy;
 pub use scan::ScanOptions;
 pub use stats::{RequestCounts, RequestStats};
 pub use throttle::{Clock, SystemClock, Throttle, ThrottleOptions, ramp_time, write_time};
+pub use ttl::TtlPolicy;
 
 use crate::document::DatabaseName;
 use crate::progress::Pace;

@@ -150,7 +150,7 @@ pub async fn plan_restore(
 ) -> Result<RestorePlan, RestoreError> {
     let before = database.stats().counts();
     let target = database.database();
-    let checks = Checks::new(&options.ttl_fields);
+    let checks = Checks::new(&check::ttl_fields_of(database, options).await);
     let purpose = Purpose::Plan(Look::Documents, checks);
     let decide = Decide::new(reader, target, Some(database), options, purpose)?;
     let rules_look = decide.shared.rules.look();

@@ -14,7 +14,10 @@ use super::connections::Connections;
 
 /// The methods that the server knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[expect(missing_docs, reason = "they are google.firestore.v1's, by their names there")]
+#[expect(
+    missing_docs,
+    reason = "they are google.firestore.v1's and its administration's, by their names there"
+)]
 pub enum Rpc {
     RunQuery,
     RunAggregationQuery,
@@ -30,11 +33,13 @@ pub enum Rpc {
     Commit,
     BeginTransaction,
     Rollback,
+    GetDatabase,
+    ListFields,
 }
 
 impl Rpc {
     /// Every method, in the order of their declaration.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::RunQuery,
         Self::RunAggregationQuery,
         Self::PartitionQuery,
@@ -49,6 +54,8 @@ impl Rpc {
         Self::Commit,
         Self::BeginTransaction,
         Self::Rollback,
+        Self::GetDatabase,
+        Self::ListFields,
     ];
 }
 

@@ -144,7 +144,11 @@ fn the_live_database_is_a_side_too() {
     expected.insert(1, "R products/p2");
     assert_eq!(lines, expected);
     let live = shop.firebank(["diff", &first, "live", "users", "--json"]).json();
-    assert_eq!(keys(&live), ["documents", "new", "old", "read_time", "summary"]);
+    assert_eq!(
+        keys(&live),
+        ["documents", "later_ranges", "new", "old", "read_time", "summary"]
+    );
+    assert_eq!(live["later_ranges"], json!([]));
     assert_eq!(live["documents"].as_array().map(Vec::len), Some(2));
 }
 
