@@ -195,7 +195,7 @@ async fn a_stack_that_grows_too_deep_is_merged_in_part() {
     for night in 0..40 {
         if night > 0 {
             // One changes, and one that was changed some nights ago goes away, from under the layers that are merged first.
-            write(night..night + 1, night, (night % 3 == 0).then(|| night / 2)).await;
+            write(night..night + 1, night, (night % 3 == 0).then_some(night / 2)).await;
         }
         let stats = try_back_up_changes(&database, &repository, ReadMode::Names, 2)
             .await
