@@ -5,13 +5,14 @@ use std::process::Stdio;
 
 use crate::cli_support::*;
 
-const BACKUP_KEYS: [&str; 19] = [
+pub(crate) const BACKUP_KEYS: [&str; 20] = [
     "billed_reads",
     "changed_documents",
     "consistency",
     "database",
     "deleted_documents",
     "documents",
+    "lag_seconds",
     "layers",
     "new_bytes",
     "new_documents",
@@ -28,7 +29,7 @@ const BACKUP_KEYS: [&str; 19] = [
 ];
 
 /// As `list-backups` and `show` tell of a snapshot.
-const SNAPSHOT_KEYS: [&str; 26] = [
+pub(crate) const SNAPSHOT_KEYS: [&str; 27] = [
     "billed_reads",
     "bytes",
     "changed_documents",
@@ -41,6 +42,7 @@ const SNAPSHOT_KEYS: [&str; 26] = [
     "host",
     "id",
     "kind",
+    "lag_seconds",
     "layers",
     "new_bytes",
     "new_documents",
@@ -57,7 +59,7 @@ const SNAPSHOT_KEYS: [&str; 26] = [
     "unchanged_documents",
 ];
 
-const RESTORE_KEYS: [&str; 24] = [
+pub(crate) const RESTORE_KEYS: [&str; 24] = [
     "billed_deletes",
     "billed_reads",
     "billed_writes",
@@ -85,7 +87,7 @@ const RESTORE_KEYS: [&str; 24] = [
 ];
 
 /// What a plan says, beside what it is a plan of.
-const PLAN_KEYS: [&str; 20] = [
+pub(crate) const PLAN_KEYS: [&str; 20] = [
     "billed_deletes",
     "billed_reads",
     "billed_writes",
@@ -177,6 +179,19 @@ fn a_repository_is_made_filled_and_listed() {
         table.contains("nightly,eu") && table.contains("products") && table.contains("layers"),
         "{table}"
     );
+    // The night that changed nothing, column by column.
+    let cells = |line: &str| -> Vec<String> {
+        let cells = line.split("  ").map(str::trim).filter(|cell| !cell.is_empty());
+        cells.map(str::to_owned).collect()
+    };
+    let header = cells(table.lines().next().unwrap());
+    let night = second["snapshot"].as_str().unwrap();
+    let row = cells(table.lines().find(|line| line.starts_with(night)).unwrap());
+    let shown = |column: &str| &row[header.iter().position(|name| name == column).unwrap()];
+    assert_eq!(shown("read time"), second["read_time"].as_str().unwrap());
+    assert_eq!(*shown("documents"), documents.to_string());
+    assert_eq!(shown("new bytes"), "0 B");
+    assert_eq!(*shown("layers"), second["layers"].to_string());
     // Once whole, and the beginning of it as the third one's parent.
     let id = first["snapshot"].as_str().unwrap();
     let named = |id: &str| table.matches(id).count();
@@ -240,7 +255,7 @@ fn a_snapshot_is_looked_into() {
     assert!(
         shop.run(["ls", "latest", &product, "--long"])
             .done()
-            .contains("2026-")
+            .contains(&firebank::clock::now().format("%Y-").to_string())
     );
 
     let listing = shop.run(["ls", "latest", "products/", "--json"]).json();

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod administration;
 mod archive_damage;
 mod archive_golden;
 mod archive_layers;
@@ -32,6 +33,7 @@ mod dedup;
 mod faults;
 mod firestore_client;
 mod incremental;
+mod json_output;
 mod leases;
 mod migration_engine;
 mod migration_errors;
