@@ -5,13 +5,15 @@ mod counts;
 mod database;
 mod restored;
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::archive::forget::is_missing_object;
 use crate::archive::{
-    ArchiveError, Damage, DamageReport, DataSubset, Lease, Repository, Snapshot, SnapshotId, SnapshotReader,
-    check_contents, check_presence,
+    ArchiveError, Damage, DamageReport, DataSubset, Lease, Repository, RunRef, Snapshot, SnapshotId,
+    SnapshotReader, check_contents, check_presence,
 };
+use crate::document::CollectionPath;
 use crate::progress::Progress;
 
 pub use counts::{CountOf, CountStats, CountedPart, verify_counts};
@@ -114,9 +116,38 @@ pub async fn verify(
         }
         stats.damage_count = report.count();
         stats.damage = report.damages().to_vec();
+        for damage in &mut stats.damage {
+            name_collections(damage, &snapshots);
+        }
         stats.duration = start.elapsed();
         return Ok(stats);
     }
+}
+
+/// Names every root collection that a damage may affect. What found it knows the first and the last of the keys at most; what the
+/// snapshots have between them, or at all where the object is needed to read any of it, they say themselves.
+fn name_collections(damage: &mut Damage, snapshots: &[Snapshot]) {
+    let needs = |snapshot: &&Snapshot| {
+        let is_root = |run: &RunRef| run.root.is_none() && run.name() == damage.object;
+        snapshot.runs.iter().any(is_root) || snapshot.refs.contains(&damage.object)
+    };
+    let concerned: Vec<&Snapshot> = match &damage.span {
+        // All below one root, and said more closely than that.
+        Some(_) if damage.affected.len() == 1 => return,
+        Some(_) => snapshots.iter().collect(),
+        None => snapshots.iter().filter(needs).collect(),
+    };
+    let names = concerned.iter().flat_map(|snapshot| snapshot.collections.keys());
+    let touched = names.filter(|name| {
+        let range = CollectionPath::parse(name.as_str()).map(|path| path.key_range());
+        match (&damage.span, range) {
+            (Some(span), Ok(range)) => !span.intersection(&range).is_empty(),
+            (None, range) => range.is_ok(),
+            (_, Err(_)) => false,
+        }
+    });
+    let named: BTreeSet<String> = touched.chain(&damage.affected).cloned().collect();
+    damage.affected = named.into_iter().collect();
 }
 
 async fn check(

@@ -303,7 +303,9 @@ impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "`{}` is damaged: {}", self.object, self.what)?;
         if !self.affected.is_empty() {
-            write!(f, " (in {})", self.affected.join(" … "))?;
+            // Two are the ends of what lies between them.
+            let between = if self.affected.len() == 2 { " … " } else { ", " };
+            write!(f, " (in {})", self.affected.join(between))?;
         }
         Ok(())
     }

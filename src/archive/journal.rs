@@ -119,7 +119,7 @@ fn pack(records: &[JournalRecord]) -> Result<Vec<u8>> {
     sealed::encode(SealedKind::Journal, &packed)
 }
 
-fn unpack(name: &str, bytes: &[u8]) -> Result<Vec<JournalRecord>> {
+pub(super) fn unpack(name: &str, bytes: &[u8]) -> Result<Vec<JournalRecord>> {
     let Packed { raw_len, packed } = sealed::decode(name, SealedKind::Journal, bytes)?;
     let malformed = |what: String| ArchiveError::damaged(name, DamageKind::Malformed, what);
     if raw_len > MAX_RAW_LEN {

@@ -29,6 +29,8 @@ pub mod filter;
 pub mod forget;
 mod heap;
 pub mod heartbeat;
+#[cfg(test)]
+mod hostile;
 pub mod ids;
 pub mod index_page;
 mod index_writer;

@@ -12,6 +12,9 @@ const VERSION: u8 = 1;
 const HEADER_LEN: usize = 16;
 const HASH_LEN: usize = 32;
 
+/// How deep values nest at most: several times what any of them does. The decoder's own bound takes more stack than a thread has.
+const MAX_DEPTH: usize = 64;
+
 /// The largest sealed object that is read, in bytes.
 pub(crate) const MAX_SEALED_LEN: u64 = 1 << 30;
 
@@ -32,7 +35,9 @@ pub(crate) fn pack<T: Serialize>(value: &T) -> Result<Vec<u8>> {
 /// Reads what [`pack`] wrote, to the last byte.
 pub(crate) fn unpack<T: DeserializeOwned>(object: &str, bytes: &[u8]) -> Result<T> {
     let mut rest = bytes;
-    let value = T::deserialize(&mut rmp_serde::Deserializer::new(&mut rest));
+    let mut deserializer = rmp_serde::Deserializer::new(&mut rest);
+    deserializer.set_max_depth(MAX_DEPTH);
+    let value = T::deserialize(&mut deserializer);
     match value {
         Ok(value) if rest.is_empty() => Ok(value),
         Ok(_) => Err(ArchiveError::damaged(

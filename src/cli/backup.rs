@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
+use super::snapshots::lag_seconds;
 use super::{Outcome, UsageError, json_backup, output};
 use crate::archive::{Consistency, Counts, ReadMode, Repository, Selection, Snapshot};
 use crate::backup::{BackupOptions, BackupStats, Parent, backup};
@@ -326,6 +327,8 @@ struct Summary {
     snapshot: String,
     database: String,
     read_time: String,
+    /// From then to the commit.
+    lag_seconds: f64,
     /// Whether all documents are of that moment; else which ranges are of which.
     consistency: Consistency,
     parent: Option<String>,
@@ -377,6 +380,7 @@ fn report(global: &GlobalOptions, stats: &BackupStats) -> anyhow::Result<()> {
         snapshot: snapshot.id.to_string(),
         database: snapshot.database.to_string(),
         read_time: snapshot.read_time.to_string(),
+        lag_seconds: lag_seconds(snapshot),
         consistency: snapshot.consistency.clone(),
         parent: snapshot.parent.map(|parent| parent.to_string()),
         layers: snapshot.runs.len(),

@@ -94,6 +94,14 @@ pub(crate) async fn chosen_database(
     }
 }
 
+/// How old a snapshot's documents were when it was committed, in seconds. The read time is the server's and the commit this
+/// machine's: where their clocks disagree by more than that, there is none.
+pub(crate) fn lag_seconds(snapshot: &Snapshot) -> f64 {
+    let read_time = snapshot.read_time.seconds as f64 + f64::from(snapshot.read_time.nanos) / 1e9;
+    let committed = snapshot.finished_at.timestamp_micros() as f64 / 1e6;
+    (committed - read_time).max(0.0)
+}
+
 /// What `--json` tells of a snapshot: what it is, without the places of its parts in the repository.
 #[derive(Serialize)]
 pub(crate) struct SnapshotView<'a> {
@@ -102,6 +110,8 @@ pub(crate) struct SnapshotView<'a> {
     time: DateTime<Utc>,
     /// The moment that the documents are of.
     read_time: String,
+    /// From then to the commit.
+    lag_seconds: f64,
     kind: SnapshotKind,
     project: &'a str,
     database: &'a str,
@@ -140,6 +150,7 @@ impl<'a> SnapshotView<'a> {
             id: snapshot.id.to_string(),
             time: snapshot.started_at,
             read_time: snapshot.read_time.to_string(),
+            lag_seconds: lag_seconds(snapshot),
             kind: snapshot.kind,
             project: &snapshot.database.project,
             database: &snapshot.database.database,

@@ -506,3 +506,33 @@ pub(super) fn wrong_usage(error: RestoreError) -> anyhow::Error {
         error => error.into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        global: GlobalOptions,
+        #[command(flatten)]
+        write: WriteArgs,
+    }
+
+    /// Firestore asks for 500/50/5, so it is what happens unless somebody says that the database does not need it.
+    #[test]
+    fn writes_ramp_up_unless_that_is_not_wanted() {
+        let ramps = |arguments: &[&str]| {
+            let all = ["restore", "--emulator", ""].iter().chain(arguments);
+            // No emulator, whatever the environment of the tests says.
+            let line = Line::try_parse_from(all).unwrap();
+            let options = line.write.restore_options(&line.global).unwrap();
+            (options.write.ramp, options.write.rate)
+        };
+        assert_eq!(ramps(&[]), (true, None));
+        assert_eq!(ramps(&["--no-ramp"]), (false, None));
+        assert_eq!(ramps(&["--rate", "50"]), (true, Some(50.0)));
+    }
+}

@@ -458,6 +458,44 @@ mod tests {
     use super::*;
     use std::collections::HashSet;
 
+    /// The demonstration shows that every type survives, so its data must have every type.
+    #[test]
+    fn every_type_of_value_is_there() {
+        fn note(value: &Value, seen: &mut HashSet<&'static str>) {
+            let name = match value {
+                Value::Null => "null",
+                Value::Boolean(_) => "boolean",
+                Value::Integer(_) => "integer",
+                Value::Double(_) => "double",
+                Value::Timestamp(_) => "timestamp",
+                Value::String(_) => "string",
+                Value::Bytes(_) => "bytes",
+                Value::Reference(Reference::Relative(_)) => "reference",
+                Value::Reference(Reference::Absolute(_)) => "reference to another database",
+                Value::GeoPoint(_) => "geopoint",
+                Value::Array(values) => {
+                    values.iter().for_each(|value| note(value, seen));
+                    "array"
+                }
+                Value::Map(fields) => {
+                    fields.values().for_each(|value| note(value, seen));
+                    match fields.get("__type__") {
+                        Some(Value::String(name)) if name == "__vector__" => "vector",
+                        _ => "map",
+                    }
+                }
+            };
+            seen.insert(name);
+        }
+        for size in [RetailSize::SMALL, RetailSize::DEMO] {
+            let mut seen = HashSet::new();
+            for (_, fields) in documents(size, 1) {
+                fields.values().for_each(|value| note(value, &mut seen));
+            }
+            assert_eq!(seen.len(), 13, "{seen:?}");
+        }
+    }
+
     #[test]
     fn the_same_seed_gives_the_same_documents_and_no_path_twice() {
         let first: Vec<_> = documents(RetailSize::SMALL, 7).collect();

@@ -11,7 +11,7 @@ use serde_json::Value as Json;
 use crate::cli_support::*;
 
 /// What `clean --json` prints.
-const CLEAN_KEYS: [&str; 17] = [
+pub(crate) const CLEAN_KEYS: [&str; 17] = [
     "aborted_sessions",
     "deleted_bytes",
     "deleted_json_bytes",

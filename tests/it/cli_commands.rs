@@ -6,13 +6,14 @@ use std::process::Stdio;
 use crate::cli_support::plan_keys;
 use crate::cli_support::*;
 
-const BACKUP_KEYS: [&str; 19] = [
+pub(crate) const BACKUP_KEYS: [&str; 20] = [
     "billed_reads",
     "changed_documents",
     "consistency",
     "database",
     "deleted_documents",
     "documents",
+    "lag_seconds",
     "layers",
     "new_bytes",
     "new_documents",
@@ -29,7 +30,7 @@ const BACKUP_KEYS: [&str; 19] = [
 ];
 
 /// As `list-backups` and `show` tell of a snapshot.
-const SNAPSHOT_KEYS: [&str; 26] = [
+pub(crate) const SNAPSHOT_KEYS: [&str; 27] = [
     "billed_reads",
     "bytes",
     "changed_documents",
@@ -42,6 +43,7 @@ const SNAPSHOT_KEYS: [&str; 26] = [
     "host",
     "id",
     "kind",
+    "lag_seconds",
     "layers",
     "new_bytes",
     "new_documents",
@@ -58,7 +60,7 @@ const SNAPSHOT_KEYS: [&str; 26] = [
     "unchanged_documents",
 ];
 
-const RESTORE_KEYS: [&str; 24] = [
+pub(crate) const RESTORE_KEYS: [&str; 24] = [
     "billed_deletes",
     "billed_reads",
     "billed_writes",
@@ -154,6 +156,19 @@ fn a_repository_is_made_filled_and_listed() {
         table.contains("nightly,eu") && table.contains("products") && table.contains("layers"),
         "{table}"
     );
+    // The night that changed nothing, column by column.
+    let cells = |line: &str| -> Vec<String> {
+        let cells = line.split("  ").map(str::trim).filter(|cell| !cell.is_empty());
+        cells.map(str::to_owned).collect()
+    };
+    let header = cells(table.lines().next().unwrap());
+    let night = second["snapshot"].as_str().unwrap();
+    let row = cells(table.lines().find(|line| line.starts_with(night)).unwrap());
+    let shown = |column: &str| &row[header.iter().position(|name| name == column).unwrap()];
+    assert_eq!(shown("read time"), second["read_time"].as_str().unwrap());
+    assert_eq!(*shown("documents"), documents.to_string());
+    assert_eq!(shown("new bytes"), "0 B");
+    assert_eq!(*shown("layers"), second["layers"].to_string());
     // Once whole, and the beginning of it as the third one's parent.
     let id = first["snapshot"].as_str().unwrap();
     let named = |id: &str| table.matches(id).count();

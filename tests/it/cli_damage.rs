@@ -7,11 +7,13 @@
 //! - A snapshot's file that is gone is a snapshot that was never made: nobody can tell. A damaged one is a finding.
 //! - What a session left behind is not needed once its snapshot is there: damage of it is nobody's business.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use firebank::archive::{Repository, RepositoryId, SessionOptions};
-use firebank::document::DocumentPath;
+use firebank::document::{CollectionPath, DocumentPath};
 use firebank::store::Store;
+use futures::TryStreamExt;
 
 use crate::archive_support::{self, Docs, doc, key, plan, time, tiny};
 use crate::cli_support::*;
@@ -163,6 +165,32 @@ fn support_project() -> String {
     crate::support::project("damage")
 }
 
+fn root_of(collection: &str) -> &str {
+    collection.split('/').next().unwrap()
+}
+
+/// The root collections that cannot be read to their end.
+fn unreadable_collections<'a>(shop: &Shop, original: &'a Contents) -> BTreeSet<&'a str> {
+    let roots: BTreeSet<&str> = original.keys().map(|path| root_of(path)).collect();
+    shop.runtime.block_on(async {
+        let store = Store::local(shop.repository()).unwrap();
+        let repository = Repository::open(store).await.unwrap();
+        let snapshot = repository.resolve(ID, &Default::default()).await.unwrap();
+        let Ok(reader) = repository.reader(&snapshot).await else {
+            return roots;
+        };
+        let mut unreadable = BTreeSet::new();
+        for root in roots {
+            let range = CollectionPath::parse(root).unwrap().key_range();
+            let read = reader.documents(range).try_collect::<Vec<_>>().await;
+            if read.is_err() {
+                unreadable.insert(root);
+            }
+        }
+        unreadable
+    })
+}
+
 /// Damages one object in every way.
 fn check_object(shop: &Shop, original: &Contents, object: &str) {
     let file = shop.repository().join(object);
@@ -172,17 +200,29 @@ fn check_object(shop: &Shop, original: &Contents, object: &str) {
         damage(&file, &damaged);
         let found = findings(shop, &["--read-data"]);
         assert!(!found.is_empty(), "{context} was not found");
-        for (named, affected) in &found {
-            assert_eq!(named, object, "{context}");
+        let unreadable = unreadable_collections(shop, original);
+        let check_affected = |found: &[(String, Vec<String>)]| {
+            let named: BTreeSet<&str> = found
+                .iter()
+                .flat_map(|(_, affected)| affected)
+                .map(|collection| root_of(collection))
+                .collect();
+            assert!(!named.is_empty(), "{context}");
             assert!(
-                !affected.is_empty() || !object.starts_with("chunks/"),
-                "{context}"
+                named.is_superset(&unreadable),
+                "{context}: {named:?}, {unreadable:?}"
             );
+        };
+        for (named, _) in &found {
+            assert_eq!(named, object, "{context}");
         }
+        check_affected(&found);
         let wrong_size = damaged.is_none_or(|damaged| damaged.len() != intact.len());
         if wrong_size {
+            assert!(!unreadable.is_empty(), "{context}");
             let found = findings(shop, &[]);
             assert!(found.iter().any(|(named, _)| named == object), "{context}");
+            check_affected(&found);
         }
         let restored = restore(shop, original, &context, object);
         assert!(!(restored && what == "deleted"), "{context}");

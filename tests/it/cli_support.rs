@@ -206,12 +206,17 @@ impl Shop {
 
     /// Without a document.
     pub(crate) fn empty() -> Self {
+        Self::of(support::sandbox())
+    }
+
+    /// On a sandbox of the test's own making.
+    pub(crate) fn of(sandbox: impl Future<Output = Sandbox>) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .unwrap();
-        let sandbox = runtime.block_on(support::sandbox());
+        let sandbox = runtime.block_on(sandbox);
         Self {
             desk: Desk::new(),
             sandbox,
@@ -253,6 +258,32 @@ impl Shop {
         all.extend(["--project".to_owned(), project.to_owned()]);
         all.extend(arguments.into_iter().map(|argument| argument.as_ref().to_owned()));
         self.run(all)
+    }
+
+    /// Runs a command on the shop's database to its good end, and says how much memory it had at most, in MiB.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn peak_mib(&self, arguments: &[&str]) -> u64 {
+        let mut command = self.std_command();
+        command
+            .args(["--emulator", &self.address(), "--project", SHOP])
+            .args(arguments)
+            .stdout(std::process::Stdio::null());
+        let mut child = command.spawn().unwrap();
+        // Not what `wait4` tells: that counts this process too, as it was when the child split off.
+        let status = format!("/proc/{}/status", child.id());
+        let mut peak = 0;
+        let ended = loop {
+            let text = std::fs::read_to_string(&status).unwrap_or_default();
+            let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+            let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+            peak = peak.max(kib.unwrap_or(0) >> 10);
+            if let Some(ended) = child.try_wait().unwrap() {
+                break ended;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        };
+        assert!(ended.success(), "{arguments:?}");
+        peak
     }
 
     pub(crate) fn connect(&self, project: &str, database: &str) -> Firestore {
@@ -311,7 +342,7 @@ impl Shop {
 }
 
 /// What a plan says, beside what it is a plan of.
-const PLAN_KEYS: [&str; 21] = [
+pub(crate) const PLAN_KEYS: [&str; 21] = [
     "billed_deletes",
     "billed_reads",
     "billed_writes",

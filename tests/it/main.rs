@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod administration;
 mod archive_damage;
 mod archive_golden;
 mod archive_layers;
@@ -34,6 +35,7 @@ mod firestore_client;
 mod firestore_reads;
 mod firestore_splits;
 mod incremental;
+mod json_output;
 mod leases;
 mod migration_engine;
 mod migration_errors;

@@ -1,7 +1,7 @@
 //! `export --format ndjson` and `import FILE.ndjson`: files, pipes, and lines that are no good.
 
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use firebank::document::DocumentPath;
 use serde_json::{Value as Json, json};
@@ -329,25 +329,6 @@ fn any_number_of_lines_takes_little_memory() {
     }
     file.flush().unwrap();
     drop(file);
-    let mut command: Command = shop.std_command();
-    command
-        .args(["--emulator", &shop.address(), "--project", SHOP])
-        .args(["import", "x.ndjson", "--dry-run"])
-        .stdout(Stdio::null());
-    let mut child = command.spawn().unwrap();
-    // Not what `wait4` tells: that counts this process too, as it was when the child split off.
-    let status = format!("/proc/{}/status", child.id());
-    let mut peak = 0;
-    let ended = loop {
-        let text = std::fs::read_to_string(&status).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-        peak = peak.max(kib.unwrap_or(0) >> 10);
-        if let Some(ended) = child.try_wait().unwrap() {
-            break ended;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    };
-    assert!(ended.success());
+    let peak = shop.peak_mib(&["import", "x.ndjson", "--dry-run"]);
     assert!((1..100).contains(&peak), "{peak} MiB for 240 MB");
 }

@@ -1,9 +1,14 @@
 //! Plans, warnings and guards of a restore, and imports in the same modes, as a user of the binary meets them.
 
+use firebank::archive::SessionOptions;
+use firebank::document::{canonical, typed_json};
+use firebank::store::Store;
 use serde_json::json;
 
+use crate::archive_support::{self, Doc};
 use crate::cli_support::{SHOP, Shop, keys, plan_keys};
 use crate::restore_modes::{Documents, contents, documents_of, put};
+use crate::support::operations::{repository_in, small_segments};
 
 const PRODUCTION: &str = "retail-prod";
 
@@ -75,7 +80,7 @@ fn a_dry_run_says_what_would_happen_and_what_it_costs() {
         warnings.clone(),
         [
             json!({"kind": "foreign_references", "documents": 1, "examples": ["users/u1"]}),
-            json!({"kind": "ttl_passed", "documents": 1, "examples": ["sessions/s1"]}),
+            json!({"kind": "ttl_passed", "field": "sessions.until", "documents": 1, "examples": ["sessions/s1"]}),
         ]
     );
     assert_eq!(of(&shop, "demo-target"), target, "a dry run writes nothing");
@@ -202,12 +207,71 @@ fn nothing_is_changed_in_production_without_a_confirmation() {
         refused.fails(2, &[says, "--confirm-project retail-prod", "no terminal"]);
         // It is to be given knowingly.
         assert!(refused.stderr.contains("other databases: users/u1"), "{refused}");
+        assert_eq!(refused.stderr.matches("Eventarc").count(), 1, "{refused}");
         let unchecked = restore(&["--mode", mode, "--no-check"]);
         unchecked.fails(2, &[says]);
         assert!(!unchecked.stderr.contains("users/u1"), "{unchecked}");
         restore(&["--mode", mode, "--confirm-project", SHOP]).fails(2, &[SHOP, PRODUCTION]);
-        restore(&["--mode", mode, "--confirm-project", PRODUCTION]).fails(1, &["none.json"]);
+        let confirmed = restore(&["--mode", mode, "--confirm-project", PRODUCTION]);
+        confirmed.fails(1, &["none.json"]);
+        assert_eq!(confirmed.stderr.matches("Eventarc").count(), 1, "{confirmed}");
     }
+    // What is created triggers as well; an emulator has nobody to trigger.
+    let created = restore(&["--mode", "create-only"]);
+    assert_eq!(created.stderr.matches("Eventarc").count(), 1, "{created}");
+    let emulated = shop.firebank(["restore", &id, "--to-project", "demo-target"]);
+    assert!(
+        emulated.code == 0 && !emulated.stderr.contains("Eventarc"),
+        "{emulated}"
+    );
+}
+
+/// What a snapshot of another edition or an older database has and this one would refuse.
+#[test]
+fn what_would_be_refused_is_told_before() {
+    let shop = Shop::empty();
+    let deep = (0..22).fold(json!(1), |inner, _| json!({"m": inner}));
+    let body = canonical::encode(&typed_json::fields_from_json(&deep).unwrap());
+    let mut docs = archive_support::sample(4);
+    for path in ["deep/1", "deep/2"] {
+        let body = body.clone();
+        docs.insert(
+            archive_support::key(path),
+            Doc {
+                body,
+                ..archive_support::doc(1, 1)
+            },
+        );
+    }
+    // The sandbox would refuse them as well, so they are put into a repository by hand.
+    let id = shop.runtime.block_on(async {
+        let store = Store::create_local(shop.repository()).unwrap();
+        let repository = repository_in(store, small_segments()).await;
+        let session = SessionOptions::new(archive_support::plan(&[], 0));
+        let snapshot = archive_support::back_up(&repository, session, &docs).await;
+        snapshot.id.to_string()
+    });
+    let dry = ["restore", &id, "--to-project", "demo-target", "--dry-run"];
+    let shown = shop.firebank_on("demo-test", dry);
+    let says = "2 documents nest deeper than 20 levels, and would be refused: deep/1, deep/2";
+    assert!(shown.code == 0 && shown.stderr.contains(says), "{shown}");
+    let planned = shop
+        .firebank_on("demo-test", [&dry[..], &["--json"]].concat())
+        .json();
+    assert_eq!(
+        planned["warnings"],
+        json!([{"kind": "too_deep", "documents": 2, "examples": ["deep/1", "deep/2"]}])
+    );
+    // Before a real one where it matters.
+    let real = shop.run([
+        "restore",
+        &id,
+        "--to-project",
+        PRODUCTION,
+        "--credentials",
+        "none.json",
+    ]);
+    real.fails(2, &[says, "--confirm-project"]);
 }
 
 #[test]
