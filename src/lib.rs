@@ -11,6 +11,7 @@
 //! | [`json`] | the JSON files for compatibility, and NDJSON |
 //! | [`backup`](mod@backup), [`restore`](mod@restore), [`verify`](mod@verify), [`compact`](mod@compact), [`prune`](mod@prune), [`export`], [`import`](mod@import), [`compare`](mod@compare), [`diff`](mod@diff), [`history`](mod@history) | the operations, one file each: options in, stats out |
 //! | [`migration`] | scripts that change a database: the engine they run in, their history and lock, and the way back |
+//! | [`schedule`] | crontabs, units and manifests for what starts the jobs of the nights and weeks |
 //! | [`sandbox`] | an embedded Firestore for the demonstration, the tests and the benchmarks |
 //! | [`cli`] | the command line |
 //!
@@ -57,6 +58,7 @@ pub mod progress;
 pub mod prune;
 pub mod restore;
 pub mod sandbox;
+pub mod schedule;
 pub mod stop;
 pub mod store;
 pub mod verify;

@@ -217,18 +217,21 @@ impl GlobalOptions {
     /// The key file to use: the flag or the environment, else the one in the working folder when there are no default
     /// credentials in their well-known places.
     fn key_file(&self) -> Option<PathBuf> {
-        if let Some(file) = self
-            .credentials
-            .as_ref()
-            .filter(|file| !file.as_os_str().is_empty())
-        {
-            return Some(file.clone());
+        if let Some(file) = self.given_key_file() {
+            return Some(file.to_owned());
         }
         let in_folder = PathBuf::from(CREDENTIALS_IN_WORKING_FOLDER);
         if self.is_emulated() || well_known_credentials_exist() || !in_folder.is_file() {
             return None;
         }
         Some(in_folder)
+    }
+
+    /// The key file that the user gave, by the flag or the environment.
+    pub(crate) fn given_key_file(&self) -> Option<&Path> {
+        self.credentials
+            .as_deref()
+            .filter(|file| !file.as_os_str().is_empty())
     }
 
     /// Announces credentials that were found rather than given.

@@ -62,6 +62,7 @@ mod retention;
 mod roundtrip;
 mod sandbox;
 mod scale;
+mod schedule;
 mod session_names;
 mod session_tilings;
 mod splits;

@@ -5,6 +5,7 @@
 pub(crate) mod buckets;
 mod emulator;
 pub(crate) mod operations;
+pub(crate) mod tools;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
