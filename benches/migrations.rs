@@ -1,9 +1,11 @@
-//! A migration's script over a whole collection, measured against reading it and writing the same changes with bare BatchWrite.
+//! A migration over a whole collection, measured against reading it and writing the same changes with bare BatchWrite.
 //!
 //! `cargo bench --bench migrations` makes the figures; after `--` come options, such as `--documents 20000 --runs 5`. The
 //! database is the sandbox in a process of its own, and so is each side of the comparison. The script transforms every document
 //! with a function; the yardstick reads the raw bytes and throws them away, then sends requests with the same changes that were
-//! built before. Both begin with the same documents; they take turns within one run.
+//! built before. What a user has is `firebank migrate`, which keeps before-images in a repository, here on the local disk, before it
+//! writes; the script alone, without them, shows what they cost. All begin with the same documents; they take turns within one
+//! run.
 
 #[path = "measure/mod.rs"]
 mod measure;
@@ -16,16 +18,20 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use clap::{Parser, Subcommand};
+use firebank::archive::Repository;
 use firebank::document::{CollectionPath, DatabaseName, Fields, Value, canonical};
 use firebank::firestore::{BulkWriter, Query, WriteFailure, WriteOptions};
-use firebank::migration::{Function, Limits, NoJournal, RunMode, RunOptions, Script};
+use firebank::migration::{
+    Function, Limits, MigrateOptions, NoJournal, RunMode, RunOptions, Runner, RunnerOptions, Script,
+};
+use firebank::store::Store;
 use firestore::gcloud_sdk::google::firestore::v1 as pb;
 use futures::TryStreamExt;
 use prost::Message;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 
-use measure::process::{Cost, Sandbox, Stopwatch, YARDSTICK, asked_to_measure, measure_by_itself};
+use measure::process::{self, Cost, Sandbox, Stopwatch, asked, measure_by_itself};
 use measure::raw::{
     RawCodec, SOURCE_PROJECT, as_administrator, channels, connect, drain, root, single_threaded,
 };
@@ -53,16 +59,12 @@ struct Options {
     bench: bool,
 }
 
-#[derive(Debug, Parser)]
-struct Internal {
-    #[command(subcommand)]
-    part: Part,
-}
-
 /// What is done in a process of its own.
 #[derive(Clone, Debug, Subcommand)]
 enum Part {
-    /// Runs the script
+    /// Migrates, with before-images in a repository on the local disk
+    Migrate { address: String, round: u64 },
+    /// Runs the script alone
     Transform { address: String, round: u64 },
     /// Reads everything as raw bytes
     Drain { address: String },
@@ -73,6 +75,7 @@ enum Part {
 impl Part {
     fn measure(&self) -> anyhow::Result<Cost> {
         let (name, address, round) = match self {
+            Self::Migrate { address, round } => ("migrate", address, Some(round)),
             Self::Transform { address, round } => ("transform", address, Some(round)),
             Self::Drain { address } => ("drain", address, None),
             Self::BatchWrite { address, round } => ("batch-write", address, Some(round)),
@@ -82,31 +85,30 @@ impl Part {
         arguments.extend(round.as_ref().map(AsRef::<OsStr>::as_ref));
         measure_by_itself(&arguments)
     }
+}
 
-    fn run(self) -> anyhow::Result<()> {
-        let cost = match self {
-            Self::Transform { address, round } => {
-                tokio::runtime::Runtime::new()?.block_on(transform(address, round))?
+impl process::Yardstick for Part {
+    fn run(self) -> anyhow::Result<Cost> {
+        match self {
+            Self::Migrate { address, round } => {
+                tokio::runtime::Runtime::new()?.block_on(migrate(address, round))
             }
-            Self::Drain { address } => single_threaded(drain(address, false))?,
-            Self::BatchWrite { address, round } => single_threaded(batch_write(address, round))?,
-        };
-        serde_json::to_writer(std::io::stdout().lock(), &cost)?;
-        Ok(())
+            Self::Transform { address, round } => {
+                tokio::runtime::Runtime::new()?.block_on(transform(address, round))
+            }
+            Self::Drain { address } => single_threaded(drain(address, false)),
+            Self::BatchWrite { address, round } => single_threaded(batch_write(address, round)),
+        }
     }
 }
 
 fn main() -> anyhow::Result<()> {
-    let arguments: Vec<String> = std::env::args().collect();
-    if arguments.get(1).is_some_and(|first| first == YARDSTICK) {
-        return Internal::parse_from(&arguments[1..]).part.run();
-    }
-    if !asked_to_measure(&arguments) {
+    let Some(options) = asked::<Part, Options>()? else {
         return Ok(());
-    }
-    let options = Options::parse();
+    };
     ensure!(options.runs >= 1, "at least one run");
     let (mut wall, mut cpu) = (Vec::new(), Vec::new());
+    let (mut alone_wall, mut alone_cpu) = (Vec::new(), Vec::new());
     for round in 1..=options.runs as u64 {
         // A fresh server each: what was written before must not make either side slower.
         let run = |part: fn(String, u64) -> Part| {
@@ -119,19 +121,35 @@ fn main() -> anyhow::Result<()> {
             .measure()?;
             anyhow::Ok((drained, part(address, round).measure()?))
         };
+        let (_, migrated) = run(|address, round| Part::Migrate { address, round })?;
         let (_, transformed) = run(|address, round| Part::Transform { address, round })?;
         let (drained, written) = run(|address, round| Part::BatchWrite { address, round })?;
-        wall.push((transformed.wall, drained.wall + written.wall));
-        cpu.push((transformed.cpu, drained.cpu + written.cpu));
+        let (bare_wall, bare_cpu) = (drained.wall + written.wall, drained.cpu + written.cpu);
+        wall.push((migrated.wall, bare_wall));
+        cpu.push((migrated.cpu, bare_cpu));
+        alone_wall.push((transformed.wall, bare_wall));
+        alone_cpu.push((transformed.cpu, bare_cpu));
     }
     let rows = [
         Row::new(
-            "transform: wall / (draining + bare BatchWrite of the same changes)",
+            "migrate with before-images: wall / (draining + bare BatchWrite of the same changes)",
             "s",
             Bound::AtMost(2.0),
             &wall,
         ),
-        Row::new("transform: CPU of the process / the same two", "s", None, &cpu),
+        Row::new(
+            "migrate with before-images: CPU of the process / the same two",
+            "s",
+            None,
+            &cpu,
+        ),
+        Row::new("the script alone: wall / the same two", "s", None, &alone_wall),
+        Row::new(
+            "the script alone: CPU of the process / the same two",
+            "s",
+            None,
+            &alone_cpu,
+        ),
     ];
     report::print(&rows, options.json)
 }
@@ -194,15 +212,41 @@ async fn load(address: &str, documents: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn transform(address: String, round: u64) -> anyhow::Result<Cost> {
-    let database = connect(&address).await?;
-    let source = format!(
+fn script(round: u64) -> String {
+    format!(
         "export function migrate(db) {{\n\
          db.transform('{COLLECTION}', (data) => ({{ ...data, round: {round}, total: data.price * data.stock }}));\n}}\n"
+    )
+}
+
+async fn migrate(address: String, round: u64) -> anyhow::Result<Cost> {
+    let database = connect(&address).await?;
+    let folder = tempfile::tempdir()?;
+    let scripts = folder.path().join("migrations");
+    std::fs::create_dir(&scripts)?;
+    std::fs::write(scripts.join("v1_bench.js"), script(round))?;
+    let store = Store::local(folder.path().join("repository"))?;
+    let repository = Repository::init(store, firebank::clock::now()).await?;
+    let options = RunnerOptions::new(&database, scripts, "the benchmark");
+    let runner = Runner::new(database, Some(repository), options);
+    let stopwatch = Stopwatch::start()?;
+    let stats = runner
+        .migrate(MigrateOptions::default(), &Default::default())
+        .await?;
+    let cost = stopwatch.stop()?;
+    let applied = stats.applied.first().context("nothing was applied")?;
+    ensure!(
+        applied.updated > 0 && applied.snapshot.is_some(),
+        "nothing was transformed"
     );
+    Ok(cost)
+}
+
+async fn transform(address: String, round: u64) -> anyhow::Result<Cost> {
+    let database = connect(&address).await?;
     let script = Script::load(
         Path::new("v1_bench.js"),
-        source,
+        script(round),
         Default::default(),
         Limits::default(),
     )?;

@@ -34,23 +34,24 @@ mod parent;
 mod plan;
 mod range;
 mod reading;
+mod recovery;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use begin::Begun;
+use begin::{Begun, Start};
 use crew::Ended;
 use head::HeadBudget;
 use rand::seq::SliceRandom;
 use tracing::{info, warn};
 
 use crate::archive::{
-    ArchiveError, ReadMode, Repository, Selection, Session, SessionId, Snapshot, SnapshotDraft, SnapshotId,
-    SnapshotReader, UnfinishedRange,
+    ArchiveError, Committed, ReadMode, Repository, Selection, Session, SessionId, Snapshot, SnapshotDraft,
+    SnapshotId, SnapshotReader, UnfinishedRange,
 };
 use crate::compact::{CompactOptions, compact};
 use crate::document::{DatabaseName, DocumentPath, PathError, Timestamp};
-use crate::firestore::{self, Firestore};
+use crate::firestore::{self, Firestore, RequestCounts};
 use crate::progress::Progress;
 use crate::stop::Stop;
 
@@ -210,7 +211,8 @@ pub enum BackupError {
     /// Somebody asked it to stop.
     #[error(
         "stopped with {finished} of {ranges} key ranges finished: there is no snapshot of it, and what was read is kept. \
-         `firebank backup --resume` goes on from there while the database can be read at the same time, for an hour after it began (session {session})"
+         `firebank backup --resume` goes on from there while the database can be read at the same time: for an hour after it began, \
+         with --pitr for seven days (session {session})"
     )]
     Stopped {
         /// Its session.
@@ -296,6 +298,16 @@ impl BackupError {
     }
 }
 
+/// How long a range that is asked to stop waits for a good place to: past the next cut nothing is read or stored twice. Whoever asks
+/// has little patience itself.
+const STOP_WITHIN: Duration = Duration::from_secs(2);
+
+/// Waits until somebody asks to stop, and for as long after that as a range may go on.
+async fn out_of_patience(stop: Stop) {
+    stop.requested().await;
+    tokio::time::sleep(STOP_WITHIN).await;
+}
+
 /// How often it is looked for what other workers have left before a backup gives up.
 const ROUNDS: u32 = 16;
 /// How often the time to read at may pass by before a backup gives up: each time it should have read for an hour.
@@ -316,21 +328,43 @@ pub async fn backup(
     let before = database.stats().counts();
     progress.watch(database.pace());
     let read_time = begin::read_time(database, &options).await?;
-    let begun = match options.resume {
+    let resumed = match options.resume {
         true => begin::resume(database, repository, &options, progress).await?,
         false => None,
     };
+    let begun = match (resumed, &options.session) {
+        (Some(start), _) => start,
+        (None, Some(name)) => begin::named(database, repository, name, &options, read_time, progress).await?,
+        (None, None) => Start::Work(begin::begin(database, repository, &options, read_time, progress).await?),
+    };
+    let snapshot = match begun {
+        Start::Committed(snapshot) => *snapshot,
+        Start::Work(begun) => work(database, repository, begun, &options, &before, progress).await?,
+    };
+    let counts = database.stats().counts().since(&before);
+    Ok(BackupStats {
+        snapshot,
+        duration: start.elapsed(),
+        billed_reads: counts.billed_reads,
+        requests: counts.total_requests(),
+        retries: counts.retries,
+    })
+}
+
+/// Reads what is left of a session, commits it, and merges layers where that is due.
+async fn work(
+    database: &Firestore,
+    repository: &Repository,
+    begun: Begun,
+    options: &BackupOptions,
+    before: &RequestCounts,
+    progress: &Progress,
+) -> Result<Snapshot, BackupError> {
     let Begun {
         session,
         parent,
         ranges,
-    } = match begun {
-        Some(begun) => begun,
-        None => match &options.session {
-            Some(name) => begin::named(database, repository, name, &options, read_time, progress).await?,
-            None => begin::begin(database, repository, &options, read_time, progress).await?,
-        },
-    };
+    } = begun;
     let readers = Readers {
         database,
         session: &session,
@@ -343,18 +377,14 @@ pub async fn backup(
         tags: options.tags.clone(),
         host: options.host.clone(),
         description: options.description.clone(),
-        billed_reads: database.stats().counts().since(&before).billed_reads,
+        billed_reads: database.stats().counts().since(before).billed_reads,
         ..SnapshotDraft::default()
     };
-    let snapshot = readers.finish(ranges, draft).await?;
-    let counts = database.stats().counts().since(&before);
-    let snapshot = compact_if_due(repository, snapshot).await;
-    Ok(BackupStats {
-        snapshot,
-        duration: start.elapsed(),
-        billed_reads: counts.billed_reads,
-        requests: counts.total_requests(),
-        retries: counts.retries,
+    let committed = readers.finish(ranges, draft).await?;
+    Ok(match committed.by_this_worker {
+        true => compact_if_due(repository, committed.snapshot).await,
+        // Once is enough: whoever made the snapshot does.
+        false => committed.snapshot,
     })
 }
 
@@ -412,7 +442,7 @@ impl Readers<'_> {
         &self,
         mut ranges: Vec<UnfinishedRange>,
         draft: impl Fn() -> SnapshotDraft,
-    ) -> Result<Snapshot, BackupError> {
+    ) -> Result<Committed, BackupError> {
         for _ in 1..ROUNDS {
             self.read_all(ranges).await?;
             match self.commit(draft()).await {
@@ -428,14 +458,14 @@ impl Readers<'_> {
     }
 
     /// Commits; not where another worker has gone on to another time, and this one was asked for one moment.
-    async fn commit(&self, draft: SnapshotDraft) -> Result<Snapshot, BackupError> {
+    async fn commit(&self, draft: SnapshotDraft) -> Result<Committed, BackupError> {
         if self.options.require_consistent && self.session.read_time().await? != self.session.plan().read_time
         {
             return Err(BackupError::Mixed {
                 session: self.session.id(),
             });
         }
-        Ok(self.session.commit(draft).await?)
+        Ok(self.session.commit_or_adopt(draft).await?)
     }
 
     /// Where several processes work on a session, each takes the ranges in an order of its own: two that went through them in the
@@ -496,6 +526,8 @@ impl Readers<'_> {
         let firestore::Error::ReadTimeTooOld { read_time, .. } = &error else {
             return Err(error.into());
         };
+        let has_recovery = !self.options.pitr && begin::has_recovery(self.database).await;
+        let now = recovery::time_of_the_rest(*read_time, now, has_recovery);
         self.session.read_rest_at(*read_time, now).await?;
         warn!(
             "{error}: what was read stays, and the rest is read at a newer time, so the documents will not all be of one moment \

@@ -170,6 +170,11 @@ where
         self.batch.get(self.position)
     }
 
+    /// The last document of the batch that it is in.
+    pub(crate) fn last(&self) -> Option<DocumentRef<'_>> {
+        self.batch.last()
+    }
+
     /// Goes to the next document.
     pub(crate) fn advance(&mut self) {
         self.position += 1;

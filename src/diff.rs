@@ -5,6 +5,7 @@
 
 pub(crate) mod joined;
 mod live;
+mod read_times;
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -20,6 +21,7 @@ use crate::document::{
 use crate::firestore;
 
 pub use live::diff_live;
+pub use read_times::ReadTimes;
 
 /// What to compare, and how closely.
 #[derive(Clone, Debug)]

@@ -15,9 +15,9 @@ use crate::firestore::{self, BulkWriter, Firestore};
 use crate::json::{DocumentsFile, JsonError};
 use crate::progress::Progress;
 use crate::restore::{
-    Checks, Conflicts, DRAIN_PATIENCE, Found, Look, ReferenceMode, RestoreCounts, RestoreError, RestoreMode,
-    RestoreOptions, RestorePlan, RestoreStats, Rules, Tally, Warning, plan_document, refuse_foreign,
-    write_document,
+    Account, Checks, Conflicts, DRAIN_PATIENCE, Found, Look, Reads, ReferenceMode, RestoreCounts,
+    RestoreError, RestoreMode, RestoreOptions, RestorePlan, RestoreStats, Rules, Sent, Tally, Warning,
+    plan_document, refuse_foreign, ttl_fields_of, write_document,
 };
 
 /// Documents that wait for the writer.
@@ -64,9 +64,9 @@ pub async fn plan_import(
     options: &RestoreOptions,
 ) -> Result<RestorePlan, ImportError> {
     let rules = rules(options, database.database())?;
-    let checks = Checks::new(&options.ttl_fields);
+    let checks = Checks::new(&ttl_fields_of(database, options).await);
     let before = database.stats().counts();
-    let conflicts = Conflicts::default();
+    let (mut conflicts, mut nothing_sent) = (Conflicts::default(), Sent::default());
     let (sender, mut documents) = mpsc::channel(WAITING_DOCUMENTS);
     let reading = send_all(files, options, sender);
     let (mut counts, mut tally) = (RestoreCounts::default(), Tally::default());
@@ -77,7 +77,7 @@ pub async fn plan_import(
             let found = there.found(path);
             let outcome = plan_document(&rules, path, body, found, &mut tally, &checks)?;
             counts.note(&outcome);
-            outcome.note_conflict(path, &conflicts);
+            outcome.note(path, &mut nothing_sent, &mut conflicts);
         }
     }
     reading.await?.map_err(ImportError::Refused)?;
@@ -152,15 +152,17 @@ pub async fn import(
         progress.set_total_documents(total);
     }
 
-    let conflicts = Conflicts::default();
-    let sink = options.sink(conflicts.clone());
+    let reads = Reads::new(database, 0);
+    let refusals = options.refusals(rules.look());
+    let sink = options.sink(refusals.clone());
+    let mut account = Account::new(refusals);
     let mut writer = BulkWriter::new(database, options.write.clone(), sink);
     progress.watch(writer.pace());
     let (sender, mut documents) = mpsc::channel(WAITING_DOCUMENTS);
     let reading = send_all(files, &options, sender);
     let mut encoder = writer.encoder();
-    let mut counts = RestoreCounts::default();
     loop {
+        account.acknowledge(&mut writer);
         let next = tokio::select! {
             biased;
             () = options.stop.requested() => {
@@ -172,16 +174,20 @@ pub async fn import(
         };
         let Some(batch) = next else { break };
         let there = look_up(database, &batch, rules.look()).await?;
+        let (mut counts, mut sent) = (RestoreCounts::default(), Sent::default());
+        let mut conflicts = Conflicts::default();
         for (path, body) in &batch {
             counts.looked_at(body);
             let found = there.found(path);
             let outcome = write_document(&rules, path, body, found, |write| Ok(encoder.write(write)?))?;
             counts.note(&outcome);
-            outcome.note_conflict(path, &conflicts);
+            outcome.note(path, &mut sent, &mut conflicts);
             progress.add(1, body.len() as u64);
         }
+        let mark = writer.mark();
+        account.expect(mark, counts, sent, conflicts);
         tokio::select! {
-            submitted = writer.submit(encoder.take()) => submitted?,
+            submitted = writer.submit(encoder.take().marked(mark)) => submitted?,
             () = options.stop.requested() => continue,
         }
     }
@@ -194,10 +200,10 @@ pub async fn import(
             return Err(ImportError::Stopped { documents });
         }
     };
-    counts.written = writes.written;
-    counts.failed = writes.failed;
-    counts.left_out = writes.left_out;
-    Ok(counts.stats(writes, &options, &conflicts, start.elapsed()))
+    account.acknowledge(&mut writer);
+    let (mut counts, conflicts) = account.finish();
+    counts.billed_reads = reads.billed();
+    Ok(counts.stats(writes, &conflicts, start.elapsed()))
 }
 
 /// What decides about documents of files.

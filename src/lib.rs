@@ -9,14 +9,15 @@
 //! | [`store`] | objects in a folder, in a bucket or in memory, created once, requests counted |
 //! | [`archive`] | the repository's format: chunks, runs, snapshots, sessions, the merge that reads a snapshot |
 //! | [`json`] | the JSON files for compatibility, and NDJSON |
-//! | [`backup`](mod@backup), [`restore`](mod@restore), [`verify`](mod@verify), [`compact`](mod@compact), [`prune`](mod@prune), [`export`], [`import`](mod@import), [`compare`](mod@compare), [`diff`](mod@diff), [`history`](mod@history) | the operations, one file each: options in, stats out |
+//! | [`backup`](mod@backup), [`restore`](mod@restore), [`verify`](mod@verify), [`compact`](mod@compact), [`prune`](mod@prune), [`export`], [`import`](mod@import), [`diff`](mod@diff), [`history`](mod@history) | the operations, one file each: options in, stats out |
 //! | [`migration`] | scripts that change a database: the engine they run in, their history and lock, and the way back |
 //! | [`schedule`] | crontabs, units and manifests for what starts the jobs of the nights and weeks |
 //! | [`sandbox`] | an embedded Firestore for the demonstration, the tests and the benchmarks |
+//! | [`clock`], [`stop`], [`progress`], [`path_filter`], [`compare`](mod@compare) | what operations share: the time, how to end early, what is told meanwhile, which documents, two sides document by document |
 //! | [`cli`] | the command line |
 //!
-//! Arrows point one way: `cli` → operations → `archive`, `firestore` → `store`, `document`. The archive does not know
-//! Firestore and Firestore does not know the archive; only the operations know both.
+//! Arrows point one way: `cli` → operations → `archive`, `firestore` → `store`, `document`. The archive does
+//! not know Firestore and Firestore does not know the archive; only the operations know both.
 //!
 //! # The way of the data
 //!
@@ -37,7 +38,10 @@
 //! migrate   a script ──► migration::engine ──► before-images into the archive ──► firestore::ConditionalWriter
 //! ```
 //!
-//! Documents travel in [`document::DocumentBatch`]es; every stage waits for the next one, so that nothing piles up.
+//! Documents travel in [`document::DocumentBatch`]es; every stage waits for the next one, so that nothing
+//! piles up.
+//!
+//! The messages of errors are written for those who use the command line: some say which of its options helps.
 
 pub mod archive;
 pub mod backup;

@@ -170,6 +170,15 @@ impl Patterns {
     }
 }
 
+/// Key ranges without that of the lock of migrations. A backup of a whole database has the lock where a migration was at work, as
+/// everything else; it is no data, however, and says who works on *that* database at that time: a restore neither writes nor
+/// deletes it, and nothing is compared with it.
+pub(crate) fn without_lock(ranges: &[KeyRange]) -> Vec<KeyRange> {
+    #[expect(clippy::expect_used, reason = "a constant")]
+    let lock = CollectionPath::parse(crate::export::MIGRATIONS_LOCK_COLLECTION).expect("a segment");
+    subtract(ranges.to_vec(), &[lock.key_range()])
+}
+
 /// What is left of ascending ranges without others, which ascend too.
 fn subtract(ranges: Vec<KeyRange>, without: &[KeyRange]) -> Vec<KeyRange> {
     let mut left = Vec::with_capacity(ranges.len());

@@ -40,8 +40,8 @@ pub struct Pace {
     pub limit: Option<f64>,
     /// What was sent again so far: requests that read, single writes.
     pub retries: u64,
-    /// Writes that the database has answered for good. A restore tells of its documents in large steps, as their order demands; this
-    /// counts every one of them.
+    /// Writes that the database has answered for good. A restore tells of its documents in large steps, as
+    /// their order demands; this counts every one of them.
     pub settled: u64,
 }
 
@@ -62,8 +62,8 @@ impl Progress {
         self.counters.total_documents.store(documents, Ordering::Relaxed);
     }
 
-    /// Says where the pace can be asked for from now on. What is given must be quick, and answers `None` once there is nothing to
-    /// tell any more.
+    /// Says where the pace can be asked for from now on. What is given must be quick, and answers `None` once
+    /// there is nothing to tell any more.
     pub fn watch(&self, pace: impl Fn() -> Option<Pace> + Send + Sync + 'static) {
         *self.counters.pace.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(pace));
     }

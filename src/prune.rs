@@ -13,12 +13,14 @@ use std::path::PathBuf;
 
 use chrono::{DateTime, Utc};
 
+use crate::archive::session::abort;
 use crate::archive::{
-    ArchiveError, Repository, Snapshot, SnapshotId, SnapshotKind, SnapshotListing, SweepOptions, SweepStats,
-    plan_sweep, sweep,
+    ArchiveError, Decision, Repository, SessionId, Snapshot, SnapshotId, SnapshotKind, SnapshotListing,
+    SweepOptions, SweepStats, plan_sweep, sweep,
 };
 use crate::clock;
 use crate::json::JsonError;
+use crate::store::StoreError;
 pub use json_files::{JsonFile, JsonGroup, JsonGroupKey, plan_json};
 pub use retention::{Candidate, Keep, Policy, Within};
 pub use timezone::Zone;
@@ -57,7 +59,7 @@ impl PruneFilter {
 pub enum Choice {
     /// A policy, group by group.
     Policy(Policy),
-    /// Exactly these, whatever any rule would say.
+    /// Exactly these, whatever any rule would say; sessions that are not decided as well.
     Snapshots(Vec<SnapshotId>),
     /// None: only what nothing needs is deleted.
     Nothing,
@@ -108,6 +110,8 @@ pub struct PrunePlan {
     pub groups: Vec<(Group, Vec<Verdict>)>,
     /// Snapshots to give up that cannot be read.
     pub unreadable: Vec<SnapshotId>,
+    /// Sessions under way, or left, to give up.
+    pub sessions: Vec<SessionId>,
     /// Every JSON backup that was looked at.
     pub json: Vec<JsonGroup>,
     /// Summaries of JSON backups of which no file will be left.
@@ -140,7 +144,7 @@ impl PrunePlan {
 
     /// Whether any backup goes.
     pub fn removes_anything(&self) -> bool {
-        !self.to_forget().is_empty() || self.files_to_delete().next().is_some()
+        !self.to_forget().is_empty() || !self.sessions.is_empty() || self.files_to_delete().next().is_some()
     }
 }
 
@@ -169,6 +173,13 @@ pub enum PruneError {
     /// The policy says nothing.
     #[error("the policy keeps nothing: give at least one rule with a number above 0")]
     EmptyPolicy,
+    /// There is no room to write down what is given up.
+    #[error(
+        "there is no room to write down that {0} {noun} given up, and there was nothing that could be deleted first: no snapshot was \
+         given up. Free some kilobytes on the disk, for that is all it takes, and run `clean` again",
+        noun = if *.0 == 1 { "snapshot is" } else { "snapshots are" }
+    )]
+    NoRoom(u64),
     /// The archive failed.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
@@ -341,6 +352,7 @@ pub async fn estimate(
     };
     if let Some(repository) = repository {
         stats.sweep = plan_sweep(repository, options, &forget).await?;
+        stats.sweep.aborted_sessions += plan.sessions.len() as u64;
     }
     for file in plan.files_to_delete() {
         stats.json_files += 1;
@@ -349,20 +361,20 @@ pub async fn estimate(
     Ok(stats)
 }
 
-/// Carries out a plan: gives the snapshots up, deletes the files, then sweeps the repository where there is one. Stopped at
+/// Carries out a plan: deletes the files, gives the snapshots up, then sweeps the repository where there is one. Stopped at
 /// any point it can be started again.
+///
+/// A snapshot must be marked as given up before anything of it is deleted, or another process could build upon it meanwhile. On a
+/// full disk there is no room for the marks: then what is due already is swept first.
+///
+/// # Errors
+/// Also [`PruneError::NoRoom`].
 pub async fn prune(
     repository: Option<&Repository>,
     plan: &PrunePlan,
     options: &SweepOptions,
 ) -> Result<PruneStats, PruneError> {
     let mut stats = PruneStats::default();
-    if let Some(repository) = repository {
-        for (snapshot, reason) in plan.to_forget() {
-            repository.forget(snapshot, &reason).await?;
-            stats.forgotten += 1;
-        }
-    }
     for file in plan.files_to_delete() {
         json_files::delete(&file.file).await?;
         stats.json_files += 1;
@@ -372,9 +384,62 @@ pub async fn prune(
         json_files::delete(summary).await?;
     }
     if let Some(repository) = repository {
+        let before = forget_all(repository, plan, options, &mut stats.forgotten).await?;
+        let mut given_up = 0;
+        for session in &plan.sessions {
+            let decision = abort(repository, *session, "somebody gave it up").await?;
+            given_up += u64::from(matches!(decision, Decision::Aborted(_)));
+        }
         stats.sweep = sweep(repository, options).await?;
+        stats.sweep.aborted_sessions += given_up;
+        if let Some(before) = before {
+            stats.sweep.add_deleted(&before);
+        }
     }
     Ok(stats)
+}
+
+/// Gives the snapshots up. Says what was swept to make room for that, where there was none.
+async fn forget_all(
+    repository: &Repository,
+    plan: &PrunePlan,
+    options: &SweepOptions,
+    forgotten: &mut u64,
+) -> Result<Option<SweepStats>, PruneError> {
+    let mut swept = None;
+    let all = plan.to_forget();
+    for (snapshot, reason) in &all {
+        match repository.forget(*snapshot, reason).await {
+            Err(error) if is_full(&error) && swept.is_none() => {
+                tracing::warn!("{error}: deleting first what nothing needs already");
+                swept = Some(sweep(repository, options).await?);
+                repository.forget(*snapshot, reason).await.map_err(|error| {
+                    match is_full(&error) && *forgotten == 0 {
+                        true => PruneError::NoRoom(all.len() as u64),
+                        false => error.into(),
+                    }
+                })?;
+            }
+            given_up => given_up?,
+        }
+        *forgotten += 1;
+    }
+    Ok(swept)
+}
+
+fn is_full(error: &ArchiveError) -> bool {
+    matches!(error, ArchiveError::Store(StoreError::Full { .. }))
+}
+
+/// Those of the ids that are sessions which nobody has decided.
+async fn open_sessions(repository: &Repository, ids: &[SessionId]) -> Result<Vec<SessionId>, PruneError> {
+    let mut open = Vec::new();
+    for id in ids {
+        if repository.is_open_session(*id).await? {
+            open.push(*id);
+        }
+    }
+    Ok(open)
 }
 
 /// A plan by a policy for all that a folder and its repository hold, with this machine's time as "now".
@@ -386,7 +451,13 @@ pub async fn plan(
 ) -> Result<PrunePlan, PruneError> {
     let now = clock::now();
     let mut plan = match repository {
-        Some(repository) => plan_snapshots(repository.snapshots().await?, choice, filter, now)?,
+        Some(repository) => {
+            let mut plan = plan_snapshots(repository.snapshots().await?, choice, filter, now)?;
+            if let Choice::Snapshots(named) = choice {
+                plan.sessions = open_sessions(repository, named).await?;
+            }
+            plan
+        }
         None => PrunePlan::default(),
     };
     // Files have neither tags nor hosts.

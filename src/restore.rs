@@ -33,24 +33,23 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use futures::future::Either;
-use futures::{StreamExt, stream};
 use tokio::sync::mpsc;
 
 use crate::archive::{ArchiveError, Lease, SessionId, SnapshotReader};
 use crate::document::{DatabaseName, DocumentPath, FieldMask, KeyRange, PathError, Timestamp};
 use crate::firestore::{self, BulkWriter, Firestore, WriteOptions, WriteStats};
-use crate::path_filter::PathFilter;
+use crate::path_filter::{PathFilter, without_lock};
 use crate::progress::Progress;
 use crate::stop::Stop;
 use crate::store::StoreError;
-pub(crate) use check::Checks;
-pub use check::{TtlField, Warning, WarningKind};
+pub(crate) use check::{Checks, is_acceptable};
+pub use check::{TtlField, Warning, WarningKind, ttl_fields_of};
 pub(crate) use conflicts::Conflicts;
 use decide::{Decide, Purpose};
 pub(crate) use decide::{plan as plan_document, write as write_document};
-use failures::Refusal;
+pub(crate) use failures::Sent;
 pub(crate) use plan::Tally;
-pub use plan::{RestorePlan, check_restore, plan_restore};
+pub use plan::{Findings, RestorePlan, check_restore, plan_restore};
 pub use read::Gap;
 use read::Reading;
 pub(crate) use references::References;
@@ -61,7 +60,7 @@ pub use rules::{Fates, RestoreMode};
 pub(crate) use rules::{Found, Look, Rules};
 use session::RestoreSession;
 pub use session::{RestoreSessions, SessionOptions, UnfinishedRestore};
-pub(crate) use write::DRAIN_PATIENCE;
+pub(crate) use write::{Account, DRAIN_PATIENCE, Reads};
 use write::{End, RangeState, Ranges, Writing};
 
 /// Batches that wait for the writer. A few are enough: the readers refill faster than a database writes.
@@ -172,12 +171,25 @@ impl RestoreOptions {
         })
     }
 
+    /// The ranges of a snapshot that were chosen, cut where its index can be cut, ascending.
+    async fn cut(&self, reader: &SnapshotReader) -> Result<Vec<KeyRange>, ArchiveError> {
+        let chosen = self.pieces(reader);
+        match ranges::split_ranges(reader, &chosen, self.parallel).await {
+            Err(error) if self.skip_damaged => {
+                // Where the index cannot be cut it is read in one piece, and around what is damaged.
+                error.into_damage()?;
+                Ok(chosen)
+            }
+            pieces => pieces,
+        }
+    }
+
     /// Where a document is restored.
     pub(crate) fn renamed(&self, path: DocumentPath) -> Result<DocumentPath, RestoreError> {
         Ok(renames::renamed(&self.renames, &path)?.unwrap_or(path))
     }
 
-    /// The ranges of a snapshot that were chosen, cut so that all of each is renamed alike.
+    /// The ranges of a snapshot that were chosen, cut so that all of each is renamed alike. The lock of migrations is never chosen.
     fn pieces(&self, reader: &SnapshotReader) -> Vec<KeyRange> {
         let selected = reader.snapshot().selection.key_ranges();
         let chosen = self.filter.ranges().iter().flat_map(|chosen| {
@@ -186,7 +198,7 @@ impl RestoreOptions {
                 .map(|selected| selected.intersection(chosen))
                 .filter(|range| !range.is_empty())
         });
-        self.renames.pieces(&chosen.collect::<Vec<_>>())
+        self.renames.pieces(&without_lock(&chosen.collect::<Vec<_>>()))
     }
 }
 
@@ -195,6 +207,7 @@ const READERS: usize = 8;
 
 /// What a restore has done, or a part of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct RestoreCounts {
     /// Documents that were chosen.
     pub documents: u64,
@@ -206,10 +219,17 @@ pub struct RestoreCounts {
     pub failed: u64,
     /// Writes that were refused because somebody asked for that, as of documents that exist in [`RestoreMode::CreateOnly`].
     pub left_out: u64,
-    /// What was decided.
+    /// What was decided, and of what is acknowledged, what became of it.
     pub fates: Fates,
     /// References in what is written.
     pub references: ReferenceCounts,
+    /// Reads that are billed.
+    pub billed_reads: u64,
+    /// Writes that are billed: what the database has taken, and what it refused because a document exists or does not, or was
+    /// changed. What it refuses for any other reason is not billed.
+    pub billed_writes: u64,
+    /// Deletions that are billed.
+    pub billed_deletes: u64,
 }
 
 impl RestoreCounts {
@@ -222,6 +242,9 @@ impl RestoreCounts {
         self.left_out += other.left_out;
         self.fates += other.fates;
         self.references += other.references;
+        self.billed_reads += other.billed_reads;
+        self.billed_writes += other.billed_writes;
+        self.billed_deletes += other.billed_deletes;
     }
 }
 
@@ -240,13 +263,20 @@ pub struct RestoreStats {
     pub failed: u64,
     /// What was left out because the snapshot is damaged there ([`RestoreOptions::skip_damaged`]).
     pub gaps: Vec<Gap>,
-    /// What was decided about the documents, and what the database said to it. Documents are known to be created or changed
-    /// only where the database was looked at.
+    /// What became of the documents. Those that the database refused ([`failed`](Self::failed)) are in none of them. Documents are
+    /// known to be created or changed only where the database was looked at.
     pub fates: Fates,
     /// Documents that were changed too late and stay as they are: the first thousand of them, in path order.
     pub conflicts: Vec<DocumentPath>,
     /// References in what was written.
     pub references: ReferenceCounts,
+    /// Reads that are billed. Of a restore that was resumed, here and below, those of all processes; of one that was killed, what
+    /// it had recorded.
+    pub billed_reads: u64,
+    /// Writes that are billed, those among them that were refused because a document exists or does not, or was changed.
+    pub billed_writes: u64,
+    /// Deletions that are billed.
+    pub billed_deletes: u64,
     /// How the writer fared, in this process.
     pub writes: WriteStats,
     /// How long it took, in this process.
@@ -383,25 +413,18 @@ async fn restore_all(
     let start = Instant::now();
     let target = database.database();
     if options.references == ReferenceMode::Fail {
-        let (_, tally) = plan::look_through(reader, target, &options).await?;
-        refuse_foreign(&tally)?;
+        refuse_foreign(&plan::look_through(reader, target, &options).await?.tally)?;
     }
-    let conflicts = Conflicts::default();
-    let sink = options.sink(conflicts.clone());
+    let refusals = options.refusals(options.rules(None, target)?.look());
+    let sink = options.sink(refusals.clone());
     let writer = BulkWriter::new(database, options.write.clone(), sink);
     progress.watch(writer.pace());
     let purpose = Purpose::Write(writer.encoder());
-    let decide = Decide::new(
-        reader,
-        target,
-        Some(database),
-        &options,
-        conflicts.clone(),
-        purpose,
-    )?;
-    decide.check_renames().await?;
+    let decide = Decide::new(reader, target, Some(database), &options, purpose)?;
+    decide.check_renames(options.skip_damaged).await?;
 
     let (mut session, ranges) = begin(reader, database, &options).await?;
+    let ranges = ranges.with(refusals);
     let done = ranges.counts();
     progress.add(done.documents, done.bytes);
     let rest: Vec<(usize, KeyRange)> = (ranges.states().iter().enumerate())
@@ -417,22 +440,14 @@ async fn restore_all(
     let writing = Writing {
         writer,
         ranges,
+        reads: Reads::new(database, done.billed_reads),
         session: session.as_mut().zip(every),
         progress,
         stop: &options.stop,
     };
 
     let (sender, steps) = mpsc::channel(WAITING_BATCHES);
-    let parallel = options.parallel.max(1);
-    // In a block of its own, at whose end the sender goes: that is how the writing knows that there is no more.
-    let read = async move {
-        let order = ranges::far_apart(rest.len(), parallel).into_iter();
-        stream::iter(order.map(|place| rest[place].clone()))
-            .map(|(number, range)| reading.range(number, range, sender.clone()))
-            .buffer_unordered(parallel)
-            .for_each(|()| std::future::ready(()))
-            .await;
-    };
+    let read = reading.all(rest, options.parallel.max(1), sender);
     // When the writing ends early, nobody needs what is still being read.
     let write = match futures::future::select(pin!(writing.run(steps)), pin!(read)).await {
         Either::Left((written, _)) => written,
@@ -448,9 +463,7 @@ async fn restore_all(
     if let Some(session) = session {
         session.remove().await;
     }
-    let mut stats = ranges
-        .counts()
-        .stats(writes, &options, &conflicts, start.elapsed());
+    let mut stats = ranges.counts().stats(writes, ranges.conflicts(), start.elapsed());
     stats.gaps = ranges.gaps().to_vec();
     Ok(stats)
 }
@@ -489,15 +502,7 @@ async fn begin(
         unfinished.check(&plan(&[]))?;
         return Ok((Some(sessions.resume(unfinished).await?), unfinished.ranges()));
     }
-    let chosen = options.pieces(reader);
-    let pieces = match ranges::split_ranges(reader, &chosen, options.parallel).await {
-        Err(error) if options.skip_damaged => {
-            // Where the index cannot be cut it is read in one piece, and around what is damaged.
-            error.into_damage()?;
-            chosen
-        }
-        pieces => pieces?,
-    };
+    let pieces = options.cut(reader).await?;
     let session = match &options.session {
         Some(options) => Some(options.sessions.begin(plan(&pieces)).await?),
         None => None,
@@ -508,28 +513,19 @@ async fn begin(
 
 impl RestoreCounts {
     /// With how the writer fared.
-    pub(crate) fn stats(
-        self,
-        writes: WriteStats,
-        options: &RestoreOptions,
-        conflicts: &Conflicts,
-        duration: Duration,
-    ) -> RestoreStats {
-        let mut fates = self.fates;
-        match options.refusal_means() {
-            Refusal::Existing => fates.existing += self.left_out,
-            Refusal::LeftOut => fates.left_out += self.left_out,
-            Refusal::Conflict => fates.conflicts += self.left_out,
-        }
+    pub(crate) fn stats(self, writes: WriteStats, conflicts: &Conflicts, duration: Duration) -> RestoreStats {
         RestoreStats {
             documents: self.documents,
             bytes: self.bytes,
             written: self.written,
-            existing: fates.existing,
+            existing: self.fates.existing,
             failed: self.failed,
-            fates,
+            fates: self.fates,
             conflicts: conflicts.paths(),
             references: self.references,
+            billed_reads: self.billed_reads,
+            billed_writes: self.billed_writes,
+            billed_deletes: self.billed_deletes,
             gaps: Vec::new(),
             writes,
             duration,

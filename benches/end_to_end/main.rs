@@ -1,8 +1,10 @@
-//! Whole backups, restores and verifications through the binary, measured against the parts that nobody can leave out.
+//! Whole backups, restores and verifications through the binary, measured against the parts that nobody can
+//! leave out.
 //!
-//! `cargo bench --bench end_to_end` makes all the figures; after `--` come options, such as `--only backup --runs 5`.
-//! The database is the sandbox in a process of its own. A figure and its yardsticks take turns within one run, so that what
-//! the machine does beside hits both. The bounds are ratios; the verdict goes by the median of the runs.
+//! `cargo bench --bench end_to_end` makes all the figures; after `--` come options, such as `--only backup
+//! --runs 5`. The database is the sandbox in a process of its own. A figure and its yardsticks take turns
+//! within one run, so that what the machine does beside hits both. The bounds are ratios; the verdict goes by
+//! the median of the runs.
 
 #[path = "../measure/mod.rs"]
 mod measure;
@@ -14,7 +16,7 @@ use anyhow::{Context, ensure};
 use clap::{Parser, ValueEnum};
 use tempfile::TempDir;
 
-use measure::process::{Cost, Sandbox, YARDSTICK, asked_to_measure, run, synthetic};
+use measure::process::{Cost, Sandbox, asked, run, synthetic};
 use measure::report::{self, Bound, Row};
 use measure::repository::Repository;
 use yardsticks::{TARGET_PROJECT, Yardstick};
@@ -34,8 +36,8 @@ struct Options {
     /// Measure only this; may be repeated
     #[arg(long, value_enum)]
     only: Vec<Part>,
-    /// With the memory part: restore into a database that keeps what is written, which takes its process several times
-    /// the data's size
+    /// With the memory part: restore into a database that keeps what is written, which takes its process
+    /// several times the data's size
     #[arg(long)]
     keep_writes: bool,
     /// Print JSON
@@ -62,21 +64,10 @@ enum Part {
     Memory,
 }
 
-#[derive(Debug, Parser)]
-struct Internal {
-    #[command(subcommand)]
-    yardstick: Yardstick,
-}
-
 fn main() -> anyhow::Result<()> {
-    let arguments: Vec<String> = std::env::args().collect();
-    if arguments.get(1).is_some_and(|first| first == YARDSTICK) {
-        return Internal::parse_from(&arguments[1..]).yardstick.run();
-    }
-    if !asked_to_measure(&arguments) {
+    let Some(options) = asked::<Yardstick, Options>()? else {
         return Ok(());
-    }
-    let options = Options::parse();
+    };
     let rows = Bench::prepare(&options)?.measure()?;
     report::print(&rows, options.json)
 }

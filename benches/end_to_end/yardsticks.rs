@@ -7,7 +7,6 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::{Arc, Mutex};
 use std::thread;
 
 use bytes::Bytes;
@@ -17,21 +16,16 @@ use firebank::firestore::ScanOptions;
 use firestore::gcloud_sdk::google::firestore::v1 as pb;
 use futures::TryStreamExt;
 use prost::Message;
-use tonic::client::Grpc;
-use tonic::codegen::http::uri::PathAndQuery;
 
-use crate::measure::process::{Cost, Stopwatch, measure_by_itself};
-use crate::measure::raw::{RawCodec, as_administrator, channels, connect, drain, root, single_threaded};
+use crate::measure::process::{self, Cost, Stopwatch, measure_by_itself};
+use crate::measure::raw::{WRITES_PER_REQUEST, batch_write, connect, drain, root, single_threaded};
 
 /// The database that is written.
 pub(crate) const TARGET_PROJECT: &str = "demo-target";
 
-/// As many as `restore` has by default.
-const WRITE_CONNECTIONS: usize = 2;
-const REQUESTS_IN_FLIGHT: usize = 16;
-const WRITES_PER_REQUEST: usize = 500;
-/// What bare compression works on at a time: the archive's frame, because whoever can fetch a single document pays
-/// for frames. That favours the archive a little: blocks of 8 MiB compress these documents 13 % better and some 15 % faster.
+/// What bare compression works on at a time: the archive's frame, because whoever can fetch a single document
+/// pays for frames. That favours the archive a little: blocks of 8 MiB compress these documents 13 % better
+/// and some 15 % faster.
 const BLOCK: usize = 256 << 10;
 const LEVEL: i32 = 3;
 
@@ -66,14 +60,15 @@ impl Yardstick {
         };
         measure_by_itself(&arguments)
     }
+}
 
-    /// Measures, in the process that was started for it, and prints the result.
-    pub(crate) fn run(self) -> anyhow::Result<()> {
-        let cost = match self {
+impl process::Yardstick for Yardstick {
+    fn run(self) -> anyhow::Result<Cost> {
+        match self {
             // One thread is the cheapest way: nothing moves between cores.
-            Self::Drain { address } => single_threaded(drain(address, false))?,
-            Self::Copy { address, file } => single_threaded(copy(address, file))?,
-            Self::Compress { file } => each_block(&blocks(&file)?, compressor)?,
+            Self::Drain { address } => single_threaded(drain(address, false)),
+            Self::Copy { address, file } => single_threaded(copy(address, file)),
+            Self::Compress { file } => each_block(&blocks(&file)?, compressor),
             Self::Decompress { file } => {
                 let blocks = blocks(&file)?;
                 let compressed: Vec<_> = blocks
@@ -81,18 +76,19 @@ impl Yardstick {
                     .map(|block| zstd::bulk::compress(block, LEVEL))
                     .collect::<Result<_, _>>()?;
                 drop(blocks);
-                each_block(&compressed, decompressor)?
+                each_block(&compressed, decompressor)
             }
             Self::Hash { file } => each_block(&blocks(&file)?, || {
                 Ok(|block: &[u8]| {
                     std::hint::black_box(blake3::hash(block));
                     Ok(())
                 })
-            })?,
-            Self::BatchWrite { source, target } => single_threaded(batch_write(source, target))?,
-        };
-        serde_json::to_writer(std::io::stdout().lock(), &cost)?;
-        Ok(())
+            }),
+            Self::BatchWrite { source, target } => single_threaded(async {
+                let requests = write_requests(&source).await?;
+                batch_write(&target, requests).await
+            }),
+        }
     }
 }
 
@@ -159,31 +155,6 @@ async fn copy(address: String, file: PathBuf) -> anyhow::Result<Cost> {
         }
     }
     file.flush()?;
-    stopwatch.stop()
-}
-
-async fn batch_write(source: String, target: String) -> anyhow::Result<Cost> {
-    let requests = write_requests(&source).await?;
-    let channels = channels(&target, WRITE_CONNECTIONS)?;
-    let waiting = Arc::new(Mutex::new(requests.into_iter()));
-
-    let stopwatch = Stopwatch::start()?;
-    let senders = channels.iter().cycle().take(REQUESTS_IN_FLIGHT).map(|channel| {
-        let waiting = waiting.clone();
-        async move {
-            let mut grpc = Grpc::new(channel.clone());
-            loop {
-                let next = waiting.lock().ok().and_then(|mut waiting| waiting.next());
-                let Some(request) = next else {
-                    return anyhow::Ok(());
-                };
-                grpc.ready().await?;
-                let path = PathAndQuery::from_static("/google.firestore.v1.Firestore/BatchWrite");
-                grpc.unary(as_administrator(request), path, RawCodec).await?;
-            }
-        }
-    });
-    futures::future::try_join_all(senders).await?;
     stopwatch.stop()
 }
 

@@ -1,4 +1,5 @@
-//! Processes and what they cost: CPU seconds of user and system, wall time, and the most memory that was resident.
+//! Processes and what they cost: CPU seconds of user and system, wall time, and the most memory that was
+//! resident.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -9,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use clap::{Parser, Subcommand};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use serde::{Deserialize, Serialize};
@@ -21,7 +23,8 @@ pub(crate) struct Cost {
     pub(crate) cpu: f64,
     /// Seconds on the clock.
     pub(crate) wall: f64,
-    /// The most bytes that were resident at a time; 0 where it was not a process of its own, or the system does not tell.
+    /// The most bytes that were resident at a time; 0 where it was not a process of its own, or the system
+    /// does not tell.
     pub(crate) peak_bytes: u64,
 }
 
@@ -94,7 +97,8 @@ pub(crate) fn run(command: &mut Command) -> anyhow::Result<(Cost, Vec<u8>)> {
 
 /// The most that a process has had resident so far, as Linux tells.
 ///
-/// What `wait4` tells of a child that has ended counts the parent too, as it was when the child split off from it.
+/// What `wait4` tells of a child that has ended counts the parent too, as it was when the child split off
+/// from it.
 fn peak_bytes(process: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
@@ -103,7 +107,7 @@ fn peak_bytes(process: u32) -> Option<u64> {
 }
 
 /// A process that `cargo bench` started to measure has this as its first argument.
-pub(crate) const YARDSTICK: &str = "yardstick";
+const YARDSTICK: &str = "yardstick";
 
 /// Starts this benchmark again to measure one yardstick, and waits for it.
 pub(crate) fn measure_by_itself(arguments: &[&OsStr]) -> anyhow::Result<Cost> {
@@ -112,11 +116,33 @@ pub(crate) fn measure_by_itself(arguments: &[&OsStr]) -> anyhow::Result<Cost> {
     serde_json::from_slice(&printed).context("the yardstick printed something else than what it measured")
 }
 
-/// Whether it is `cargo bench` that starts this: `cargo test --benches` and those who list tests do too, without saying `--bench`.
-pub(crate) fn asked_to_measure(arguments: &[String]) -> bool {
-    arguments
+/// The parts of a benchmark that are measured by themselves, as the subcommands of the process that is
+/// started for one.
+pub(crate) trait Yardstick: Subcommand {
+    /// Measures, in the process that was started for it.
+    fn run(self) -> anyhow::Result<Cost>;
+}
+
+#[derive(Parser)]
+struct Internal<Y: Subcommand> {
+    #[command(subcommand)]
+    yardstick: Y,
+}
+
+/// What to measure. `None` where it is done already, because this process was started for one yardstick,
+/// whose cost it has printed; and where nobody asks: `cargo test --benches` and those who list tests start
+/// this too, without saying `--bench`.
+pub(crate) fn asked<Y: Yardstick, O: Parser>() -> anyhow::Result<Option<O>> {
+    let arguments: Vec<String> = std::env::args().collect();
+    if arguments.get(1).is_some_and(|first| first == YARDSTICK) {
+        let cost = Internal::<Y>::parse_from(&arguments[1..]).yardstick.run()?;
+        serde_json::to_writer(std::io::stdout().lock(), &cost)?;
+        return Ok(None);
+    }
+    let is_asked = arguments
         .iter()
-        .any(|argument| argument == "--bench" || argument == "--help")
+        .any(|argument| argument == "--bench" || argument == "--help");
+    Ok(is_asked.then(O::parse))
 }
 
 /// The command line tool, with nothing of this process's environment.

@@ -1,5 +1,7 @@
 //! The database's answers as the bytes that they are: what nobody can do without who reads them.
 
+use std::cell::RefCell;
+
 use bytes::{Buf, BufMut, Bytes};
 use firebank::document::{DatabaseName, DocumentPath, KeyRange, Timestamp};
 use firebank::firestore::{ConnectOptions, Firestore, Target};
@@ -20,6 +22,10 @@ pub(crate) const SOURCE_PROJECT: &str = "demo-source";
 /// As many as `backup` has by default.
 pub(crate) const READ_CONNECTIONS: usize = 4;
 pub(crate) const READ_STREAMS: usize = 8;
+/// As many as `restore` has by default.
+pub(crate) const WRITE_CONNECTIONS: usize = 2;
+pub(crate) const REQUESTS_IN_FLIGHT: usize = 16;
+pub(crate) const WRITES_PER_REQUEST: usize = 500;
 
 /// Does it on one thread, the cheapest way: nothing moves between cores.
 pub(crate) fn single_threaded(work: impl Future<Output = anyhow::Result<Cost>>) -> anyhow::Result<Cost> {
@@ -38,7 +44,8 @@ pub(crate) async fn connect(address: &str) -> anyhow::Result<Firestore> {
     Ok(Firestore::connect(ConnectOptions::new(database, target)).await?)
 }
 
-/// Reads all documents of a database over as many connections as a backup has, or their names, and throws them away.
+/// Reads all documents of a database over as many connections as a backup has, or their names, and throws
+/// them away.
 pub(crate) async fn drain(address: String, names_only: bool) -> anyhow::Result<Cost> {
     let source = connect(&address).await?;
     let read_time = source.current_read_time().await?;
@@ -68,6 +75,40 @@ pub(crate) async fn drain(address: String, names_only: bool) -> anyhow::Result<C
         });
     futures::future::try_join_all(streams).await?;
     stopwatch.stop()
+}
+
+/// Sends requests that are ready, `at_once` at a time, over the channels in turn. Only this is measured.
+pub(crate) async fn send_each(
+    channels: &[Channel],
+    at_once: usize,
+    requests: Vec<Bytes>,
+    send: impl AsyncFn(&mut Grpc<Channel>, Request<Bytes>) -> anyhow::Result<()>,
+) -> anyhow::Result<Cost> {
+    let waiting = RefCell::new(requests.into_iter());
+    let stopwatch = Stopwatch::start()?;
+    let senders = channels.iter().cycle().take(at_once).map(|channel| async {
+        let mut grpc = Grpc::new(channel.clone());
+        loop {
+            let Some(request) = waiting.borrow_mut().next() else {
+                return anyhow::Ok(());
+            };
+            grpc.ready().await?;
+            send(&mut grpc, as_administrator(request)).await?;
+        }
+    });
+    futures::future::try_join_all(senders).await?;
+    stopwatch.stop()
+}
+
+/// Sends BatchWrite requests, as many at once as `restore`.
+pub(crate) async fn batch_write(address: &str, requests: Vec<Bytes>) -> anyhow::Result<Cost> {
+    let channels = channels(address, WRITE_CONNECTIONS)?;
+    send_each(&channels, REQUESTS_IN_FLIGHT, requests, async |grpc, request| {
+        let path = PathAndQuery::from_static("/google.firestore.v1.Firestore/BatchWrite");
+        grpc.unary(request, path, RawCodec).await?;
+        Ok(())
+    })
+    .await
 }
 
 /// All documents between two names.

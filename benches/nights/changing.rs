@@ -1,7 +1,9 @@
-//! A database that changes from night to night: scattered documents of random ids are updated, inserted and deleted.
+//! A database that changes from night to night: scattered documents of random ids are updated, inserted and
+//! deleted.
 //!
-//! What it begins with the sandbox makes up; the changes are written by the tool's own writer. A document is updated as a
-//! shop's software would: a few fields get other values, the others stay. An inserted one is like one that is there.
+//! What it begins with the sandbox makes up; the changes are written by the tool's own writer. A document is
+//! updated as a shop's software would: a few fields get other values, the others stay. An inserted one is
+//! like one that is there.
 
 use std::collections::HashSet;
 use std::pin::pin;

@@ -1,10 +1,12 @@
-//! Nightly backups through the binary: what a night stores, how long it takes, how much memory, and what forty of them leave.
+//! Nightly backups through the binary: what a night stores, how long it takes, how much memory, and what
+//! forty of them leave.
 //!
-//! `cargo bench --bench nights` makes all the figures; after `--` come options, such as `--only stored --nights 10`.
-//! The database is the sandbox in a process of its own, and changes every night as [`changing`] says: 0.8 % of the documents are
-//! updated, 0.1 % inserted, 0.1 % deleted, all over the key space. Bytes are those that the repository's folder grew
-//! by, index and manifests included; what is left of finished sessions, which the next `clean` deletes, is told apart. Times are
-//! of whole processes, next to a yardstick that takes its turn in the same run.
+//! `cargo bench --bench nights` makes all the figures; after `--` come options, such as `--only stored
+//! --nights 10`. The database is the sandbox in a process of its own, and changes every night as [`changing`]
+//! says: 0.8 % of the documents are updated, 0.1 % inserted, 0.1 % deleted, all over the key space. Bytes are
+//! those that the repository's folder grew by, index and manifests included; what is left of finished
+//! sessions, which the next `clean` deletes, is told apart. Times are of whole processes, next to a yardstick
+//! that takes its turn in the same run.
 
 mod changing;
 #[path = "../measure/mod.rs"]
@@ -22,7 +24,7 @@ use clap::{Parser, ValueEnum};
 use tempfile::TempDir;
 
 use changing::{ChangingDatabase, Night};
-use measure::process::{Cost, YARDSTICK, asked_to_measure};
+use measure::process::{Cost, asked};
 use measure::report::{self, Bound, Row};
 use measure::repository::Repository;
 use other_tools::{Tool, ToolRepository, export};
@@ -78,7 +80,8 @@ enum Part {
     Tools,
 }
 
-/// Where wall times are measured: a source that is as fast as the machine, and one that is more like the real one.
+/// Where wall times are measured: a source that is as fast as the machine, and one that is more like the real
+/// one.
 const SOURCES: [(&str, &[&str]); 2] = [
     ("", &[]),
     (
@@ -87,21 +90,10 @@ const SOURCES: [(&str, &[&str]); 2] = [
     ),
 ];
 
-#[derive(Debug, Parser)]
-struct Internal {
-    #[command(subcommand)]
-    yardstick: Yardstick,
-}
-
 fn main() -> anyhow::Result<()> {
-    let arguments: Vec<String> = std::env::args().collect();
-    if arguments.get(1).is_some_and(|first| first == YARDSTICK) {
-        return Internal::parse_from(&arguments[1..]).yardstick.run();
-    }
-    if !asked_to_measure(&arguments) {
+    let Some(options) = asked::<Yardstick, Options>()? else {
         return Ok(());
-    }
-    let options = Options::parse();
+    };
     ensure!(
         options.documents >= 1000 && options.runs >= 1 && options.layers >= 1,
         "at least a thousand documents, one run and one layer"

@@ -1,4 +1,5 @@
-//! The same nights with tools that back up files, for those who keep exports: restic and borg, where they are installed.
+//! The same nights with tools that back up files, for those who keep exports: restic and borg, where they are
+//! installed.
 
 use std::fs;
 use std::io::{BufWriter, Write};

@@ -12,7 +12,8 @@ use crate::stored_bytes;
 pub(crate) struct Series {
     repository: Repository,
     ranges: usize,
-    /// The repository's bytes, after the first backup and after each of the nights, without what is left of sessions.
+    /// The repository's bytes, after the first backup and after each of the nights, without what is left of
+    /// sessions.
     bytes: Vec<f64>,
     /// What is left of sessions for the next `clean`: mostly what ranges with little to write hand to the commit.
     left: f64,

@@ -1,20 +1,19 @@
-//! What a nightly backup cannot do without, each in a process of its own: listing the names, fetching what changed.
+//! What a nightly backup cannot do without, each in a process of its own: listing the names, fetching what
+//! changed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
 use bytes::Bytes;
 use clap::Subcommand;
 use firebank::document::DatabaseName;
 use firestore::gcloud_sdk::google::firestore::v1 as pb;
 use prost::Message;
-use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 
-use crate::measure::process::{Cost, Stopwatch, measure_by_itself};
+use crate::measure::process::{self, Cost, measure_by_itself};
 use crate::measure::raw::{
-    READ_CONNECTIONS, READ_STREAMS, RawCodec, SOURCE_PROJECT, as_administrator, channels, drain, root,
+    READ_CONNECTIONS, READ_STREAMS, RawCodec, SOURCE_PROJECT, channels, drain, root, send_each,
 };
 
 /// Names in a request, as many as the tool asks for.
@@ -38,17 +37,16 @@ impl Yardstick {
             }
         }
     }
+}
 
-    /// Measures, in the process that was started for it, and prints the result.
-    pub(crate) fn run(self) -> anyhow::Result<()> {
+impl process::Yardstick for Yardstick {
+    fn run(self) -> anyhow::Result<Cost> {
         // Wall time counts, so all cores may help.
         let runtime = tokio::runtime::Runtime::new()?;
-        let cost = match self {
-            Self::DrainNames { address } => runtime.block_on(drain(address, true))?,
-            Self::Fetch { address, paths } => runtime.block_on(fetch(&address, &paths))?,
-        };
-        serde_json::to_writer(std::io::stdout().lock(), &cost)?;
-        Ok(())
+        match self {
+            Self::DrainNames { address } => runtime.block_on(drain(address, true)),
+            Self::Fetch { address, paths } => runtime.block_on(fetch(&address, &paths)),
+        }
     }
 }
 
@@ -57,27 +55,14 @@ async fn fetch(address: &str, paths: &Path) -> anyhow::Result<Cost> {
     let names: Vec<_> = paths.lines().collect();
     let requests: Vec<_> = names.chunks(NAMES_PER_REQUEST).map(request).collect();
     let channels = channels(address, READ_CONNECTIONS)?;
-    let waiting = Mutex::new(requests.into_iter());
-
-    let stopwatch = Stopwatch::start()?;
-    let streams = channels.iter().cycle().take(READ_STREAMS).map(|channel| async {
-        let mut grpc = Grpc::new(channel.clone());
-        loop {
-            let next = waiting.lock().ok().and_then(|mut waiting| waiting.next());
-            let Some(request) = next else {
-                return anyhow::Ok(());
-            };
-            grpc.ready().await?;
-            let path = PathAndQuery::from_static("/google.firestore.v1.Firestore/BatchGetDocuments");
-            let answers = grpc
-                .server_streaming(as_administrator(request), path, RawCodec)
-                .await?;
-            let mut answers = answers.into_inner();
-            while answers.message().await?.is_some() {}
-        }
-    });
-    futures::future::try_join_all(streams).await?;
-    stopwatch.stop()
+    send_each(&channels, READ_STREAMS, requests, async |grpc, request| {
+        let path = PathAndQuery::from_static("/google.firestore.v1.Firestore/BatchGetDocuments");
+        let answers = grpc.server_streaming(request, path, RawCodec).await?;
+        let mut answers = answers.into_inner();
+        while answers.message().await?.is_some() {}
+        Ok(())
+    })
+    .await
 }
 
 fn request(paths: &[&str]) -> Bytes {

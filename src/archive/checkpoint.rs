@@ -3,6 +3,8 @@
 //! Each is one self-contained object, `<range>-<n>`: all that was written from the range's start to where it has got. Number
 //! 0 is that of a finished range, the others count from 1. Which ranges there are, and which of their checkpoints hold, is
 //! for the module `stage` to say.
+//!
+//! One that has got nowhere says that the range was begun anew: those before it do not count any more.
 
 use std::sync::{Arc, PoisonError};
 
@@ -11,6 +13,7 @@ use super::layer_writer::LayerWriter;
 use super::range_writer::{RangeOutput, RangeWriter};
 use super::sealed::{self, MAX_SEALED_LEN, SealedKind};
 use super::session::{Session, SessionShared};
+use super::snapshot::ReadMode;
 use crate::document::{DocumentKey, KeyRange, Timestamp};
 use crate::store::StoreError;
 
@@ -37,6 +40,8 @@ pub struct UnfinishedRange {
     pub(super) checkpoint: Option<RangeOutput>,
     /// The number of its next checkpoint.
     pub(super) next: u64,
+    /// How it is read, where that is not as planned.
+    pub(super) read: Option<ReadMode>,
 }
 
 impl UnfinishedRange {
@@ -52,9 +57,9 @@ impl UnfinishedRange {
         self.tail.is_some()
     }
 
-    /// Begins anew, with checkpoints that come after those that were written.
-    pub fn forget_progress(&mut self) {
-        self.checkpoint = None;
+    /// How it is to be read, where somebody has found out that it cannot be read as planned.
+    pub fn read(&self) -> Option<ReadMode> {
+        self.read
     }
 
     /// Takes notice of checkpoints that were written of it.
@@ -83,8 +88,36 @@ impl Session {
             tail: None,
             checkpoint: None,
             next: 1,
+            read: None,
         });
         planned.collect()
+    }
+
+    /// Begins a range anew, to be read like this: no checkpoint of it that was written before may be relied upon, by anybody.
+    pub async fn begin_anew(&self, range: &mut UnfinishedRange, read: ReadMode) -> Result<()> {
+        let shared = &self.shared;
+        let anew = RangeOutput {
+            range: range.range.clone(),
+            read_time: range.tail,
+            read: Some(read),
+            ..RangeOutput::default()
+        };
+        let sealed = sealed::encode(SealedKind::Checkpoint, &anew)?;
+        let of_range = shared.range_name(&range.range, range.tail)?;
+        let store = shared.repository.store();
+        loop {
+            let name = shared.checkpoint_name(&of_range, range.next);
+            range.next += 1;
+            match store.put_new(&name, sealed.clone()).await {
+                Ok(()) => break,
+                // Another worker's, which this one must come after.
+                Err(StoreError::AlreadyExists { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        range.checkpoint = None;
+        range.read = Some(read);
+        Ok(())
     }
 
     /// Like [`Session::range_writer`], for a range that goes on where its last checkpoint ended, or one that owns exactly its

@@ -432,12 +432,6 @@ impl ChunkBuilder {
         Ok(())
     }
 
-    /// The frames of the present chunk, once none is in flight.
-    pub async fn settled_rows(&mut self) -> Result<&[FrameRow]> {
-        self.settle().await?;
-        Ok(&self.rows)
-    }
-
     /// Ends the chunk; the next frame begins a new one.
     pub async fn finish(&mut self) -> Result<BuiltChunk> {
         self.settle().await?;

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::{Deserialize, Serialize};
 
 use crate::document::DocumentPath;
+use crate::document::key::segment_len;
 
 /// Collections counted by name; what comes beyond is counted under the empty name, which no collection has.
 pub const MAX_COUNTED: usize = 100_000;
@@ -129,24 +130,6 @@ impl Tally {
     /// The counts by root collection and by collection group.
     pub fn named(&self) -> (Counts, Counts) {
         (self.roots.named(), self.groups.named())
-    }
-}
-
-/// The length of the segment that `key` starts with: see [`path`](crate::document::path) for the tags.
-fn segment_len(key: &[u8]) -> Option<usize> {
-    match key.first()? {
-        1 => (key.len() >= 9).then_some(9),
-        2 => {
-            let mut at = 1;
-            loop {
-                at += key[at..].iter().position(|&byte| byte == 0)? + 1;
-                if key.get(at) != Some(&0xff) {
-                    return Some(at);
-                }
-                at += 1;
-            }
-        }
-        _ => None,
     }
 }
 

@@ -104,6 +104,12 @@ pub enum ArchiveError {
         /// Why, with a colon before it, or nothing.
         reason: String,
     },
+    /// The session is at its end: the snapshot of its id is what came of it.
+    #[error("session {session} is committed already: snapshot {session} is what came of it")]
+    CommittedAlready {
+        /// The session, and the snapshot.
+        session: SnapshotId,
+    },
     /// A snapshot to reuse from is gone.
     #[error("snapshot {pin}, which session {session} wanted to build upon, {what}. Start again without it")]
     PinGone {

@@ -28,7 +28,7 @@ pub(super) async fn known_chunks(
 ) -> Result<HashMap<ChunkId, Known>> {
     let mut snapshots = Vec::with_capacity(pins.len());
     for &pin in pins {
-        match committed(repository, pin).await {
+        match repository.pinned_snapshot(pin).await {
             Ok(snapshot) => snapshots.push(snapshot),
             Err(error) => warn_of_damage(pin, error)?,
         }
@@ -61,15 +61,18 @@ fn warn_of_damage(pin: SnapshotId, error: ArchiveError) -> Result<()> {
     Ok(())
 }
 
-async fn committed(repository: &Repository, pin: SnapshotId) -> Result<Snapshot> {
-    match repository.decision(pin).await? {
-        Some(Decision::Committed(snapshot)) => Ok(*snapshot),
-        // The pin was checked before the plan was made; it can only be gone because the session was given up and swept.
-        _ => Err(ArchiveError::damaged(
-            pin.snapshot_name(),
-            DamageKind::Missing,
-            "a running session builds upon it, and it is gone",
-        )),
+impl Repository {
+    /// A snapshot that a session with a plan has pinned: it is there as long as the session is undecided, forgotten or not.
+    pub(crate) async fn pinned_snapshot(&self, pin: SnapshotId) -> Result<Snapshot> {
+        match self.decision(pin).await? {
+            Some(Decision::Committed(snapshot)) => Ok(*snapshot),
+            // The pin was checked before the plan was made; it can only be gone because the session was given up and swept.
+            _ => Err(ArchiveError::damaged(
+                pin.snapshot_name(),
+                DamageKind::Missing,
+                "a running session builds upon it, and it is gone",
+            )),
+        }
     }
 }
 

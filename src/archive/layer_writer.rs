@@ -19,6 +19,7 @@ use super::range_writer::{DATA_LEVEL, Flow, RangeOutput, RangeWriter, WriteStats
 use super::run::IndexEntry;
 use super::sealed;
 use super::session::SessionShared;
+use super::snapshot::ReadMode;
 use crate::document::{DocumentKey, DocumentRef, KeyRange, Timestamp};
 
 /// Bytes of keys and bodies that all ranges of a session may hold together.
@@ -166,6 +167,8 @@ pub struct LayerWriter {
     range: KeyRange,
     /// When the range is read, where that is not the plan's read time.
     read_time: Option<Timestamp>,
+    /// How it is read, where that is not as planned.
+    read: Option<ReadMode>,
     held: Vec<HeldRecord>,
     held_len: usize,
     hold: usize,
@@ -187,6 +190,7 @@ impl LayerWriter {
             session,
             range,
             read_time: None,
+            read: None,
             held: Vec::new(),
             held_len: 0,
             chunks: None,
@@ -200,6 +204,7 @@ impl LayerWriter {
     pub(crate) async fn resume(session: Arc<SessionShared>, unfinished: UnfinishedRange) -> Result<Self> {
         let mut writer = Self {
             read_time: unfinished.tail,
+            read: unfinished.read,
             checkpoint: unfinished.next,
             ..Self::new(session, unfinished.range)
         };
@@ -258,6 +263,7 @@ impl LayerWriter {
             }),
             cursor: Some(cursor),
             read_time: self.read_time,
+            read: self.read,
             ..RangeOutput::default()
         };
         if let Some(chunks) = &mut self.chunks {

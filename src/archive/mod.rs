@@ -51,6 +51,7 @@ pub mod sessions;
 pub mod snapshot;
 pub mod sparse;
 mod stage;
+mod store_time;
 pub mod sweep;
 mod verification;
 
@@ -72,7 +73,7 @@ pub use reader::SnapshotReader;
 pub use record::{BodyLocation, RecordBatch, RecordRef};
 pub use repository::{Parameters, Repository, SnapshotFilter, SnapshotListing};
 pub use selection::Selection;
-pub use session::{Plan, Session, SessionOptions, SnapshotDraft, Totals};
+pub use session::{Committed, Plan, Session, SessionOptions, SnapshotDraft, Totals};
 pub use session_name::NamedSession;
 pub use sessions::OpenSession;
 pub use snapshot::{

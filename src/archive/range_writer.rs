@@ -21,6 +21,7 @@ use super::index_writer::{BodyChunk, FullIndexChunk, IndexWriter, PendingEntry};
 use super::layer_writer::Held;
 use super::run::{IndexEntry, MAX_CHUNK_RAW_LEN};
 use super::session::{SessionShared, Stored};
+use super::snapshot::ReadMode;
 use crate::document::{DocumentKey, DocumentRef, KeyRange, Timestamp};
 
 /// The zstd level of bodies. On frames of 256 KiB, level 3 stores 2 % less of records as shops have them and 6 % less of prose,
@@ -119,6 +120,9 @@ pub struct RangeOutput {
     /// When the range was read, where that is not the plan's read time.
     #[serde(default)]
     pub read_time: Option<Timestamp>,
+    /// How the range is read, where that is not as the plan says.
+    #[serde(default)]
+    pub read: Option<ReadMode>,
 }
 
 /// A document whose body is stored already.
@@ -557,9 +561,9 @@ impl RangeWriter {
             cursor: Some(last),
             stats,
             entries,
-            held: None,
             owned,
             read_time: self.read_time,
+            ..RangeOutput::default()
         };
         self.session.write_progress(&output, self.checkpoint).await?;
         self.checkpoint += 1;

@@ -134,6 +134,15 @@ pub struct Totals {
     pub collection_groups: Counts,
 }
 
+/// The snapshot that came of a session.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Committed {
+    /// The snapshot.
+    pub snapshot: Snapshot,
+    /// Whether it is this worker's; otherwise another one was faster.
+    pub by_this_worker: bool,
+}
+
 /// A session under way, seen by one worker. Dropping it stops its heartbeat; what it wrote stays for a resume.
 #[derive(Debug)]
 pub struct Session {
@@ -201,12 +210,7 @@ impl Session {
             {
                 return Err(ArchiveError::OtherPins { session: id });
             }
-            for &pin in &pins.pins {
-                let Some(what) = repository.why_fallen(pin).await? else {
-                    continue;
-                };
-                let reason = format!("snapshot {pin}, which it was to build upon, {what}");
-                abort(repository, id, &reason).await?;
+            if let Some((pin, what)) = abort_without_pins(repository, id, &pins.pins).await? {
                 return Err(ArchiveError::PinGone {
                     session: id,
                     pin,
@@ -227,7 +231,8 @@ impl Session {
     /// Takes part in a session that has a plan.
     ///
     /// # Errors
-    /// [`ArchiveError::Store`] with `NotFound` when it has none.
+    /// [`ArchiveError::Store`] with `NotFound` when it has none, [`ArchiveError::CommittedAlready`] and
+    /// [`ArchiveError::Aborted`] when it is at its end.
     pub async fn join(repository: &Repository, id: SessionId, upload_budget: u64) -> Result<Self> {
         repository.check_writable()?;
         let name = format!("{}/pins.json", id.folder());
@@ -247,9 +252,7 @@ impl Session {
         match repository.decision(id).await? {
             None => {}
             Some(Decision::Aborted(record)) => return Err(aborted(record)),
-            Some(Decision::Committed(_)) => {
-                return Err(ArchiveError::Misuse(format!("session {id} is committed already")));
-            }
+            Some(Decision::Committed(_)) => return Err(ArchiveError::CommittedAlready { session: id }),
         }
         let name = format!("{}/plan.json", id.folder());
         let bytes = repository.store().get_at_most(&name, MAX_JSON_LEN).await?;
@@ -327,6 +330,14 @@ impl Session {
     /// [`ArchiveError::Incomplete`] when the finished ranges do not tile the selection, [`ArchiveError::Aborted`] when
     /// somebody gave the session up.
     pub async fn commit(&self, draft: SnapshotDraft) -> Result<Snapshot> {
+        Ok(self.commit_or_adopt(draft).await?.snapshot)
+    }
+
+    /// The same, and says which worker made the snapshot: what is to be done once with it is for that one.
+    ///
+    /// # Errors
+    /// As [`Session::commit`].
+    pub async fn commit_or_adopt(&self, draft: SnapshotDraft) -> Result<Committed> {
         let (run, stats, times) = self.write_run().await?;
         let snapshot = Snapshot {
             read_time: times.read_time,
@@ -361,7 +372,7 @@ impl Session {
             },
             ..compacted.clone()
         };
-        self.decide(snapshot).await
+        Ok(self.decide(snapshot).await?.snapshot)
     }
 
     /// Makes one run of all finished ranges, and sums up what was done.
@@ -388,15 +399,21 @@ impl Session {
     }
 
     /// Commits the snapshot, unless the session is decided.
-    async fn decide(&self, snapshot: Snapshot) -> Result<Snapshot> {
+    async fn decide(&self, snapshot: Snapshot) -> Result<Committed> {
         let shared = &self.shared;
         let name = shared.id.snapshot_name();
         let record = Decision::Committed(Box::new(snapshot.clone()));
         shared.check_undecided().await?;
         match shared.repository.store().put_new(&name, record.encode()?).await {
-            Ok(()) => Ok(snapshot),
+            Ok(()) => Ok(Committed {
+                snapshot,
+                by_this_worker: true,
+            }),
             Err(StoreError::AlreadyExists { .. }) => match shared.repository.decision(shared.id).await? {
-                Some(Decision::Committed(snapshot)) => Ok(*snapshot),
+                Some(Decision::Committed(snapshot)) => Ok(Committed {
+                    snapshot: *snapshot,
+                    by_this_worker: false,
+                }),
                 Some(Decision::Aborted(record)) => Err(aborted(record)),
                 None => Err(ArchiveError::damaged(
                     name,
@@ -416,11 +433,43 @@ impl Session {
 
 /// Gives a session up: by anyone, at any time. Says how the session is decided.
 pub async fn abort(repository: &Repository, session: SessionId, reason: &str) -> Result<Decision> {
-    let record = Decision::Aborted(AbortRecord {
-        session,
-        reason: reason.to_owned(),
-        at: crate::clock::now(),
-    });
+    record_abort(
+        repository,
+        AbortRecord {
+            session,
+            reason: reason.to_owned(),
+            at: crate::clock::now(),
+            pin_gone: None,
+        },
+    )
+    .await
+}
+
+/// Gives a session up that has no plan yet, if one of its pins does not stand. Says which, and why.
+pub(super) async fn abort_without_pins(
+    repository: &Repository,
+    session: SessionId,
+    pins: &[SnapshotId],
+) -> Result<Option<(SnapshotId, &'static str)>> {
+    for &pin in pins {
+        let Some(what) = repository.why_fallen(pin).await? else {
+            continue;
+        };
+        let record = AbortRecord {
+            session,
+            reason: format!("snapshot {pin}, which it was to build upon, {what}"),
+            at: crate::clock::now(),
+            pin_gone: Some(pin),
+        };
+        record_abort(repository, record).await?;
+        return Ok(Some((pin, what)));
+    }
+    Ok(None)
+}
+
+async fn record_abort(repository: &Repository, record: AbortRecord) -> Result<Decision> {
+    let session = record.session;
+    let record = Decision::Aborted(record);
     match repository
         .store()
         .put_new(&session.snapshot_name(), record.encode()?)

@@ -281,6 +281,20 @@ pub struct AbortRecord {
     pub reason: String,
     /// When.
     pub at: DateTime<Utc>,
+    /// The snapshot that it wanted to build upon and that did not stand any more: nothing was done yet, and whoever named the
+    /// session begins another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin_gone: Option<SnapshotId>,
+}
+
+/// How the reason begins of a session that a sweep has given up.
+pub(crate) const SILENT: &str = "it showed no sign of life for ";
+
+impl AbortRecord {
+    /// Whether a sweep has given it up for its silence. That happens to no session with a [journal](super::journal).
+    pub fn is_of_silence(&self) -> bool {
+        self.reason.starts_with(SILENT)
+    }
 }
 
 /// How a session was decided: the body of `snapshots/<session>.json`.

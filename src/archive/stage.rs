@@ -25,7 +25,7 @@ use super::ids::SessionId;
 use super::range_writer::RangeOutput;
 use super::repository::Repository;
 use super::session::{Session, SessionShared};
-use super::snapshot::{range_as_hex, rfc3339};
+use super::snapshot::{ReadMode, range_as_hex, rfc3339};
 use crate::document::{DocumentKey, KeyRange, Timestamp};
 use crate::store::StoreError;
 
@@ -37,6 +37,9 @@ const READS: usize = 16;
 struct Split {
     #[serde(with = "range_as_hex::keys")]
     boundaries: Vec<DocumentKey>,
+    /// How they are read, where that is not as planned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    read: Option<ReadMode>,
 }
 
 /// What stays of what was read, and what is read at a newer time.
@@ -65,6 +68,8 @@ struct Leaf {
     finished: bool,
     /// Those that it is the first part of, the nearest first: their checkpoints hold for it as far as they go.
     ancestors: Vec<String>,
+    /// How it is read, where the split that it comes of says so.
+    read: Option<ReadMode>,
 }
 
 /// How far a session has got.
@@ -129,6 +134,7 @@ impl Session {
         let object = self.shared.split_name(&name);
         let split = Split {
             boundaries: boundaries.to_vec(),
+            read: range.read,
         };
         let store = self.shared.repository.store();
         let split = match store.put_new(&object, envelope::encode("split", &split)?).await {
@@ -137,7 +143,12 @@ impl Session {
             Err(error) => return Err(error.into()),
         };
         let parts = range.range.cut_at(&split.boundaries).into_iter();
-        Ok(parts.map(|part| range.part(part)).collect())
+        let read = range.read.or(split.read);
+        let part = |part| UnfinishedRange {
+            read,
+            ..range.part(part)
+        };
+        Ok(parts.map(part).collect())
     }
 
     /// The moment that what is left is read at: the plan's, unless that could not be read any more.
@@ -235,8 +246,14 @@ impl SessionShared {
         let mut leaves = Vec::with_capacity(ranges.len());
         for range in ranges {
             let name = self.range_name(range, tail)?;
-            self.grow(&seen, range.clone(), name, tail, Vec::new(), &mut leaves)
-                .await?;
+            let root = Leaf {
+                range: range.clone(),
+                name,
+                finished: false,
+                ancestors: Vec::new(),
+                read: None,
+            };
+            self.grow(&seen, root, tail, &mut leaves).await?;
         }
         Ok(Stage {
             number: seen.tails,
@@ -246,45 +263,41 @@ impl SessionShared {
         })
     }
 
-    /// Adds the leaves below a range, in key order.
+    /// Adds the leaves below a range, in key order: itself, if it was not split.
     fn grow<'a>(
         &'a self,
         seen: &'a Seen,
-        range: KeyRange,
-        name: String,
+        whole: Leaf,
         tail: Option<Timestamp>,
-        ancestors: Vec<String>,
         leaves: &'a mut Vec<Leaf>,
     ) -> BoxFuture<'a, Result<()>> {
         async move {
-            let finished = seen.finished.contains(&name);
-            if finished || !seen.splits.contains(&name) {
-                leaves.push(Leaf {
-                    range,
-                    name,
-                    finished,
-                    ancestors,
-                });
+            let finished = seen.finished.contains(&whole.name);
+            if finished || !seen.splits.contains(&whole.name) {
+                leaves.push(Leaf { finished, ..whole });
                 return Ok(());
             }
-            let split = self.read_split(&self.split_name(&name)).await?;
-            let parts = range.cut_at(&split.boundaries);
+            let object = self.split_name(&whole.name);
+            let split = self.read_split(&object).await?;
+            let parts = whole.range.cut_at(&split.boundaries);
             if parts.len() < 2 {
                 let what = "it splits a range into itself";
-                return Err(ArchiveError::damaged(
-                    self.split_name(&name),
-                    DamageKind::Inconsistent,
-                    what,
-                ));
+                return Err(ArchiveError::damaged(object, DamageKind::Inconsistent, what));
             }
-            for part in parts {
-                let mut before = Vec::new();
-                if part.start == range.start {
-                    before.push(name.clone());
-                    before.extend(ancestors.iter().cloned());
+            for range in parts {
+                let mut ancestors = Vec::new();
+                if range.start == whole.range.start {
+                    ancestors.push(whole.name.clone());
+                    ancestors.extend(whole.ancestors.iter().cloned());
                 }
-                let name = self.range_name(&part, tail)?;
-                self.grow(seen, part, name, tail, before, leaves).await?;
+                let part = Leaf {
+                    name: self.range_name(&range, tail)?,
+                    range,
+                    finished: false,
+                    ancestors,
+                    read: split.read.or(whole.read),
+                };
+                self.grow(seen, part, tail, leaves).await?;
             }
             Ok(())
         }
@@ -294,19 +307,22 @@ impl SessionShared {
     /// A range that is not finished, with the last checkpoint that holds for it.
     async fn unfinished(&self, stage: &Stage, leaf: &Leaf) -> Result<UnfinishedRange> {
         let next = stage.progress.get(&leaf.name).and_then(|numbers| numbers.last());
+        let last = self
+            .progress(stage, leaf)
+            .await?
+            .map(|(_, checkpoint)| checkpoint);
         Ok(UnfinishedRange {
             range: leaf.range.clone(),
             read_time: stage.read_time(self),
             tail: stage.tails.as_ref().map(|tails| tails.read_time),
             next: next.map_or(1, |number| number + 1),
-            checkpoint: self
-                .progress(stage, leaf)
-                .await?
-                .map(|(_, checkpoint)| checkpoint),
+            read: last.as_ref().and_then(|last| last.read).or(leaf.read),
+            checkpoint: last.filter(|last| last.cursor.is_some()),
         })
     }
 
-    /// The last checkpoint that holds for a range that is not finished, and its name.
+    /// The last checkpoint that holds for a range that is not finished, and its name. It may be one that says that the range was
+    /// begun anew.
     async fn progress(&self, stage: &Stage, leaf: &Leaf) -> Result<Option<(String, RangeOutput)>> {
         for range in std::iter::once(&leaf.name).chain(&leaf.ancestors) {
             for number in stage.progress.get(range).into_iter().flatten().rev() {
@@ -317,7 +333,7 @@ impl SessionShared {
                     && checkpoint
                         .cursor
                         .as_ref()
-                        .is_some_and(|cursor| leaf.range.contains(cursor.as_bytes()));
+                        .is_none_or(|cursor| leaf.range.contains(cursor.as_bytes()));
                 if holds {
                     checkpoint.range.clone_from(&leaf.range);
                     return Ok(Some((name, checkpoint)));

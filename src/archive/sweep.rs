@@ -10,7 +10,8 @@
 //! two signs of life, a session that lives would be aborted and its backup fail, which is what an abort may always do; and a
 //! reader would be told that its snapshot was forgotten, if it was. Nothing that is committed and not forgotten depends on it.
 //!
-//! What cannot be read stops a sweep before it deletes anything.
+//! What cannot be read stops a sweep before it deletes anything. A full disk does not: a sweep needs no room, only then it goes by the
+//! time of the newest object and leaves sessions without a sign of life to the next one.
 
 mod candidates;
 mod delete;
@@ -26,7 +27,7 @@ use futures::TryStreamExt;
 use serde::Serialize;
 
 use super::error::Result;
-use super::ids::{SessionId, SnapshotId};
+use super::ids::SnapshotId;
 use super::repository::Repository;
 use delete::Deletion;
 use survey::{Findings, Mode, survey};
@@ -36,7 +37,7 @@ use survey::{Findings, Mode, survey};
 pub struct SweepOptions {
     /// A session or a lease without a sign of life for so long is given up.
     pub expiry: Duration,
-    /// So long the records of forgotten snapshots and aborted sessions stay.
+    /// So long the records of forgotten snapshots and aborted sessions stay, and names of sessions.
     pub keep_records: Duration,
 }
 
@@ -70,10 +71,23 @@ pub struct SweepStats {
     pub finished_sessions: u64,
     /// Leases of readers without a sign of life, removed.
     pub expired_leases: u64,
-    /// Old records of forgotten snapshots and aborted sessions.
+    /// Old records of forgotten snapshots and aborted sessions, and old names of sessions that are at their end.
     pub deleted_records: u64,
     /// Files that a crash left half-written in a local repository.
     pub deleted_staging_files: u64,
+}
+
+impl SweepStats {
+    /// Adds what a sweep right before this one deleted.
+    pub fn add_deleted(&mut self, before: &Self) {
+        self.deleted_objects += before.deleted_objects;
+        self.deleted_bytes += before.deleted_bytes;
+        self.aborted_sessions += before.aborted_sessions;
+        self.finished_sessions += before.finished_sessions;
+        self.expired_leases += before.expired_leases;
+        self.deleted_records += before.deleted_records;
+        self.deleted_staging_files += before.deleted_staging_files;
+    }
 }
 
 /// Says what a sweep would do if these snapshots were forgotten. Writes nothing: "now" is this machine's here.
@@ -98,6 +112,7 @@ pub async fn sweep(repository: &Repository, options: &SweepOptions) -> Result<Sw
         candidates,
         finished_sessions,
         old_records,
+        old_names,
         now,
         ..
     } = found;
@@ -126,6 +141,9 @@ pub async fn sweep(repository: &Repository, options: &SweepOptions) -> Result<Sw
             .delete([(record.forgotten_name(), 0)].into_iter())
             .await?;
     }
+    deletion
+        .delete(old_names.into_iter().map(|name| (name, 0)))
+        .await?;
     let stale = now - options.expiry;
     let probes: Vec<(String, u64)> = store
         .list("probes")
@@ -137,21 +155,4 @@ pub async fn sweep(repository: &Repository, options: &SweepOptions) -> Result<Sw
     deletion.check()?;
     stats.deleted_staging_files = store.remove_staging_files(stale).await?;
     Ok(stats)
-}
-
-/// Sessions that are neither committed nor aborted.
-pub async fn undecided_sessions(repository: &Repository) -> Result<Vec<SessionId>> {
-    let mut sessions = HashSet::new();
-    let mut objects = repository.store().list("sessions");
-    while let Some(object) = objects.try_next().await? {
-        sessions.extend(survey::session_of(&object.name));
-    }
-    let mut undecided = Vec::new();
-    for session in sessions {
-        if !repository.store().exists(&session.snapshot_name()).await? {
-            undecided.push(session);
-        }
-    }
-    undecided.sort();
-    Ok(undecided)
 }

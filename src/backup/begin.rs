@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use tracing::info;
 
-use super::{BackupError, BackupOptions, Parent, parent, plan};
+use super::{BackupError, BackupOptions, Parent, parent, plan, recovery};
 use crate::archive::session::UPLOAD_BUDGET;
 use crate::archive::{
-    ArchiveError, Decision, NamedSession, OpenSession, Plan, ReadMode, Repository, Session, SessionId,
-    SessionOptions, Snapshot, SnapshotId, SnapshotKind, SnapshotReader, UnfinishedRange,
+    ArchiveError, Decision, NamedSession, OpenSession, Plan, ReadMode, Repository, Selection, Session,
+    SessionId, SessionOptions, Snapshot, SnapshotId, SnapshotKind, SnapshotReader, UnfinishedRange,
 };
 use crate::clock;
-use crate::document::Timestamp;
-use crate::firestore::Firestore;
+use crate::document::{DatabaseName, Timestamp};
+use crate::firestore::{DatabaseMetadata, Firestore};
 use crate::progress::Progress;
 
 /// What must be left of the time that a database can be read at a past moment, in seconds, to go on with a backup.
@@ -27,7 +27,15 @@ pub(super) struct Begun {
     pub(super) ranges: Vec<UnfinishedRange>,
 }
 
-/// How often to look again for snapshots to build upon when one that was found is forgotten in the same moment.
+/// What a backup begins with.
+pub(super) enum Start {
+    /// Work to do.
+    Work(Begun),
+    /// Nothing: other workers of its session came to its end in the same moment.
+    Committed(Box<Snapshot>),
+}
+
+/// How often to look again when what was found is forgotten, given up or chosen otherwise in the same moment.
 const ATTEMPTS: u32 = 3;
 
 /// How long any moment can be read afterwards
@@ -76,7 +84,7 @@ pub(super) async fn time_to_read(database: &Firestore, pitr: bool) -> Result<Tim
 }
 
 /// Whether the database says that it has point-in-time recovery.
-async fn has_recovery(database: &Firestore) -> bool {
+pub(super) async fn has_recovery(database: &Firestore) -> bool {
     let metadata = database.metadata().await.ok().flatten();
     metadata.is_some_and(|metadata| metadata.point_in_time_recovery)
 }
@@ -109,14 +117,21 @@ pub(super) async fn named(
     options: &BackupOptions,
     read_time: Timestamp,
     progress: &Progress,
-) -> Result<Begun, BackupError> {
+) -> Result<Start, BackupError> {
+    let check = |kind: SnapshotKind, of: &DatabaseName, selection: &Selection| {
+        let is_same =
+            kind == SnapshotKind::Backup && of == database.database() && *selection == options.selection;
+        // The plan may be another worker's.
+        is_same.then_some(()).ok_or_else(|| BackupError::OtherPlan {
+            name: name.to_owned(),
+            database: of.clone(),
+            selection: selection.to_string(),
+        })
+    };
     let mut attempt = 1;
     loop {
-        let (id, parent) = match repository.session_named(name).await? {
-            NamedSession::Planned(id) => {
-                let begun = join(repository, id, progress).await?;
-                return check_plan(begun, name, database, options);
-            }
+        let begun = match repository.session_named(name).await? {
+            NamedSession::Planned(id) => join(repository, id, progress).await,
             NamedSession::Decided(session, decision) => {
                 return Err(BackupError::NameUsed {
                     name: name.to_owned(),
@@ -127,53 +142,68 @@ pub(super) async fn named(
                     },
                 });
             }
-            NamedSession::New(id) => (id, options.parent.clone()),
-            // Somebody has pinned and not planned, and may never do so. Nobody waits for anybody.
-            NamedSession::Pinned(id, pins) => match (&pins[..], &options.parent) {
-                ([pin], Parent::Newest) => (id, Parent::Snapshot(pin.to_string())),
-                (_, Parent::Newest) => (id, Parent::None),
-                (_, parent) => (id, parent.clone()),
-            },
-        };
-        let with = |parent| BackupOptions {
-            parent,
-            ..options.clone()
-        };
-        let pinned = matches!(parent, Parent::Snapshot(_)) && options.parent == Parent::Newest;
-        let begun = match try_begin(database, repository, Some(id), &with(parent), read_time, progress).await
-        {
-            Err(BackupError::NotAParent { .. }) if pinned => {
-                let alone = with(Parent::None);
-                try_begin(database, repository, Some(id), &alone, read_time, progress).await
+            NamedSession::New(id) => {
+                try_begin(database, repository, Some(id), options, read_time, progress).await
             }
-            begun => begun,
+            // Somebody has pinned and not planned, and may never do so. Nobody waits for anybody.
+            NamedSession::Pinned(id, pins) => {
+                begin_pinned(database, repository, (id, &pins), options, read_time, progress).await
+            }
         };
         match begun {
-            Err(BackupError::Archive(ArchiveError::OtherPins { .. })) if attempt < ATTEMPTS => attempt += 1,
-            begun => return check_plan(begun?, name, database, options),
+            Ok(begun) => {
+                let plan = begun.session.plan();
+                check(plan.kind, &plan.database, &plan.selection)?;
+                return Ok(Start::Work(begun));
+            }
+            Err(BackupError::Archive(ArchiveError::CommittedAlready { session })) => {
+                let snapshot = repository.pinned_snapshot(session).await?;
+                check(snapshot.kind, &snapshot.database, &snapshot.selection)?;
+                return Ok(Start::Committed(Box::new(snapshot)));
+            }
+            Err(BackupError::Archive(error)) if attempt < ATTEMPTS && may_differ_next_time(&error) => {
+                info!("{error}: looking again");
+                attempt += 1;
+            }
+            Err(error) => return Err(error),
         }
     }
 }
 
-/// The plan of a named session may be another worker's: it must be of the same.
-fn check_plan(
-    begun: Begun,
-    name: &str,
+/// Whether another look at a name or at the sessions that were left finds something else.
+fn may_differ_next_time(error: &ArchiveError) -> bool {
+    matches!(
+        error,
+        ArchiveError::OtherPins { .. } | ArchiveError::PinGone { .. } | ArchiveError::Aborted { .. }
+    )
+}
+
+/// Begins a session that somebody has pinned: it can only build upon what they chose.
+async fn begin_pinned(
     database: &Firestore,
+    repository: &Repository,
+    (id, pins): (SessionId, &[SnapshotId]),
     options: &BackupOptions,
+    read_time: Timestamp,
+    progress: &Progress,
 ) -> Result<Begun, BackupError> {
-    let plan = begun.session.plan();
-    if plan.kind == SnapshotKind::Backup
-        && plan.database == *database.database()
-        && plan.selection == options.selection
-    {
-        return Ok(begun);
+    let parent = match (pins, &options.parent) {
+        ([pin], Parent::Newest) => Parent::Snapshot(pin.to_string()),
+        (_, Parent::Newest) => Parent::None,
+        (_, parent) => parent.clone(),
+    };
+    let with = |parent| BackupOptions {
+        parent,
+        ..options.clone()
+    };
+    let chosen = with(parent);
+    match try_begin(database, repository, Some(id), &chosen, read_time, progress).await {
+        Err(BackupError::NotAParent { .. }) if chosen.parent != options.parent => {
+            let alone = with(Parent::None);
+            try_begin(database, repository, Some(id), &alone, read_time, progress).await
+        }
+        begun => begun,
     }
-    Err(BackupError::OtherPlan {
-        name: name.to_owned(),
-        database: plan.database.clone(),
-        selection: plan.selection.to_string(),
-    })
 }
 
 async fn try_begin(
@@ -184,8 +214,11 @@ async fn try_begin(
     read_time: Timestamp,
     progress: &Progress,
 ) -> Result<Begun, BackupError> {
-    let uid = database_uid(database).await;
+    let metadata = metadata(database).await;
     let listing = repository.snapshots().await?;
+    let read_time =
+        recovery::time_that_lasts(database, metadata.as_ref(), &listing, options, read_time).await?;
+    let uid = metadata.map(|metadata| metadata.uid);
     let wanted = parent::Wanted {
         database: database.database(),
         uid: uid.as_deref(),
@@ -257,7 +290,7 @@ pub(super) async fn resume(
     repository: &Repository,
     options: &BackupOptions,
     progress: &Progress,
-) -> Result<Option<Begun>, BackupError> {
+) -> Result<Option<Start>, BackupError> {
     let now = database.current_read_time().await?;
     let recovery = options.pitr || has_recovery(database).await;
     let is_readable = |session: &OpenSession| {
@@ -271,16 +304,30 @@ pub(super) async fn resume(
             && session.plan.database == *database.database()
             && session.plan.selection == options.selection
     };
-    let sessions = repository.open_sessions().await?;
-    let Some(open) = sessions
-        .into_iter()
-        .find(|session| fits(session) && is_readable(session))
-    else {
-        info!("there is no unfinished backup to go on with");
-        return Ok(None);
-    };
-    info!(session = %open.id, read_time = %open.read_time, finished = open.finished_ranges, "going on");
-    Ok(Some(join(repository, open.id, progress).await?))
+    let mut attempt = 1;
+    loop {
+        let sessions = repository.open_sessions().await?;
+        let Some(open) = sessions
+            .into_iter()
+            .find(|session| fits(session) && is_readable(session))
+        else {
+            info!("there is no unfinished backup to go on with");
+            return Ok(None);
+        };
+        info!(session = %open.id, read_time = %open.read_time, finished = open.finished_ranges, "going on");
+        match join(repository, open.id, progress).await {
+            Ok(begun) => return Ok(Some(Start::Work(begun))),
+            Err(BackupError::Archive(ArchiveError::CommittedAlready { session })) => {
+                let snapshot = repository.pinned_snapshot(session).await?;
+                return Ok(Some(Start::Committed(Box::new(snapshot))));
+            }
+            Err(BackupError::Archive(error)) if attempt < ATTEMPTS && may_differ_next_time(&error) => {
+                info!("{error}: looking again");
+                attempt += 1;
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Takes part in a session that has a plan.
@@ -302,7 +349,7 @@ async fn join(repository: &Repository, id: SessionId, progress: &Progress) -> Re
     })
 }
 
-/// The parent that a plan names.
+/// The parent that a plan names. That it was forgotten since does not matter: the session's pins keep it.
 async fn open_planned(
     repository: &Repository,
     parent: Option<SnapshotId>,
@@ -310,9 +357,7 @@ async fn open_planned(
     let Some(parent) = parent else {
         return Ok(None);
     };
-    let snapshot = repository
-        .resolve(&parent.to_string(), &Default::default())
-        .await?;
+    let snapshot = repository.pinned_snapshot(parent).await?;
     Ok(Some(open_parent(repository, &snapshot).await?))
 }
 
@@ -321,13 +366,13 @@ async fn open_parent(repository: &Repository, parent: &Snapshot) -> Result<Snaps
     reader.map_err(|error| BackupError::of_parent(parent.id, error))
 }
 
-/// The database's own identity, which tells one that was deleted and made again from the one before. A backup does not
-/// depend on it: emulators do not say, and not every account may ask.
-async fn database_uid(database: &Firestore) -> Option<String> {
+/// What the database says of itself: its own identity, which tells one that was deleted and made again from the one before, and
+/// whether it has point-in-time recovery. A backup does not depend on it: emulators do not say, and not every account may ask.
+async fn metadata(database: &Firestore) -> Option<DatabaseMetadata> {
     match database.metadata().await {
-        Ok(metadata) => metadata.map(|metadata| metadata.uid),
+        Ok(metadata) => metadata,
         Err(error) => {
-            info!("the database's identity is not known: {error}");
+            info!("the database does not say what it is: {error}");
             None
         }
     }

@@ -4,6 +4,7 @@
 //! document of its batch. What is fetched is answered for at the backup's own read time: a name that was there when it
 //! was listed cannot be missing.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -13,7 +14,7 @@ use tracing::{debug, info, warn};
 
 use super::compared::{Changes, Comparer, Comparison};
 use super::crew::Share;
-use super::{BackupError, BackupOptions, plan};
+use super::{BackupError, BackupOptions, out_of_patience, plan};
 use crate::archive::{LayerWriter, ReadMode, Session, UnfinishedRange};
 use crate::document::{DocumentBatch, DocumentKey, DocumentPath};
 use crate::firestore;
@@ -81,7 +82,7 @@ impl LayerContext {
             return Ok(());
         }
         let mut attempt = 1;
-        let mut mode = self.session.plan().read;
+        let mut mode = range.read().unwrap_or(self.session.plan().read);
         self.comparison.read_time = range.read_time;
         let range = Arc::new(Mutex::new(range));
         loop {
@@ -100,8 +101,10 @@ impl LayerContext {
                 }
                 Err(error) => return Err(error),
             }
-            // Nothing of this attempt may be relied upon.
-            lock(&range).forget_progress();
+            // Nothing of this attempt may be relied upon, by whoever goes on with the session either.
+            let mut anew = lock(&range).clone();
+            self.session.begin_anew(&mut anew, mode).await?;
+            *lock(&range) = anew;
         }
     }
 
@@ -139,8 +142,18 @@ impl LayerContext {
             .boxed();
         let mut cursor = None;
         let mut checkpoint_at = Instant::now();
+        let mut out_of_patience = pin!(out_of_patience(self.options.stop.clone()));
         let left = loop {
-            let (changes, misled) = match changes.try_next().await {
+            let next = tokio::select! {
+                next = changes.try_next() => next,
+                () = &mut out_of_patience => {
+                    if let Some(cursor) = &cursor {
+                        self.write_checkpoint(range, cursor, &mut writer).await?;
+                    }
+                    return Ok(Left::Done);
+                }
+            };
+            let (changes, misled) = match next {
                 Ok(Some(changes)) => changes,
                 Ok(None) => break None,
                 Err(BackupError::SplitElsewhere) => return Ok(Left::Done),

@@ -1,5 +1,6 @@
 //! Backs up one range: what is in it, less what the range before owns, and what the range after has of it.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,7 +10,7 @@ use tracing::{debug, info};
 use super::crew::Share;
 use super::head::{HeadBudget, HeadKeeper, NextHead};
 use super::reading::Reading;
-use super::{BackupError, BackupOptions, plan};
+use super::{BackupError, BackupOptions, out_of_patience, plan};
 use crate::archive::{Flow, RangeWriter, Session, UnfinishedRange};
 use crate::document::{DocumentBatch, DocumentKey, KeyRange};
 use crate::firestore::{self, Firestore, ScanOptions};
@@ -57,8 +58,8 @@ pub(super) struct RangeContext {
     pub(super) progress: Progress,
 }
 
-/// Reads a range and writes what it owns. Asked to stop, it does at its next checkpoint, and the range stays unfinished. When
-/// the database can no longer be read at its time, it writes down what it has.
+/// Reads a range and writes what it owns. Asked to stop, it does at its next checkpoint, where it is if that is far, and the range
+/// stays unfinished. When the database can no longer be read at its time, it writes down what it has.
 pub(super) async fn back_up(
     context: RangeContext,
     job: RangeJob,
@@ -127,9 +128,16 @@ impl RangeReader {
     async fn read(&mut self) -> Result<bool, BackupError> {
         let mut flow = Flow::Continue;
         let mut batches = self.open(self.range.range.clone(), self.last.clone(), None);
-        while flow != Flow::Done
-            && let Some(batch) = batches.next().await?
-        {
+        let mut out_of_patience = pin!(out_of_patience(self.context.options.stop.clone()));
+        while flow != Flow::Done {
+            let batch = tokio::select! {
+                batch = batches.next() => batch?,
+                () = &mut out_of_patience => {
+                    self.sink.writer.checkpoint_here().await?;
+                    return Ok(false);
+                }
+            };
+            let Some(batch) = batch else { break };
             flow = self.sink.push(&batch).await?;
             if let Some(last) = batch.last() {
                 self.last = Some(DocumentKey::from_bytes(last.key));

@@ -88,7 +88,7 @@ struct Options {
     #[arg(long, requires = "full")]
     no_dedup: bool,
     /// Go on with the newest backup of the same database and selection that was not finished, as of its time; begin a new
-    /// one if there is none, or if it is older than an hour
+    /// one if there is none that the database can still be read at: for an hour, with `--pitr` for seven days
     #[arg(long, conflicts_with_all = ["full", "parent"])]
     resume: bool,
     /// Work on the session of this name: the first process with it begins a backup, others with the same name share the work, on this

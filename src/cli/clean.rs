@@ -191,7 +191,7 @@ impl CleanCommand {
                 "without rules this keeps the last {KEPT_BY_DEFAULT} backups of each group, and there is no terminal to ask \
                  on: give --keep-… rules, or --yes if that is meant"
             ),
-            false => "this gives snapshots up, and there is no terminal to ask on: confirm it with --yes"
+            false => "this gives up what is named, and there is no terminal to ask on: confirm it with --yes"
                 .to_owned(),
         }))
     }
@@ -214,6 +214,7 @@ impl CleanCommand {
             let id = match (repository.resolve(wanted, &Default::default()).await, full) {
                 (Ok(snapshot), _) => snapshot.id,
                 (Err(ArchiveError::Damaged(_)), Some(id)) => id,
+                (Err(_), Some(id)) if repository.is_open_session(id).await? => id,
                 (Err(error), _) => return Err(error.into()),
             };
             ids.push(id);
@@ -244,6 +245,7 @@ fn ask(plan: &PrunePlan) -> anyhow::Result<()> {
     let snapshots = plan.to_forget().len() as u64;
     let files = plan.files_to_delete().count() as u64;
     let what = match (snapshots, files) {
+        (0, 0) => output::count(plan.sessions.len() as u64, "session"),
         (snapshots, 0) => output::count(snapshots, "snapshot"),
         (0, files) => output::count(files, "JSON backup"),
         (snapshots, files) => format!(
@@ -289,6 +291,11 @@ fn show(output: output::Output, plan: &PrunePlan) -> anyhow::Result<()> {
     }
     for id in &plan.unreadable {
         output.line(format!("{} {id}, which cannot be read", fate(false)))?;
+    }
+    for id in &plan.sessions {
+        output.line(format!(
+            "give up the session {id}, and remove what it has written"
+        ))?;
     }
     for group in &plan.json {
         output.line(format!(

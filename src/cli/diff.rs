@@ -6,13 +6,16 @@ use clap::Args;
 use futures::{Stream, TryStreamExt};
 use serde::Serialize;
 
+use super::later::{LaterView, warn_of_later};
 use super::listing::JsonListing;
 use super::ls::subtree;
 use super::options::GlobalOptions;
 use super::snapshots::find_snapshot;
 use super::{Outcome, output};
 use crate::archive::ChangeKind;
-use crate::diff::{ChangeCounts, DiffError, DiffOptions, DiffSummary, DocumentChange, diff, diff_live};
+use crate::diff::{
+    ChangeCounts, DiffError, DiffOptions, DiffSummary, DocumentChange, ReadTimes, diff, diff_live,
+};
 use crate::document::{FieldChange, FieldChangeKind, KeyRange};
 
 /// What the second side is called when it is the database itself.
@@ -61,11 +64,11 @@ impl DiffCommand {
                 Some(_) => global.connect().await?,
                 None => global.connect_to(old.database.clone()).await?,
             };
-            let read_time = database.current_read_time().await?;
+            let times = ReadTimes::now(&database).await?;
             about.push(("new", LIVE.to_owned()));
-            about.push(("read_time", read_time.to_string()));
-            let changes = diff_live(&reader, &database, read_time, &options).await?;
-            return self.print(global, &about, changes).await;
+            about.push(("read_time", times.first().to_string()));
+            let changes = diff_live(&reader, &database, &times, &options).await?;
+            return self.print(global, &about, changes, Some(&times)).await;
         }
         let new = find_snapshot(global, &repository, &self.new).await?;
         about.push(("new", new.id.to_string()));
@@ -79,7 +82,7 @@ impl DiffCommand {
             );
         }
         let changes = diff(&reader, &repository.reader(&new).await?, &options);
-        self.print(global, &about, changes).await
+        self.print(global, &about, changes, None).await
     }
 
     async fn print(
@@ -87,6 +90,7 @@ impl DiffCommand {
         global: &GlobalOptions,
         about: &[(&str, String)],
         changes: impl Stream<Item = Result<Vec<DocumentChange>, DiffError>> + Send,
+        times: Option<&ReadTimes>,
     ) -> anyhow::Result<Outcome> {
         let output = global.output();
         let mut listing = JsonListing::start(output.is_json(), about, "documents")?;
@@ -106,7 +110,12 @@ impl DiffCommand {
                 output.entry(line(change))?;
             }
         }
-        listing.end(&[("summary", serde_json::to_value(&summary)?)])?;
+        let mut values = vec![("summary", serde_json::to_value(&summary)?)];
+        if let Some(later) = times.map(ReadTimes::later) {
+            warn_of_later(&later);
+            values.push(("later_ranges", serde_json::to_value(LaterView::of(&later))?));
+        }
+        listing.end(&values)?;
         if summary.total == ChangeCounts::default() {
             output.line("no document differs")?;
             return Ok(Outcome::Done);

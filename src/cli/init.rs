@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Arg, Args};
 use serde::Serialize;
 
 use super::confirm::confirm;
@@ -17,12 +17,21 @@ use crate::progress::Progress;
 use crate::stop::Stop;
 
 #[derive(Args, Debug)]
+#[command(mut_args(only_with_schema))]
 pub(crate) struct InitCommand {
     /// Also apply the first migration: the schema to begin with. The repository may be there already then
     #[arg(long)]
     schema: bool,
     #[command(flatten)]
     run: RunArgs,
+}
+
+/// How a script runs says nothing where none does. The folder can be named in the environment, for all commands.
+fn only_with_schema(argument: Arg) -> Arg {
+    match argument.get_id().as_str() {
+        "schema" | "migrations" => argument,
+        _ => argument.requires("schema"),
+    }
 }
 
 #[derive(Serialize)]

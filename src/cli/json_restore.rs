@@ -51,7 +51,8 @@ pub(crate) async fn run(
         return Ok(outcome);
     }
     if write.checks_first(global, target) {
-        let warnings = check_import(files, target, &options).await;
+        let checked = write.check_options(global, target, &options).await;
+        let warnings = check_import(files, target, &checked).await;
         show_warnings(&warnings.map_err(wrong_usage)?);
     }
     write.confirm(global, target)?;
@@ -61,8 +62,7 @@ pub(crate) async fn run(
     let imported = import(files, &database, options.clone(), &progress).await;
     drop(display);
     let stats = imported.map_err(wrong_usage)?;
-    let billed_reads = database.stats().counts().billed_reads;
-    report(global, &source, target, &stats, &options, billed_reads, None)
+    report(global, &source, target, &stats, &options, None)
 }
 
 fn wrong_usage(error: ImportError) -> anyhow::Error {

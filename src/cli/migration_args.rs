@@ -36,6 +36,12 @@ pub(crate) struct RunArgs {
     /// After how long without a sign of life others may take the lock
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = durations::parse, hide = true)]
     lock_expiry: Duration,
+    /// How long a script may compute without asking anything of the database
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = durations::parse)]
+    script_time: Duration,
+    /// How much memory a script may take, in MiB
+    #[arg(long, value_name = "MIB", default_value = "256", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    script_memory: u32,
     /// At most this many writes a second
     #[arg(long, value_name = "N", value_parser = super::write_args::positive)]
     rate: Option<f64>,
@@ -88,6 +94,8 @@ impl RunArgs {
         options.write.rate = self.rate;
         options.write.ramp &= !self.no_ramp;
         options.settings = settings;
+        options.limits.busy = self.script_time;
+        options.limits.memory_bytes = (self.script_memory as usize) << 20;
         options.keep_partial = keep_partial;
         options.log = Some(script_log());
         options.observer = Arc::new(tell);

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::migration_args::FolderArgs;
 use super::options::GlobalOptions;
 use super::{Outcome, output};
-use crate::migration::{Entry, Holder, Lock, MigrationState, Overview, files};
+use crate::migration::{Entry, Holder, Lock, MigrationState, Overview, Runner, files};
 
 #[derive(Args, Debug)]
 pub(crate) struct CreateMigrationCommand {
@@ -59,14 +59,14 @@ struct EntryView {
 }
 
 impl EntryView {
-    fn new(entry: &Entry) -> Self {
+    fn new(entry: &Entry, description: Option<String>) -> Self {
         let record = entry.record.as_ref();
         Self {
             id: entry.id.to_string(),
             version: entry.id.version(),
             state: entry.state,
             file: entry.file.as_ref().map(|file| file.path.display().to_string()),
-            description: record.and_then(|record| record.description.clone()),
+            description,
             executed_at: record
                 .and_then(|record| record.executed_at)
                 .map(|time| time.to_string()),
@@ -126,18 +126,21 @@ impl AppliedCommand {
     }
 }
 
+async fn views(runner: &Runner, entries: impl Iterator<Item = &Entry>) -> Vec<EntryView> {
+    let mut views = Vec::new();
+    for entry in entries {
+        views.push(EntryView::new(entry, runner.description(entry).await));
+    }
+    views
+}
+
 async fn list(global: &GlobalOptions, folder: &FolderArgs, applied: bool) -> anyhow::Result<Outcome> {
     let runner = folder.observer(global).await?;
     let overview = runner.overview().await?;
     let shown = |entry: &&Entry| {
         !applied || matches!(entry.state, MigrationState::Applied | MigrationState::Baseline)
     };
-    let entries: Vec<EntryView> = overview
-        .entries
-        .iter()
-        .filter(shown)
-        .map(EntryView::new)
-        .collect();
+    let entries = views(&runner, overview.entries.iter().filter(shown)).await;
     let output = global.output();
     show_entries(output, &entries)?;
     output.json(&serde_json::json!({ "migrations": entries }))?;
@@ -206,7 +209,7 @@ impl MigrationStatusCommand {
             drift: overview.has_drift(),
             divergences: overview.divergences.iter().map(ToString::to_string).collect(),
             lock,
-            migrations: overview.entries.iter().map(EntryView::new).collect(),
+            migrations: views(&runner, overview.entries.iter()).await,
         };
         let output = global.output();
         output.data(format!("{:12} {}", "project", view.project))?;

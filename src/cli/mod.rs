@@ -16,14 +16,17 @@ mod import;
 mod init;
 mod json_backup;
 mod json_restore;
+mod later;
 mod list_backups;
 mod listing;
+mod log;
 mod ls;
 mod migrate;
 mod migration_args;
 mod migration_view;
 mod migrations;
 mod options;
+mod outcome;
 mod output;
 mod progress;
 mod reset;
@@ -41,25 +44,17 @@ mod verify;
 mod verify_live;
 mod write_args;
 
-use std::fmt;
-use std::fs::OpenOptions;
-use std::io::{self, Write};
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
 
 use options::GlobalOptions;
+use outcome::Interrupted;
+pub(crate) use outcome::{Outcome, Refused, UsageError};
 
 use crate::archive::lease;
-use crate::backup::BackupError;
-use crate::import::ImportError;
-use crate::restore::{RestoreError, RetryError};
 use crate::stop::Stop;
 
 /// Back up, verify and restore Google Cloud Firestore
@@ -150,119 +145,33 @@ enum Command {
     Completions(completions::CompletionsCommand),
 }
 
-/// How a command ended that did not fail.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    /// All is well.
-    Done,
-    /// Done, but something needs a look.
-    NeedsLook,
-}
-
-/// Threads that compress, hash and wait for disks. Each may keep memory of its own, so many of them cost more than they bring.
+/// Threads that compress, hash and wait for disks. Each may keep memory of its own, so many of them cost more
+/// than they bring.
 const BLOCKING_THREADS: usize = 8;
 /// How long an interrupted command takes to reach a place where it can stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
 /// How long an interrupted command waits for its leases to be removed.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
 
-const EXIT_FAILED: u8 = 1;
-const EXIT_USAGE: u8 = 2;
-const EXIT_NEEDS_LOOK: u8 = 3;
-/// What a shell reports for a command that SIGINT ended.
-const EXIT_INTERRUPTED: u8 = 130;
-
-/// The command line is wrong in a way that the parser could not see.
-#[derive(Debug)]
-pub(crate) struct UsageError(String);
-
-impl UsageError {
-    /// As an error to return.
-    #[expect(clippy::new_ret_no_self, reason = "only ever made to be returned")]
-    pub(crate) fn new(message: impl Into<String>) -> anyhow::Error {
-        anyhow::Error::new(Self(message.into()))
-    }
-}
-
-impl fmt::Display for UsageError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for UsageError {}
-
-/// A destructive command that nobody confirmed.
-#[derive(Debug)]
-pub(crate) struct Refused(String);
-
-impl Refused {
-    /// As an error to return.
-    #[expect(clippy::new_ret_no_self, reason = "only ever made to be returned")]
-    pub(crate) fn new(message: impl Into<String>) -> anyhow::Error {
-        anyhow::Error::new(Self(message.into()))
-    }
-}
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Refused {}
-
 /// Parses the command line, runs the command, and says how it ended.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match start(cli) {
-        Ok(Outcome::Done) => ExitCode::SUCCESS,
-        Ok(Outcome::NeedsLook) => ExitCode::from(EXIT_NEEDS_LOOK),
-        Err(error) => report(&error),
+        Ok(outcome) => outcome.into(),
+        Err(error) => outcome::report(&error),
     }
 }
 
 fn start(cli: Cli) -> anyhow::Result<Outcome> {
-    start_log(&cli.global)?;
+    log::start(&cli.global)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
         .build()
         .context("cannot start the runtime")?;
-    let left = cli.command.left_by_an_interruption();
-    let resumable = cli.command.is_resumable();
-    let undone = cli.command.is_undone();
-    // On a worker and not on this thread: what a connection has received is then taken up where it is still in the cache.
-    let command = runtime.spawn(async move {
-        let stop = Stop::default();
-        let mut work = std::pin::pin!(run(&cli.global, cli.command, stop.clone()));
-        tokio::select! {
-            outcome = &mut work => return outcome,
-            () = interrupted() => {}
-        }
-        if resumable {
-            tracing::warn!("stopping as soon as what is under way is done; once more, and it stops at once");
-            stop.request();
-            tokio::select! {
-                outcome = &mut work => return outcome,
-                () = interrupted() => {}
-                () = tokio::time::sleep(STOP_PATIENCE) => {}
-            }
-        } else if undone {
-            tracing::warn!(
-                "undoing what is under way; once more, and it stops at once and is undone by the next `migrate`"
-            );
-            stop.request();
-            tokio::select! {
-                outcome = &mut work => return outcome,
-                () = interrupted() => {}
-            }
-        }
-        match left {
-            Some(left) => Err(anyhow::Error::new(Interrupted(left))),
-            None => Ok(Outcome::Done),
-        }
-    });
+    // On a worker and not on this thread: what a connection has received is then taken up where it is still
+    // in the cache.
+    let command = runtime.spawn(until_done_or_interrupted(cli));
     let outcome = runtime
         .block_on(command)
         .unwrap_or_else(|stopped| Err(stopped.into()));
@@ -274,6 +183,41 @@ fn start(cli: Cli) -> anyhow::Result<Outcome> {
     // Blocking tasks that nobody waits for any more must not hold the process.
     runtime.shutdown_background();
     outcome
+}
+
+/// Runs the command; a signal lets it stop at a good place where it can, and ends it early otherwise.
+async fn until_done_or_interrupted(cli: Cli) -> anyhow::Result<Outcome> {
+    let left = cli.command.left_by_an_interruption();
+    let resumable = cli.command.is_resumable();
+    let undone = cli.command.is_undone();
+    let stop = Stop::default();
+    let mut work = std::pin::pin!(run(&cli.global, cli.command, stop.clone()));
+    tokio::select! {
+        outcome = &mut work => return outcome,
+        () = interrupted() => {}
+    }
+    if resumable {
+        tracing::warn!("stopping as soon as what is under way is done; once more, and it stops at once");
+        stop.request();
+        tokio::select! {
+            outcome = &mut work => return outcome,
+            () = interrupted() => {}
+            () = tokio::time::sleep(STOP_PATIENCE) => {}
+        }
+    } else if undone {
+        tracing::warn!(
+            "undoing what is under way; once more, and it stops at once and is undone by the next `migrate`"
+        );
+        stop.request();
+        tokio::select! {
+            outcome = &mut work => return outcome,
+            () = interrupted() => {}
+        }
+    }
+    match left {
+        Some(left) => Err(anyhow::Error::new(Interrupted(left))),
+        None => Ok(Outcome::Done),
+    }
 }
 
 async fn run(global: &GlobalOptions, command: Command, stop: Stop) -> anyhow::Result<Outcome> {
@@ -311,10 +255,6 @@ async fn run(global: &GlobalOptions, command: Command, stop: Stop) -> anyhow::Re
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("interrupted: {0}")]
-struct Interrupted(&'static str);
-
 impl Command {
     /// Whether the command can stop and go on later.
     fn is_resumable(&self) -> bool {
@@ -340,7 +280,7 @@ impl Command {
             Self::Sandbox(_) => return None,
             Self::Backup(_) | Self::BackupAll(_) if self.is_resumable() => {
                 "the backup is not finished, and there is no snapshot of it; `firebank backup --resume` goes on from its last \
-                 checkpoints, within an hour after it began"
+                 checkpoints, while the database can be read at its time: an hour, with --pitr seven days"
             }
             Self::Backup(_) | Self::BackupAll(_) => "the backup is not finished",
             Self::Restore(_) => {
@@ -379,124 +319,5 @@ async fn interrupted() {
     }
     if tokio::signal::ctrl_c().await.is_err() {
         std::future::pending::<()>().await;
-    }
-}
-
-fn report(error: &anyhow::Error) -> ExitCode {
-    let Some(code) = exit_code(error) else {
-        return ExitCode::SUCCESS;
-    };
-    tracing::debug!("{error:?}");
-    // Nobody to tell when standard error is gone.
-    let _ = writeln!(
-        io::stderr(),
-        "error: {}",
-        output::printable_lines(&in_words(error))
-    );
-    ExitCode::from(code)
-}
-
-/// `None` when whoever read our output has seen enough, as `head` does. Only our own output counts: a connection to a
-/// server that breaks like a pipe is a failure.
-fn exit_code(error: &anyhow::Error) -> Option<u8> {
-    Some(match error {
-        error if error.is::<UsageError>() || error.is::<Refused>() => EXIT_USAGE,
-        error if error.is::<Interrupted>() => EXIT_INTERRUPTED,
-        error if was_stopped(error) => EXIT_INTERRUPTED,
-        error => match error.downcast_ref::<output::OutputError>() {
-            Some(error) if error.is_broken_pipe() => return None,
-            _ => EXIT_FAILED,
-        },
-    })
-}
-
-/// Whether somebody asked the command to stop, and it did.
-fn was_stopped(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(BackupError::Stopped { .. }))
-        || matches!(error.downcast_ref(), Some(RestoreError::Stopped { .. }))
-        || matches!(error.downcast_ref(), Some(ImportError::Stopped { .. }))
-        || matches!(error.downcast_ref(), Some(RetryError::Stopped { .. }))
-}
-
-/// The error and its causes, without those that say again what stands there.
-fn in_words(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if text.is_empty() {
-            text = cause;
-        } else if !text.contains(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-    }
-    text
-}
-
-/// Warnings go to standard error, more with `-v`; everything from `info` on also to `--log-file`.
-fn start_log(global: &GlobalOptions) -> anyhow::Result<()> {
-    let level = match (global.quiet, global.verbose) {
-        (true, _) => "error",
-        (false, 0) => "firebank=warn,firebank::script=info",
-        // The second tells of retries.
-        (false, 1) => "firebank=info,object_store=info",
-        (false, 2) => "firebank=debug,object_store=info",
-        (false, _) => "debug",
-    };
-    let terminal = tracing_subscriber::fmt::layer()
-        .with_writer(|| progress::BesideProgress)
-        .without_time()
-        .with_target(global.verbose > 1)
-        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()));
-    let terminal = tracing_subscriber::Layer::with_filter(terminal, EnvFilter::new(level));
-    let file = match &global.log_file {
-        Some(path) => {
-            let file = OpenOptions::new()
-                .create(true)
-                .append(true)
-                .open(path)
-                .with_context(|| format!("cannot write the log to {}", path.display()))?;
-            let layer = tracing_subscriber::fmt::layer()
-                .with_writer(Mutex::new(file))
-                .with_ansi(false);
-            let level = if global.verbose > 1 {
-                "debug"
-            } else {
-                "firebank=info,object_store=info"
-            };
-            Some(tracing_subscriber::Layer::with_filter(
-                layer,
-                EnvFilter::new(level),
-            ))
-        }
-        None => None,
-    };
-    tracing_subscriber::registry().with(terminal).with(file).init();
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_our_own_output_may_break_unnoticed() {
-        let broken = || io::Error::from(io::ErrorKind::BrokenPipe);
-        let connection = anyhow::Error::new(broken()).context("RunQuery failed");
-        assert_eq!(exit_code(&connection), Some(EXIT_FAILED));
-        let output = anyhow::Error::new(output::OutputError::from(broken()));
-        assert_eq!(exit_code(&output), None);
-        let full = output::OutputError::from(io::Error::from(io::ErrorKind::StorageFull));
-        assert_eq!(exit_code(&full.into()), Some(EXIT_FAILED));
-    }
-
-    #[test]
-    fn a_cause_is_told_once() {
-        let error = anyhow::anyhow!("connection refused")
-            .context("tcp connect error: connection refused")
-            .context("cannot connect");
-        assert_eq!(
-            in_words(&error),
-            "cannot connect: tcp connect error: connection refused"
-        );
     }
 }

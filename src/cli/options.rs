@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, Args};
 
 use super::UsageError;
@@ -52,7 +53,9 @@ pub(crate) struct GlobalOptions {
         long,
         global = true,
         value_name = "FILE",
-        env = "GOOGLE_APPLICATION_CREDENTIALS"
+        env = "GOOGLE_APPLICATION_CREDENTIALS",
+        // An empty variable is none, and no mistake.
+        value_parser = OsStringValueParser::new().map(PathBuf::from)
     )]
     credentials: Option<PathBuf>,
 
@@ -227,7 +230,7 @@ impl GlobalOptions {
         Some(in_folder)
     }
 
-    /// The key file that the user gave, by the flag or the environment.
+    /// The key file that the user gave, by the flag or the environment; an empty variable is none.
     pub(crate) fn given_key_file(&self) -> Option<&Path> {
         self.credentials
             .as_deref()
@@ -236,7 +239,7 @@ impl GlobalOptions {
 
     /// Announces credentials that were found rather than given.
     fn announce_found_credentials(&self) {
-        if self.credentials.is_none() && self.key_file().is_some() {
+        if self.given_key_file().is_none() && self.key_file().is_some() {
             tracing::warn!("using {CREDENTIALS_IN_WORKING_FOLDER} of the working folder as credentials");
         }
     }

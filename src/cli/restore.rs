@@ -7,17 +7,18 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde::Serialize;
 
+use super::confirm::confirm;
 use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
 use super::restore_session::SessionArgs;
 use super::snapshot_filter::SnapshotFilterArgs;
 use super::snapshots::find_filtered;
 use super::verify_live::{Check, Verification};
-use super::write_args::{WriteArgs, report, show_plan, show_warnings, wrong_usage};
+use super::write_args::{WriteArgs, report, show_plan, show_warnings, tell_of_gaps, wrong_usage};
 use super::{Outcome, UsageError, json_restore, output};
 use crate::archive::{Snapshot, SnapshotFilter, SnapshotReader};
 use crate::document::DatabaseName;
-use crate::json::DocumentsFile;
+use crate::json::{DocumentsFile, is_ndjson};
 use crate::progress::Progress;
 use crate::restore::{
     RestoreError, RestoreMode, RestoreOptions, RestorePlan, check_restore, plan_restore, restore, retry,
@@ -27,11 +28,11 @@ use crate::verify::verify_restore;
 
 #[derive(Args, Debug)]
 pub(crate) struct RestoreCommand {
-    /// A snapshot (its id, a unique prefix of it, or `latest`), or a JSON backup's file
-    #[arg(value_name = "SNAPSHOT|FILE.json", required_unless_present = "retry")]
+    /// A snapshot (its id, a unique prefix of it, or `latest`), or a file as `import` takes it (.json, .ndjson, .jsonl)
+    #[arg(value_name = "SNAPSHOT|FILE", required_unless_present = "retry")]
     source: Option<String>,
-    /// Write again what an earlier restore or import left in this dead-letter file
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["source", "resume", "dry_run"])]
+    /// Write again what an earlier restore or import left in this dead-letter file, as it was meant to be written
+    #[arg(long, value_name = "FILE", conflicts_with_all = RETRY_HEEDS_NOT)]
     retry: Option<PathBuf>,
     /// The project to write into
     #[arg(long, value_name = "ID")]
@@ -54,23 +55,40 @@ pub(crate) struct RestoreCommand {
     latest: SnapshotFilterArgs,
 }
 
+/// A dead letter says itself what is to be written and when. Whoever gives one of these counts on it.
+const RETRY_HEEDS_NOT: [&str; 15] = [
+    "source",
+    "in_place",
+    "verify",
+    "fields",
+    "rename_collection",
+    "mode",
+    "if_unmodified_since",
+    "references",
+    "ttl_field",
+    "dry_run",
+    "no_check",
+    "resume",
+    "skip_damaged",
+    "tags",
+    "hosts",
+];
+
 impl RestoreCommand {
     pub(crate) async fn run(self, global: &GlobalOptions, stop: Stop) -> anyhow::Result<Outcome> {
         let mut options = self.write.restore_options(global)?;
         options.stop = stop;
         options.skip_damaged = self.session.skip_damaged;
         if let Some(file) = &self.retry {
+            self.session
+                .refuse_state("--retry keeps no record of how far it is")?;
             return self.retry(global, file, options).await;
         }
         let source = self.source.as_deref().unwrap_or_default();
-        if let Some(file) = json_file(global, source)? {
-            if self.verify {
-                return Err(UsageError::new(
-                    "--verify compares with a snapshot, and a file is none",
-                ));
-            }
+        if let Some(file) = documents_file(global, source)? {
+            self.refuse_for_files()?;
             let target = self.json_target(global)?;
-            let file = [DocumentsFile::collection(file)];
+            let file = [DocumentsFile::at(file)];
             return json_restore::run(global, &file, &target, options, &self.write).await;
         }
         let repository = global.open_repository().await?;
@@ -80,7 +98,13 @@ impl RestoreCommand {
             let is_latest = source == "latest";
             let session = self
                 .session
-                .options(global, repository.id(), snapshot.id, is_latest, &target)
+                .options(
+                    global,
+                    repository.id(),
+                    (snapshot.id, is_latest),
+                    &target,
+                    &options,
+                )
                 .await?;
             if let Some(unfinished) = session.as_ref().and_then(|session| session.resume.as_ref()) {
                 if self.write.dead_letter_file.is_none() {
@@ -101,8 +125,11 @@ impl RestoreCommand {
             return dry_run(global, &reader, &target, &options).await;
         }
         if self.write.checks_first(global, &target) {
-            let warnings = check_restore(&reader, &target, &options).await;
-            show_warnings(&warnings.map_err(wrong_usage)?);
+            let checked = self.write.check_options(global, &target, &options).await;
+            let findings = check_restore(&reader, &target, &checked).await;
+            let findings = findings.map_err(wrong_usage)?;
+            show_warnings(&findings.warnings);
+            tell_of_gaps(&findings.gaps, "cannot be restored");
         }
         self.write.confirm(global, &target)?;
         write_snapshot(global, &reader, target, options, self.verify).await
@@ -116,15 +143,35 @@ impl RestoreCommand {
         options: RestoreOptions,
     ) -> anyhow::Result<Outcome> {
         let target = self.json_target(global)?;
-        self.write.confirm(global, &target)?;
+        confirm(global, &target, "write and DELETE documents in")?;
         let database = global.connect_to(target.clone()).await?;
         let progress = Arc::new(Progress::new());
         let display = ProgressDisplay::start("writing again", &progress, global.quiet);
         let stats = retry(file, &database, options.clone(), &progress).await?;
         drop(display);
-        let billed_reads = database.stats().counts().billed_reads;
         let source = file.display().to_string();
-        report(global, &source, &target, &stats, &options, billed_reads, None)
+        report(global, &source, &target, &stats, &options, None)
+    }
+
+    /// Says no to what only a snapshot has use for.
+    fn refuse_for_files(&self) -> anyhow::Result<()> {
+        let refused = [
+            (self.verify, "--verify compares with a snapshot"),
+            (
+                self.session.resume,
+                "--resume goes on with a restore of a snapshot",
+            ),
+            (
+                self.session.skip_damaged,
+                "--skip-damaged goes around what is damaged in a snapshot",
+            ),
+            (!self.latest.is_empty(), "--tag and --host choose among snapshots"),
+        ];
+        if let Some((_, what)) = refused.into_iter().find(|(given, _)| *given) {
+            return Err(UsageError::new(format!("{what}, and a file is none")));
+        }
+        self.session
+            .refuse_state("--state records how far a restore of a snapshot is, and a file is none")
     }
 
     /// A JSON backup goes where the command line points: the original tools restored them so.
@@ -200,9 +247,8 @@ async fn write_snapshot(
         })?,
     };
     let source = format!("snapshot {}", snapshot.id);
-    let billed_reads = database.stats().counts().billed_reads;
     if !verify {
-        return report(global, &source, &target, &stats, &options, billed_reads, None);
+        return report(global, &source, &target, &stats, &options, None);
     }
     let progress = Arc::new(Progress::new());
     let display = ProgressDisplay::start("comparing", &progress, global.quiet);
@@ -216,31 +262,24 @@ async fn write_snapshot(
                 stats: &compared,
                 check: Check::Contents,
                 extra_matters: options.mode == RestoreMode::Mirror,
+                around_damage: !stats.gaps.is_empty(),
             };
-            report(
-                global,
-                &source,
-                &target,
-                &stats,
-                &options,
-                billed_reads,
-                Some(&verification),
-            )
+            report(global, &source, &target, &stats, &options, Some(&verification))
         }
         Err(error) => {
-            report(global, &source, &target, &stats, &options, billed_reads, None)?;
+            report(global, &source, &target, &stats, &options, None)?;
             Err(error)
                 .context("what was restored could not be verified; `firebank verify --live` tries it again")
         }
     }
 }
 
-/// The JSON backup that `source` names: as a path, or as a file's name in the repository's folder.
-fn json_file(global: &GlobalOptions, source: &str) -> anyhow::Result<Option<PathBuf>> {
-    if !source.ends_with(".json") {
+/// The file of documents that `source` names: as a path, or as a file's name in the repository's folder.
+fn documents_file(global: &GlobalOptions, source: &str) -> anyhow::Result<Option<PathBuf>> {
+    let given = PathBuf::from(source);
+    if !(source.ends_with(".json") || is_ndjson(&given)) {
         return Ok(None);
     }
-    let given = PathBuf::from(source);
     if given.exists() {
         return Ok(Some(given));
     }

@@ -9,36 +9,74 @@ use super::options::GlobalOptions;
 use super::{UsageError, output};
 use crate::archive::{RepositoryId, SnapshotId};
 use crate::document::DatabaseName;
-use crate::restore::{RestoreSessions, SessionOptions, UnfinishedRestore};
-use crate::store::{Address, AddressError, Store};
+use crate::restore::{RestoreOptions, RestoreSessions, SessionOptions, UnfinishedRestore};
+use crate::store::{Address, AddressError, Store, StoreError};
+
+const STATE_VARIABLE: &str = "FIREBANK_STATE";
+
+/// Where the records of restores are.
+#[derive(Args, Debug)]
+pub(super) struct StateArgs {
+    /// Where restores record how far they are, so that they can be resumed: a folder or a bucket's address [default: the folder
+    /// `firebank` among the user's state files]
+    #[arg(long, value_name = "ADDRESS", env = STATE_VARIABLE, hide_env_values = true)]
+    state: Option<String>,
+}
 
 #[derive(Args, Debug)]
 pub(super) struct SessionArgs {
     /// Go on with a restore of the snapshot into the database that was not finished; begin a new one if there is none
     #[arg(long, conflicts_with = "dry_run")]
     pub(super) resume: bool,
-    /// Where the restore records how far it is, so that it can be resumed: a folder or a bucket's address [default: the folder
-    /// `firebank` among the user's state files]
-    #[arg(long, value_name = "ADDRESS", env = "FIREBANK_STATE", hide_env_values = true)]
-    state: Option<String>,
+    #[command(flatten)]
+    state: StateArgs,
     /// Restore what is intact around damage, and list what is not
     #[arg(long)]
     pub(super) skip_damaged: bool,
 }
 
-impl SessionArgs {
+impl StateArgs {
     /// The address that was given.
-    fn state(&self) -> Option<&str> {
+    fn given(&self) -> Option<&str> {
         self.state.as_deref().filter(|state| !state.is_empty())
     }
 
-    fn sessions(&self, global: &GlobalOptions) -> anyhow::Result<RestoreSessions> {
-        let address = match self.state() {
-            Some(state) => state
+    fn address(&self) -> anyhow::Result<Address> {
+        match self.given() {
+            Some(state) => Ok(state
                 .parse()
-                .map_err(|error: AddressError| UsageError::new(format!("--state: {error}")))?,
-            None => Address::Folder(state_folder()),
-        };
+                .map_err(|error: AddressError| UsageError::new(format!("--state: {error}")))?),
+            None => Ok(Address::Folder(state_folder())),
+        }
+    }
+
+    /// Those that are there; `None` where there never were any.
+    pub(super) fn existing(&self, global: &GlobalOptions) -> anyhow::Result<Option<RestoreSessions>> {
+        let address = self.address()?;
+        match Store::open(&address, &global.bucket_options()) {
+            Ok(store) => Ok(Some(RestoreSessions::new(store))),
+            Err(StoreError::NotFound { .. }) if self.given().is_none() => Ok(None),
+            Err(error) => {
+                Err(error).with_context(|| format!("cannot read the state of restores in {address}"))
+            }
+        }
+    }
+}
+
+impl SessionArgs {
+    /// Says no where a record would not be kept. The variable may be meant for other commands.
+    pub(super) fn refuse_state(&self, why: &str) -> anyhow::Result<()> {
+        let variable = std::env::var(STATE_VARIABLE).ok();
+        match self.state.given() {
+            Some(state) if variable.as_deref() != Some(state) => {
+                Err(UsageError::new(format!("--state {state}: {why}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn sessions(&self, global: &GlobalOptions) -> anyhow::Result<RestoreSessions> {
+        let address = self.state.address()?;
         let store = Store::create_at(&address, &global.bucket_options()).with_context(|| {
             format!("cannot keep the state of a restore in {address}: name another place with --state")
         })?;
@@ -51,9 +89,9 @@ impl SessionArgs {
         &self,
         global: &GlobalOptions,
         repository: RepositoryId,
-        snapshot: SnapshotId,
-        is_latest: bool,
+        (snapshot, is_latest): (SnapshotId, bool),
         target: &DatabaseName,
+        restore: &RestoreOptions,
     ) -> anyhow::Result<Option<SessionOptions>> {
         let found = async {
             let sessions = self.sessions(global)?;
@@ -63,19 +101,18 @@ impl SessionArgs {
         let (sessions, mut unfinished) = match found.await {
             Ok(found) => found,
             // Nobody asked for it, and a restore must not fail for want of a home.
-            Err(error) if !self.resume && self.state().is_none() => {
+            Err(error) if !self.resume && self.state.given().is_none() => {
                 tracing::warn!("should this restore be stopped, it cannot be resumed: {error:#}");
                 return Ok(None);
             }
             Err(error) => return Err(error),
         };
         unfinished.retain(|one| one.repository() == repository && one.target() == target);
-        let same = unfinished.iter().position(|one| one.snapshot() == snapshot);
-        let found = match same {
-            Some(place) => Some(unfinished.swap_remove(place)),
-            None if is_latest && self.resume => unfinished.into_iter().next(),
-            None => None,
-        };
+        let of_snapshot = |one: &UnfinishedRestore| one.snapshot() == snapshot;
+        unfinished.retain(|one| of_snapshot(one) || is_latest && self.resume);
+        // The newest that is the same in most: one that only differs in its options is told of, and not taken.
+        unfinished.sort_by_key(|one| std::cmp::Reverse((one.has_options(restore), of_snapshot(one))));
+        let found = unfinished.into_iter().next();
         let resume = match (self.resume, found) {
             (true, Some(unfinished)) => {
                 tracing::info!("going on with restore {}", unfinished.id());

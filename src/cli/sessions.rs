@@ -1,24 +1,66 @@
 //! `firebank sessions`
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use chrono::{DateTime, Utc};
 use clap::Args;
+use comfy_table::Table;
 use serde::Serialize;
 
 use super::options::GlobalOptions;
-use super::{Outcome, output};
+use super::restore_session::StateArgs;
+use super::{Outcome, UsageError, output};
 use crate::archive::heartbeat::HEARTBEAT_EVERY;
 use crate::archive::{OpenSession, ReadMode, SnapshotKind};
 use crate::clock;
+use crate::restore::UnfinishedRestore;
 
 /// Signs of life that may be missed before a session counts as left.
 const MISSED_SIGNS: u32 = 4;
 
 #[derive(Args, Debug)]
-pub(crate) struct SessionsCommand {}
+pub(crate) struct SessionsCommand {
+    /// Remove the record of a restore that is not to be resumed (its id, or a unique prefix of it); what it has written stays.
+    /// May be repeated. Those of backups go with `clean`
+    #[arg(long, value_name = "RESTORE")]
+    remove: Vec<String>,
+    #[command(flatten)]
+    state: StateArgs,
+}
 
 #[derive(Serialize)]
 struct SessionsView {
     sessions: Vec<SessionView>,
+    restores: Vec<RestoreView>,
+}
+
+/// A restore that was not finished.
+#[derive(Serialize)]
+struct RestoreView {
+    id: String,
+    snapshot: String,
+    target: String,
+    started_at: DateTime<Utc>,
+    /// When it last recorded how far it is.
+    last_sign: DateTime<Utc>,
+    /// Documents that are done.
+    documents: u64,
+    /// What was chosen, and how it is restored.
+    options: BTreeMap<String, String>,
+}
+
+impl RestoreView {
+    fn new(restore: &UnfinishedRestore) -> Self {
+        Self {
+            id: restore.id().to_string(),
+            snapshot: restore.snapshot().to_string(),
+            target: restore.target().to_string(),
+            started_at: restore.started_at(),
+            last_sign: restore.last_sign(),
+            documents: restore.counts().documents,
+            options: restore.options().clone(),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -65,10 +107,30 @@ impl SessionsCommand {
         let repository = global.open_repository().await?;
         let open = repository.open_sessions().await?;
         let sessions: Vec<SessionView> = open.iter().map(SessionView::new).collect();
+        let mut unfinished = Vec::new();
+        let records = self.state.existing(global)?;
+        if let Some(records) = &records {
+            unfinished = records.unfinished().await?;
+            unfinished.retain(|restore| restore.repository() == repository.id());
+        }
+        let chosen = self.remove.iter().map(|id| choose(&unfinished, id));
+        let chosen: BTreeSet<usize> = chosen.collect::<Result<_, _>>()?;
+        for (place, restore) in unfinished.iter().enumerate() {
+            if let Some(records) = records.as_ref().filter(|_| chosen.contains(&place)) {
+                records.remove(restore).await?;
+                tracing::info!("the record of restore {} was removed", restore.id());
+            }
+        }
+        let left = unfinished
+            .iter()
+            .enumerate()
+            .filter(|(place, _)| !chosen.contains(place));
+        let restores: Vec<RestoreView> = left.map(|(_, restore)| RestoreView::new(restore)).collect();
         let output = global.output();
-        if sessions.is_empty() {
+        if sessions.is_empty() && restores.is_empty() {
             output.data("No session is under way or was left.")?;
-        } else {
+        }
+        if !sessions.is_empty() {
             let header = [
                 "session",
                 "started",
@@ -98,7 +160,57 @@ impl SessionsCommand {
             }
             output.table(&table)?;
         }
-        output.json(&SessionsView { sessions })?;
+        if !restores.is_empty() {
+            output.table(&restores_table(&restores))?;
+        }
+        output.json(&SessionsView { sessions, restores })?;
         Ok(Outcome::Done)
     }
+}
+
+/// Which restore is meant.
+fn choose(unfinished: &[UnfinishedRestore], id: &str) -> anyhow::Result<usize> {
+    let mut matching = unfinished
+        .iter()
+        .enumerate()
+        .filter(|(_, restore)| !id.is_empty() && restore.id().to_string().starts_with(id));
+    match (matching.next(), matching.next()) {
+        (Some((place, _)), None) => Ok(place),
+        (Some(_), Some(_)) => Err(UsageError::new(format!(
+            "--remove {id}: more than one restore's id begins like this"
+        ))),
+        (None, _) => Err(UsageError::new(format!(
+            "--remove {id}: there is no such unfinished restore; `firebank sessions` lists them"
+        ))),
+    }
+}
+
+fn restores_table(restores: &[RestoreView]) -> Table {
+    let header = [
+        "restore",
+        "started",
+        "snapshot",
+        "into",
+        "documents",
+        "last recorded",
+        "options",
+    ];
+    let mut table = output::table(&header, &[4]);
+    for restore in restores {
+        let options = restore
+            .options
+            .iter()
+            .map(|(name, value)| format!("{name} {value}"));
+        let age = (clock::now() - restore.last_sign).num_seconds();
+        table.add_row([
+            restore.id.clone(),
+            output::time(restore.started_at),
+            restore.snapshot.clone(),
+            output::printable(&restore.target),
+            output::number(restore.documents),
+            format!("{} ago", output::age(age)),
+            output::printable(&options.collect::<Vec<_>>().join(" ")),
+        ]);
+    }
+    table
 }

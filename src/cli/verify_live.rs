@@ -6,6 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::diff::field_list;
+use super::later::{LaterView, warn_of_later};
 use super::ls::subtree;
 use super::options::GlobalOptions;
 use super::output::Output;
@@ -125,6 +126,7 @@ impl LiveArgs {
                 None => Check::Contents,
             },
             extra_matters: true,
+            around_damage: false,
         };
         verification.tell(global.output())?;
         global.output().json(&verification.view())?;
@@ -173,6 +175,8 @@ pub(crate) struct Verification<'a> {
     pub(crate) check: Check,
     /// Whether documents that only the database has are a difference.
     pub(crate) extra_matters: bool,
+    /// Whether damaged parts of the snapshot were left out.
+    pub(crate) around_damage: bool,
 }
 
 /// What `--json` prints of it.
@@ -183,6 +187,8 @@ pub(crate) struct VerificationView<'a> {
     check: Check,
     matches: bool,
     read_time: String,
+    /// What was read at a newer time.
+    later_ranges: Vec<LaterView>,
     documents: u64,
     equal: u64,
     different: u64,
@@ -216,6 +222,7 @@ impl<'a> Verification<'a> {
             check: self.check,
             matches: self.matches(),
             read_time: self.stats.read_time.to_string(),
+            later_ranges: LaterView::of(&self.stats.later),
             documents: self.stats.documents,
             equal: comparison.equal,
             different: comparison.different,
@@ -247,12 +254,17 @@ impl<'a> Verification<'a> {
             }
             output.table(&table)?;
         }
+        warn_of_later(&self.stats.later);
         let whole = match self.check {
             Check::Sample => "a sample of ",
-            _ if self.matches() => "all ",
+            _ if self.matches() && !self.around_damage => "all ",
             _ => "",
         };
-        let place = format!("{} as of {}", self.target, self.stats.read_time);
+        let but = match self.around_damage && self.matches() {
+            true => ", but for what is damaged,",
+            false => "",
+        };
+        let place = format!("{} as of {}{but}", self.target, self.stats.read_time);
         let end = format!(
             "({}, {} billed)",
             output::duration(self.stats.duration),

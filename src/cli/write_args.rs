@@ -18,7 +18,7 @@ use crate::firestore::WriteOptions;
 use crate::path_filter::PathFilter;
 use crate::restore::{
     Fates, Gap, ReferenceCounts, ReferenceMode, Renames, RestoreError, RestoreMode, RestoreOptions,
-    RestorePlan, RestoreStats, TtlField, Warning,
+    RestorePlan, RestoreStats, TtlField, Warning, ttl_fields_of,
 };
 
 /// How to write, for every command that does.
@@ -46,7 +46,7 @@ pub(super) struct WriteArgs {
     #[arg(long, value_enum, default_value_t = References::Rewrite)]
     pub(super) references: References,
     /// A field by which the database deletes documents once its time has passed: warns of those that would go again; may be
-    /// repeated
+    /// repeated. Without it the database is asked, which needs the permission datastore.indexes.list
     #[arg(long, value_name = "[COLLECTION.]FIELD")]
     pub(super) ttl_field: Vec<String>,
     /// Show what would be created, changed, left alone and deleted, with what that costs, and write nothing
@@ -163,11 +163,34 @@ impl WriteArgs {
         !self.no_check && (is_protected(global, target) || !self.ttl_field.is_empty())
     }
 
-    /// Asks before documents are overwritten or deleted.
+    /// The options to look through the documents with: with the fields by which the database deletes documents, where it says.
+    /// What is looked for without them is looked for where it cannot be reached as well.
+    pub(super) async fn check_options(
+        &self,
+        global: &GlobalOptions,
+        target: &DatabaseName,
+        options: &RestoreOptions,
+    ) -> RestoreOptions {
+        let mut options = options.clone();
+        if options.ttl_fields.is_empty()
+            && let Ok(database) = global.connect_to(target.clone()).await
+        {
+            options.ttl_fields = ttl_fields_of(&database, &options).await;
+        }
+        options
+    }
+
+    /// Says what comes of writing, and asks before documents are written or deleted.
     pub(super) fn confirm(&self, global: &GlobalOptions, target: &DatabaseName) -> anyhow::Result<()> {
+        if !self.dry_run && is_protected(global, target) {
+            tracing::warn!(
+                "every write and deletion triggers the Cloud Functions and Eventarc triggers that listen to {target}: disable \
+                 those that should not see them"
+            );
+        }
         let what = match self.mode {
             _ if self.dry_run => return Ok(()),
-            Mode::CreateOnly => return Ok(()),
+            Mode::CreateOnly => "create documents in",
             Mode::Overwrite | Mode::SkipIdentical => "overwrite documents in",
             Mode::Mirror => "overwrite and DELETE documents in",
             Mode::Merge => "change documents in",
@@ -180,10 +203,13 @@ impl WriteArgs {
 pub(super) fn show_warnings(warnings: &[Warning]) {
     for warning in warnings {
         let examples: Vec<&str> = warning.examples.iter().map(DocumentPath::as_str).collect();
+        let field = warning.field.as_ref();
+        let field = field.map(|field| format!(" (`{}`)", output::printable(field)));
         tracing::warn!(
-            "{} {}: {}{}",
+            "{} {}{}: {}{}",
             output::count(warning.documents, "document"),
             warning.kind,
+            field.unwrap_or_default(),
             output::printable(&examples.join(", ")),
             match warning.documents > examples.len() as u64 {
                 true => ", …",
@@ -252,11 +278,15 @@ pub(super) fn show_plan(
     ))?;
     if plan.billed_writes + plan.billed_deletes > 0 {
         output
-            .data("Functions that listen to these collections are triggered by every one of these writes.")?;
+            .data("Cloud Functions and Eventarc triggers that listen to these collections are triggered by every one of these writes.")?;
     }
     show_references(output, &plan.references)?;
     show_conflicts(output, &plan.conflicting, plan.fates.conflicts)?;
     show_warnings(&plan.warnings);
+    tell_of_gaps(&plan.gaps, "cannot be restored");
+    if !plan.gaps.is_empty() {
+        return Ok(Outcome::NeedsLook);
+    }
     Ok(outcome_of_choice(options, plan.documents + fates.deleted))
 }
 
@@ -284,7 +314,8 @@ fn outcome_of_choice(options: &RestoreOptions, documents: u64) -> Outcome {
 /// Gaps that are listed for people.
 const LISTED_GAPS: usize = 50;
 
-fn tell_of_gaps(gaps: &[Gap]) {
+/// Lists what is damaged; `what` says what that means for the documents.
+pub(super) fn tell_of_gaps(gaps: &[Gap], what: &str) {
     if gaps.is_empty() {
         return;
     }
@@ -294,7 +325,7 @@ fn tell_of_gaps(gaps: &[Gap]) {
         false => "",
     };
     tracing::error!(
-        "the snapshot is damaged, and {}{more} could not be restored:",
+        "the snapshot is damaged, and {}{more} {what}:",
         output::count(known, "document")
     );
     for gap in gaps.iter().take(LISTED_GAPS) {
@@ -372,7 +403,6 @@ pub(super) fn report(
     target: &DatabaseName,
     stats: &RestoreStats,
     options: &RestoreOptions,
-    billed_reads: u64,
     verification: Option<&Verification<'_>>,
 ) -> anyhow::Result<Outcome> {
     let output = global.output();
@@ -413,12 +443,11 @@ pub(super) fn report(
         output.line(format!("{}.", documents(count, one, many)))?;
     }
     show_references(output, &stats.references)?;
-    let billed_writes = stats.written.saturating_sub(fates.deleted);
     output.line(format!(
         "Billed: {}, {}, {}; {} sent again.",
-        output::count(billed_reads, "read"),
-        output::count(billed_writes, "write"),
-        output::count(fates.deleted, "delete"),
+        output::count(stats.billed_reads, "read"),
+        output::count(stats.billed_writes, "write"),
+        output::count(stats.billed_deletes, "delete"),
         output::count(stats.writes.retries, "write"),
     ))?;
     if fates.conflicts > 0 {
@@ -435,7 +464,7 @@ pub(super) fn report(
             dead_letter_file.display()
         );
     }
-    tell_of_gaps(&stats.gaps);
+    tell_of_gaps(&stats.gaps, "could not be restored");
     if let Some(verification) = verification {
         verification.tell(output)?;
     }
@@ -452,9 +481,9 @@ pub(super) fn report(
         conflicting: &stats.conflicts,
         references: stats.references,
         foreign_references: stats.references.foreign,
-        billed_reads,
-        billed_writes,
-        billed_deletes: fates.deleted,
+        billed_reads: stats.billed_reads,
+        billed_writes: stats.billed_writes,
+        billed_deletes: stats.billed_deletes,
         requests: stats.writes.requests,
         retries: stats.writes.retries,
         seconds: stats.duration.as_secs_f64(),

@@ -13,14 +13,14 @@ use std::sync::atomic::{AtomicU64, Ordering as Atomic};
 use futures::stream::{self, Stream, StreamExt};
 use tokio::sync::mpsc;
 
-use super::{DiffError, DocumentChange, fields_between};
+use super::{DiffError, DocumentChange, ReadTimes, fields_between};
 use crate::archive::{ArchiveError, ChangeKind, RecordBatch, RecordRef, SnapshotReader};
 use crate::compare::Cursor;
 use crate::document::{
-    DatabaseName, DocumentBatch, DocumentPath, DocumentRef, KeyRange, PathError, Timestamp,
+    DatabaseName, DocumentBatch, DocumentKey, DocumentPath, DocumentRef, KeyRange, PathError, Timestamp,
 };
-use crate::firestore::{Firestore, ScanOptions};
-use crate::path_filter::PathFilter;
+use crate::firestore::{self, Firestore, ScanOptions};
+use crate::path_filter::{PathFilter, without_lock};
 use crate::progress::Progress;
 use crate::restore::{ReferenceMode, References, Renames};
 
@@ -28,20 +28,23 @@ use crate::restore::{ReferenceMode, References, Renames};
 const BATCH_CHANGES: usize = 256;
 /// Bytes of bodies that wait at most.
 const BATCH_BYTES: u64 = 4 << 20;
+/// How often to read names again, one time after the other, whose documents cannot be fetched any more.
+const MOST_REWINDS: u32 = 3;
 /// Documents after which progress is told.
 const TOLD_AFTER: u64 = 256;
 
 /// What a snapshot and a database are compared in, side by side: ranges, ascending and apart, about `parallel` equal parts of
 /// the snapshot, of which only what it selects and `chosen` has; each with the collection groups that are selected there, none
-/// of them where everything is.
+/// of them where everything is. The lock of migrations is not compared.
 pub(crate) async fn ranges_of(
     snapshot: &SnapshotReader,
     parallel: usize,
     chosen: &[KeyRange],
 ) -> Result<Vec<(KeyRange, Vec<String>)>, ArchiveError> {
-    let boundaries = snapshot.page_boundaries_within(chosen, parallel).await?;
+    let chosen = without_lock(chosen);
+    let boundaries = snapshot.page_boundaries_within(&chosen, parallel).await?;
     let mut ranges = Vec::new();
-    for chosen in chosen {
+    for chosen in &chosen {
         for (part, groups) in snapshot.snapshot().selection.parts(chosen) {
             let cut = part.cut_at(&boundaries).into_iter();
             ranges.extend(cut.map(|range| (range, groups.to_vec())));
@@ -92,8 +95,8 @@ impl ReferencesThere {
 pub(crate) struct Joined {
     pub(crate) snapshot: SnapshotReader,
     pub(crate) database: Firestore,
-    /// The database as it was then.
-    pub(crate) read_time: Timestamp,
+    /// The database as it was then, or later where it took too long.
+    pub(crate) times: ReadTimes,
     /// Whether a document whose times are those of its record is taken to be the same unread. Only of use in the database that
     /// the snapshot is of.
     pub(crate) trust_times: bool,
@@ -118,11 +121,18 @@ struct Suspects {
     documents: DocumentBatch,
     /// Bytes of bodies that settling them may need, as far as is known.
     bytes: u64,
+    /// The first of them.
+    first: Option<DocumentKey>,
 }
 
 impl Suspects {
     fn push(&mut self, record: Option<RecordRef<'_>>, document: Option<DocumentRef<'_>>) {
         self.found.push((record.is_some(), document.is_some()));
+        if self.first.is_none() {
+            let key = record.map(|record| record.key);
+            let key = key.or(document.as_ref().map(|document| document.key));
+            self.first = key.map(DocumentKey::from_bytes);
+        }
         if let Some(record) = record {
             self.bytes += u64::from(record.length());
             self.records.push(record);
@@ -184,12 +194,15 @@ impl Joined {
         let scan = ScanOptions {
             names_only: self.trust_times,
             groups,
-            ..ScanOptions::new(range.clone(), self.read_time)
+            // What is compared by the time that the database can be read no longer is not read again.
+            batch_documents: BATCH_CHANGES,
+            ..ScanOptions::new(range.clone(), self.times.newest())
         };
-        let mut documents = Cursor::new(Box::pin(self.database.scan(scan)));
-        let mut records = pin!(self.snapshot.records(range));
+        let mut documents = self.times.scan(&self.database, scan);
+        let mut records = self.snapshot.records(range.clone()).boxed();
         let (mut batch, mut at) = (RecordBatch::default(), 0);
         let mut suspects = Suspects::default();
+        let mut rewinds = 0;
         let mut seen = Seen {
             by: self,
             documents: 0,
@@ -208,8 +221,9 @@ impl Joined {
                 }
             }
             let (record, document) = (batch.get(at), documents.current());
+            let ended = record.is_none() && document.is_none();
             let order = match (record, document) {
-                (None, None) => break,
+                (None, None) => Ordering::Equal,
                 (Some(_), None) => Ordering::Less,
                 (None, Some(_)) => Ordering::Greater,
                 (Some(record), Some(document)) => record.key.cmp(document.key),
@@ -224,19 +238,43 @@ impl Joined {
                     false => seen.equal += 1,
                 }
             }
-            at += usize::from(order.is_le());
-            if order.is_ge() {
-                documents.advance();
+            if !ended {
+                at += usize::from(order.is_le());
+                if order.is_ge() {
+                    documents.advance();
+                }
             }
             if seen.documents >= TOLD_AFTER {
                 seen.tell();
             }
-            if suspects.is_full() {
-                self.settle_and_send(std::mem::take(&mut suspects), to).await?;
+            if !ended && !suspects.is_full() {
+                continue;
+            }
+            let (first, suspects) = (suspects.first.clone(), std::mem::take(&mut suspects));
+            match self.settle_and_send(suspects, documents.read_time(), to).await {
+                // Their names were read, and they cannot be fetched any more: what follows the first of them is read again.
+                Err(DiffError::Firestore(firestore::Error::ReadTimeTooOld { read_time, .. }))
+                    if let Some(first) = first
+                        && rewinds < MOST_REWINDS =>
+                {
+                    rewinds += 1;
+                    let rest = KeyRange {
+                        start: Some(first),
+                        end: range.end.clone(),
+                    };
+                    documents.go_back(rest.clone(), read_time).await?;
+                    records = self.snapshot.records(rest).boxed();
+                    (batch, at) = (RecordBatch::default(), 0);
+                    continue;
+                }
+                settled => settled?,
+            }
+            rewinds = 0;
+            if ended {
+                seen.tell();
+                return Ok(());
             }
         }
-        seen.tell();
-        self.settle_and_send(suspects, to).await
     }
 
     /// Compares the documents of some records, which ascend, with what the database has under their names. Which documents
@@ -247,7 +285,12 @@ impl Joined {
     ) -> Result<Vec<DocumentChange>, DiffError> {
         let paths = records.iter().map(|record| record.path());
         let paths = paths.collect::<Result<Vec<_>, PathError>>()?;
-        let fetched = self.database.get_documents(&paths, Some(self.read_time)).await?;
+        let read_time = self.times.newest();
+        let fetched = self.times.fetch(&self.database, &paths, read_time).await?;
+        // What follows is looked at no earlier.
+        if let Some(first) = paths.first() {
+            self.times.note_rest(first);
+        }
         let mut documents = fetched.found.iter().peekable();
         let mut suspects = Suspects::default();
         let mut equal = 0;
@@ -261,7 +304,7 @@ impl Joined {
         self.equal.fetch_add(equal, Atomic::Relaxed);
         self.progress
             .add(records.len() as u64, fetched.found.byte_len() as u64);
-        self.settle(suspects).await
+        self.settle(suspects, read_time).await
     }
 
     /// Whether what one or both sides have is to be compared at all.
@@ -299,9 +342,10 @@ impl Joined {
     async fn settle_and_send(
         &self,
         suspects: Suspects,
+        read_time: Timestamp,
         to: &mpsc::Sender<Result<Vec<DocumentChange>, DiffError>>,
     ) -> Result<(), DiffError> {
-        let changes = self.settle(suspects).await?;
+        let changes = self.settle(suspects, read_time).await?;
         if !changes.is_empty() {
             // Nobody to tell when the receiver is gone.
             let _ = to.send(Ok(changes)).await;
@@ -309,8 +353,12 @@ impl Joined {
         Ok(())
     }
 
-    /// Finds out what is different about suspects.
-    async fn settle(&self, suspects: Suspects) -> Result<Vec<DocumentChange>, DiffError> {
+    /// Finds out what is different about suspects that were met at `read_time`.
+    async fn settle(
+        &self,
+        suspects: Suspects,
+        read_time: Timestamp,
+    ) -> Result<Vec<DocumentChange>, DiffError> {
         let Suspects {
             found,
             records,
@@ -340,7 +388,7 @@ impl Joined {
         }
         if self.trust_times {
             let paths = paths_of_changed(&changes);
-            let fetched = self.database.get_documents(&paths, Some(self.read_time)).await?;
+            let fetched = self.database.get_documents(&paths, Some(read_time)).await?;
             self.settle_changed(&in_both, &fetched.found, &mut changes)
                 .await?;
         } else {

@@ -11,9 +11,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::joined::{Joined, ReferencesThere, ranges_of};
-use super::{DiffError, DiffOptions, DocumentChange, leased};
+use super::{DiffError, DiffOptions, DocumentChange, ReadTimes, leased};
 use crate::archive::SnapshotReader;
-use crate::document::Timestamp;
 use crate::firestore::Firestore;
 use crate::path_filter::PathFilter;
 use crate::progress::Progress;
@@ -22,15 +21,16 @@ use crate::restore::ReferenceMode;
 /// Batches that a range may be ahead of whoever reads the differences.
 const WAITING_BATCHES: usize = 4;
 
-/// What changed from a snapshot to the database as it is at `read_time`, ascending by path, in batches; only what the
-/// snapshot selects.
+/// What changed from a snapshot to the database as it is at these times, ascending by path, in batches; only what the
+/// snapshot selects. At the first of them, unless that can be read no longer before all is compared:
+/// [`ReadTimes::later`] tells at the end what was read later.
 ///
 /// # Errors
 /// When the snapshot's directory cannot be read; what goes wrong later ends the stream.
 pub async fn diff_live(
     snapshot: &SnapshotReader,
     database: &Firestore,
-    read_time: Timestamp,
+    times: &ReadTimes,
     options: &DiffOptions,
 ) -> Result<impl Stream<Item = Result<Vec<DocumentChange>, DiffError>> + Send + 'static + use<>, DiffError> {
     let ranges = ranges_of(snapshot, options.parallel, std::slice::from_ref(&options.range)).await?;
@@ -38,7 +38,7 @@ pub async fn diff_live(
     let joined = Joined {
         snapshot: snapshot.clone(),
         database: database.clone(),
-        read_time,
+        times: times.clone(),
         trust_times: source == database.database(),
         fields: options.fields,
         filter: PathFilter::all(),

@@ -62,8 +62,8 @@ impl DocumentBatch {
         self.seal(document.create_time, document.update_time);
     }
 
-    /// Buffers to append a key and a body to; [`seal`](Self::seal) makes them a document. What was appended and not
-    /// sealed is dropped by [`discard_unsealed`](Self::discard_unsealed).
+    /// Buffers to append a key and a body to; [`seal`](Self::seal) makes them a document. What was appended
+    /// and not sealed is dropped by [`discard_unsealed`](Self::discard_unsealed).
     pub(crate) fn buffers(&mut self) -> (&mut Vec<u8>, &mut Vec<u8>) {
         (&mut self.keys, &mut self.bodies)
     }

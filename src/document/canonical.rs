@@ -18,8 +18,8 @@
 //!
 //! A body is one map. An extension's header is the smallest too: fixext where one has the length.
 //!
-//! The codec is written out here and not taken from a MessagePack crate: those read every form of a value and do not
-//! tell which they met. Everything that reads bodies goes through one `Reader`, which never allocates.
+//! The codec is written out here and not taken from a MessagePack crate: those read every form of a value and
+//! do not tell which they met. Everything that reads bodies goes through one `Reader`, which never allocates.
 
 mod put;
 mod reader;

@@ -1,12 +1,11 @@
 //! Fields named from outside, and what becomes of a document when only some of its fields are written.
 //!
-//! A patch writes the fields that its mask names and leaves all others alone; a field that the mask names and the patch does
-//! not have is removed. Names are those of Firestore's protocol: `a.b`, with everything that is no plain identifier in
-//! backticks (<https://firebase.google.com/docs/firestore/reference/rpc/google.firestore.v1#document>).
+//! A patch writes the fields that its mask names and leaves all others alone; a field that the mask names and
+//! the patch does not have is removed. Names are those of Firestore's protocol: `a.b`, with everything that
+//! is no plain identifier in backticks
+//! (<https://firebase.google.com/docs/firestore/reference/rpc/google.firestore.v1#document>).
 
-use std::fmt::Write as _;
-
-use super::{Fields, Value};
+use super::{Fields, Value, field_path_text};
 
 /// A text that names no field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -38,16 +37,6 @@ impl FieldMask {
         }
     }
 
-    /// The mask that the protocol's names stand for; `None` if one of them is none.
-    pub fn of_names(names: &[String]) -> Option<Self> {
-        let mut mask = Self::default();
-        for name in names {
-            let (path, rest) = parse_path(name)?;
-            rest.is_empty().then(|| mask.add(path))?;
-        }
-        Some(mask)
-    }
-
     /// Adds a field, given by the keys that lead to it. One that is inside of another one is in the mask already.
     pub fn add(&mut self, path: Vec<String>) {
         if self.paths.iter().any(|outer| path.starts_with(outer)) {
@@ -65,7 +54,10 @@ impl FieldMask {
 
     /// The names as the protocol has them.
     pub fn names(&self) -> Vec<String> {
-        self.paths.iter().map(|path| name_of(path)).collect()
+        self.paths
+            .iter()
+            .map(|path| field_path_text(path.iter().map(String::as_str)))
+            .collect()
     }
 
     /// The keys that lead to each field.
@@ -138,9 +130,9 @@ pub enum Merge {
     Whole(Fields),
 }
 
-/// How `from` is merged into `into`. Maps are merged key by key, at any depth, and an empty map only makes sure that there is
-/// a map; every other value takes the place of what is there. Vectors and other types that are maps with reserved keys are
-/// values, not maps.
+/// How `from` is merged into `into`. Maps are merged key by key, at any depth, and an empty map only makes
+/// sure that there is a map; every other value takes the place of what is there. Vectors and other types that
+/// are maps with reserved keys are values, not maps.
 pub fn merge(from: &Fields, into: &Fields) -> Merge {
     let (mut fields, mut mask) = (Fields::new(), FieldMask::default());
     let mut path = Vec::new();
@@ -211,32 +203,6 @@ fn as_map(value: &Value) -> Option<&Fields> {
 /// Keys of this form stand for types.
 fn is_reserved(key: &str) -> bool {
     key.len() > 4 && key.starts_with("__") && key.ends_with("__")
-}
-
-fn name_of(path: &[String]) -> String {
-    let mut name = String::new();
-    for key in path {
-        if !name.is_empty() {
-            name.push('.');
-        }
-        let plain = |(at, byte): (usize, u8)| {
-            byte == b'_' || byte.is_ascii_alphabetic() || (at > 0 && byte.is_ascii_digit())
-        };
-        if !key.is_empty() && key.bytes().enumerate().all(plain) {
-            name.push_str(key);
-            continue;
-        }
-        name.push('`');
-        for letter in key.chars() {
-            if matches!(letter, '`' | '\\') {
-                name.push('\\');
-            }
-            // Writing to a string does not fail.
-            let _ = name.write_char(letter);
-        }
-        name.push('`');
-    }
-    name
 }
 
 /// Reads a name, up to a comma or the end.

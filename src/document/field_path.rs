@@ -75,13 +75,41 @@ impl fmt::Display for FieldPath {
     }
 }
 
-fn write_key(key: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+/// The path that these keys lead along as Firestore writes it: keys that are no simple names stand between
+/// backticks. For the server, where a [`FieldPath`] is for people and shows control characters.
+pub fn field_path_text<'a>(keys: impl IntoIterator<Item = &'a str>) -> String {
+    let mut text = String::new();
+    for key in keys {
+        if !text.is_empty() {
+            text.push('.');
+        }
+        if is_simple(key) {
+            text.push_str(key);
+            continue;
+        }
+        text.push('`');
+        for letter in key.chars() {
+            if matches!(letter, '`' | '\\') {
+                text.push('\\');
+            }
+            text.push(letter);
+        }
+        text.push('`');
+    }
+    text
+}
+
+/// Whether a key needs no backticks.
+fn is_simple(key: &str) -> bool {
     let mut letters = key.bytes();
-    let simple = letters
+    letters
         .next()
         .is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_')
-        && letters.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    if simple {
+        && letters.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+fn write_key(key: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    if is_simple(key) {
         return f.write_str(key);
     }
     f.write_str("`")?;

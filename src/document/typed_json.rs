@@ -17,12 +17,13 @@
 //! | map with exactly one key, which starts with `$` | `{"$map": {"$key": …}}` |
 //! | vector | the map that it is: `{"__type__": "__vector__", "value": […]}` |
 //!
-//! The fields of a document are an object with a member a field; a typed form is not looked for there, since fields are
-//! never anything but a map.
+//! The fields of a document are an object with a member a field; a typed form is not looked for there, since
+//! fields are never anything but a map.
 //!
-//! Reading is a little more generous than writing: `5.0` is a double, whole numbers are good for coordinates, timestamps may
-//! carry any offset. It is strict where a guess could lose something: an integer beyond 64 signed bits, a key that
-//! is there twice, and an object with one unknown `$` key are errors, which say at which field.
+//! Reading is a little more generous than writing: `5.0` is a double, whole numbers are good for coordinates,
+//! timestamps may carry any offset. It is strict where a guess could lose something: an integer beyond 64
+//! signed bits, a key that is there twice, and an object with one unknown `$` key are errors, which say at
+//! which field.
 //!
 //! Writing goes straight from the canonical bytes to the serializer, without a tree.
 
@@ -127,8 +128,8 @@ pub fn fields_to_json(fields: &Fields) -> Result<serde_json::Value, TypedJsonErr
     serde_json::to_value(FieldsJson::new(&canonical::encode(fields))).map_err(TypedJsonError::Unwritable)
 }
 
-/// Calls `each` with the fields of `body`, each as its name and something that serializes as its value. `each` must
-/// serialize it, once.
+/// Calls `each` with the fields of `body`, each as its name and something that serializes as its value.
+/// `each` must serialize it, once.
 pub(crate) fn for_each_field<'a, E: From<CanonicalError>>(
     body: &'a [u8],
     mut each: impl FnMut(&'a str, NextValue<'_, 'a>) -> Result<(), E>,

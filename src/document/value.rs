@@ -64,8 +64,8 @@ impl Eq for Value {}
 
 /// A reference to a document.
 ///
-/// One into the document's own database is kept relative, so that it deduplicates across projects and points at the new
-/// home after a restore elsewhere.
+/// One into the document's own database is kept relative, so that it deduplicates across projects and points
+/// at the new home after a restore elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reference {
     /// To a document of the same database.

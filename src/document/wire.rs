@@ -1,12 +1,12 @@
 //! The protobuf form of a document: `google.firestore.v1.Document`, to and from canonical MessagePack.
 //!
-//! Bulk reads and writes spend their time here, so both directions go from bytes to bytes: no generated types, no
-//! value tree, no allocation per value. Protobuf maps come in any order; each map's entries are collected as ranges of
-//! the message, sorted, and only then written.
+//! Bulk reads and writes spend their time here, so both directions go from bytes to bytes: no generated
+//! types, no value tree, no allocation per value. Protobuf maps come in any order; each map's entries are
+//! collected as ranges of the message, sorted, and only then written.
 //!
-//! Reading skips fields that it does not know, as protobuf asks, but for one place: a **value** of a kind that this
-//! version does not know is an error that names the document and the field. Skipping it would lose data without a word.
-//! The numbers are those of
+//! Reading skips fields that it does not know, as protobuf asks, but for one place: a **value** of a kind
+//! that this version does not know is an error that names the document and the field. Skipping it would lose
+//! data without a word. The numbers are those of
 //! <https://github.com/googleapis/googleapis/blob/master/google/firestore/v1/document.proto>.
 
 mod cursor;

@@ -15,8 +15,9 @@ use ::firestore::gcloud_sdk::google::firestore::v1::{
 };
 use futures::future::try_join_all;
 
+use super::by_name::query_by_name;
 use super::cursor::name_range;
-use super::scan::{protobuf_time, query_by_name};
+use super::proto::protobuf_time;
 use super::{Error, Firestore, Method, Query, Result};
 use crate::document::{DocumentKey, KeyRange, Timestamp};
 
@@ -34,8 +35,8 @@ impl Firestore {
         self.count_after(range, &[], None, read_time).await
     }
 
-    /// The same for the documents of the range that come after one, and only for those of some collection groups if any are
-    /// named.
+    /// The same for the documents of the range that come after one, and only for those of some collection
+    /// groups if any are named.
     pub async fn count_after(
         &self,
         range: &KeyRange,
@@ -55,8 +56,8 @@ impl Firestore {
         Ok(try_join_all(counts).await?.into_iter().sum())
     }
 
-    /// How many documents the collections of this id have, wherever they are, at the read time or now. Bills a read for each
-    /// thousand.
+    /// How many documents the collections of this id have, wherever they are, at the read time or now. Bills
+    /// a read for each thousand.
     pub async fn count_group(&self, id: &str, read_time: Option<Timestamp>) -> Result<u64> {
         self.count_in(&KeyRange::all(), Some(id), None, read_time).await
     }
@@ -116,10 +117,7 @@ impl Firestore {
                 Some(ValueType::IntegerValue(count)) => u64::try_from(count).ok(),
                 _ => None,
             })
-            .ok_or_else(|| Error::Malformed {
-                method: Method::RunAggregationQuery,
-                reason: "there is no count in it".to_owned(),
-            })?;
+            .ok_or_else(|| Error::malformed(Method::RunAggregationQuery, "there is no count in it"))?;
         self.inner.stats.billed(count.div_ceil(ENTRIES_PER_READ).max(1));
         Ok(count)
     }

@@ -27,7 +27,7 @@ use super::{Error, Firestore, Result, Throttle, ThrottleOptions};
 use crate::document::DocumentPath;
 use crate::progress::Pace;
 use batch::{Batch, Limits, SpareBuffers};
-pub use conditional::{ConditionalWriter, ConditionalWrites};
+pub use conditional::{ConditionalWriter, ConditionalWrites, WriteFence};
 pub use encode::{EncodedWrites, WriteEncoder};
 pub(crate) use mark::Marks;
 pub use mark::{Acknowledged, Mark};
@@ -202,7 +202,7 @@ impl BulkWriter {
         sink: impl FailureSink + 'static,
     ) -> Self {
         let spare = Arc::<SpareBuffers>::default();
-        let sender = Sender::new(firestore.clone(), throttle, spare.clone());
+        let sender = Sender::new(firestore.clone(), throttle, spare.clone(), None);
         let sender = Arc::new(sender);
         let limits = Limits::of(&options, firestore.is_emulator());
         Self {

@@ -47,8 +47,8 @@ pub(super) fn encoded(message: &impl Message) -> RawRequest {
     [Bytes::from(message.encode_to_vec()), Bytes::new()]
 }
 
-/// What a stream is worth that ended with OK and without a message: every query is answered by one at least, with the time
-/// it was read at.
+/// What a stream is worth that ended with OK and without a message: every query is answered by one at least,
+/// with the time it was read at.
 pub(super) fn no_answer() -> Status {
     Status::unavailable("the stream ended without an answer")
 }
@@ -144,8 +144,8 @@ impl Firestore {
         }
     }
 
-    /// Sends a request whose answer is a short stream, of one message at least, until that has arrived whole or is refused for
-    /// good.
+    /// Sends a request whose answer is a short stream, of one message at least, until that has arrived whole
+    /// or is refused for good.
     pub(super) async fn ask_stream<Answer: Message + Default>(
         &self,
         method: Method,
@@ -207,8 +207,5 @@ impl Firestore {
 }
 
 fn decoded<Answer: Message + Default>(method: Method, answer: Bytes) -> Result<Answer> {
-    Answer::decode(answer).map_err(|source| Error::Malformed {
-        method,
-        reason: source.to_string(),
-    })
+    Answer::decode(answer).map_err(|source| Error::malformed(method, source))
 }

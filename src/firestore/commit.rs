@@ -1,9 +1,9 @@
 //! A few documents at once: read as of one moment, written all or none, on conditions.
 //!
-//! For what two processes must agree upon, such as who holds a lock. One commit with conditions does what a transaction would
-//! that reads first: it applies when everything is as it was read, and else not at all. But it leaves nothing behind that others
-//! have to wait for. Servers lock what a transaction reads, and a process that is killed in the middle of one would block the
-//! documents for a minute.
+//! For what two processes must agree upon, such as who holds a lock. One commit with conditions does what a
+//! transaction would that reads first: it applies when everything is as it was read, and else not at all. But
+//! it leaves nothing behind that others have to wait for. Servers lock what a transaction reads, and a
+//! process that is killed in the middle of one would block the documents for a minute.
 
 use ::firestore::gcloud_sdk::google::firestore::v1 as proto;
 use prost::Message;
@@ -14,8 +14,8 @@ use tonic::Code;
 
 use super::call::encoded;
 use super::connect::Lane;
+use super::proto::{protobuf_time, timestamp};
 use super::retry::Backoff;
-use super::scan::protobuf_time;
 use super::{Error, Firestore, Method, Precondition, Result};
 use crate::document::{DocumentBatch, DocumentPath, Fields, Timestamp, canonical, wire};
 
@@ -55,8 +55,8 @@ pub struct CommitWrite {
 pub enum Committed {
     /// All was written; when each write was, in their order.
     Done(Vec<Timestamp>),
-    /// Nothing was, because a condition does not hold. After a lost answer that may be the commit's own doing: who reads again
-    /// must recognise his own work.
+    /// Nothing was, because a condition does not hold. After a lost answer that may be the commit's own
+    /// doing: who reads again must recognise its own work.
     Refused,
 }
 
@@ -88,7 +88,8 @@ impl Firestore {
                 match answer.result {
                     Some(Found::Found(document)) => {
                         let at = names.iter().position(|name| *name == document.name);
-                        let at = at.ok_or_else(|| malformed(method, "it has what was not asked for"))?;
+                        let at =
+                            at.ok_or_else(|| Error::malformed(method, "it has what was not asked for"))?;
                         seen.documents[at] = Some(self.seen_document(&document)?);
                         answered += 1;
                     }
@@ -110,12 +111,11 @@ impl Firestore {
         wire::append_document(&document.encode_to_vec(), &self.inner.root, &mut batch)?;
         let document = batch
             .last()
-            .ok_or_else(|| malformed(method, "an empty document"))?;
+            .ok_or_else(|| Error::malformed(method, "an empty document"))?;
         Ok(SeenDocument {
             create_time: document.create_time,
             update_time: document.update_time,
-            fields: canonical::decode(document.body)
-                .map_err(|source| malformed(method, source.to_string()))?,
+            fields: canonical::decode(document.body).map_err(|source| Error::malformed(method, source))?,
         })
     }
 
@@ -140,7 +140,7 @@ impl Firestore {
             }
         };
         let answer =
-            proto::CommitResponse::decode(answer).map_err(|source| malformed(method, source.to_string()))?;
+            proto::CommitResponse::decode(answer).map_err(|source| Error::malformed(method, source))?;
         let committed = answer.commit_time.unwrap_or_default();
         let times = answer
             .write_results
@@ -156,7 +156,7 @@ impl Firestore {
                 let mut bytes = Vec::new();
                 wire::append_document_message(path, &canonical::encode(fields), root, &mut bytes)?;
                 let document = proto::Document::decode(&*bytes)
-                    .map_err(|source| malformed(Method::Commit, source.to_string()))?;
+                    .map_err(|source| Error::malformed(Method::Commit, source))?;
                 Operation::Update(document)
             }
             None => Operation::Delete(format!("{root}/{path}")),
@@ -183,15 +183,4 @@ fn is_refusal(code: Code) -> bool {
         code,
         Code::FailedPrecondition | Code::AlreadyExists | Code::NotFound
     )
-}
-
-fn timestamp(time: &::firestore::gcloud_sdk::prost_types::Timestamp) -> Timestamp {
-    Timestamp::new(time.seconds, u32::try_from(time.nanos).unwrap_or(0))
-}
-
-fn malformed(method: Method, reason: impl Into<String>) -> Error {
-    Error::Malformed {
-        method,
-        reason: reason.into(),
-    }
 }

@@ -1,7 +1,8 @@
 //! Where access tokens come from.
 //!
-//! Three ways in: an emulator's fixed word, the application default credentials, a key file. Every failure says what
-//! to do, because this is the first thing that goes wrong for anybody; none of them repeats what a key file holds.
+//! Three ways in: an emulator's fixed word, the application default credentials, a key file. Every failure
+//! says what to do, because this is the first thing that goes wrong for anybody; none of them repeats what a
+//! key file holds.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

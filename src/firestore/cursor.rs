@@ -7,6 +7,7 @@
 use ::firestore::gcloud_sdk::google::firestore::v1::{Cursor, Value, value::ValueType};
 
 use super::{Error, Result};
+use crate::document::key::{numeric_id, smallest_in_collection, strip_prefix_end};
 use crate::document::{DocumentKey, DocumentPath, KeyRange};
 
 /// The smallest id there is.
@@ -15,8 +16,6 @@ pub(super) const SMALLEST_ID: &str = "__id-9223372036854775808__";
 const LONGEST_ID: usize = 1500;
 /// The smallest id that is not a number.
 const SMALLEST_TEXT_ID: &str = "\0";
-/// What follows a whole prefix in the first key past everything that starts with it: see `document::path`.
-const PAST_PREFIX: u8 = 0x03;
 
 /// A query's bounds: the first name that belongs to it and the first that does not; `None` is open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,32 +49,23 @@ pub(super) fn name_range(range: &KeyRange) -> Result<NameRange> {
 
 /// The document that a boundary is right after: see [`DocumentKey::after`].
 fn document_before(boundary: &DocumentKey) -> Option<DocumentPath> {
-    let key = boundary.as_bytes().strip_suffix(&[0])?;
-    // A text's end is a zero too: with it, the whole would be a key by itself.
-    match DocumentPath::from_key(boundary.as_bytes()) {
-        Ok(_) => None,
-        Err(_) => DocumentPath::from_key(key).ok(),
-    }
+    boundary.previous()?.path().ok()
 }
 
-/// The smallest document name whose key is not below `boundary`, `None` where that is the very beginning or the
-/// very end: which of the two, the side of the range tells.
+/// The smallest document name whose key is not below `boundary`, which is not the place right after a document;
+/// `None` where that is the very beginning or the very end: which of the two, the side of the range tells.
 fn first_name_from(boundary: &DocumentKey) -> Result<Option<DocumentPath>> {
     let bytes = boundary.as_bytes();
-    if bytes.is_empty() || bytes == [PAST_PREFIX] {
+    if bytes.is_empty() || strip_prefix_end(bytes).is_some_and(<[u8]>::is_empty) {
         return Ok(None);
     }
     if let Ok(document) = DocumentPath::from_key(bytes) {
         return Ok(Some(document));
     }
-    if let Some(document) = boundary.previous() {
-        return Ok(first_below(&document));
-    }
     if let Some(first) = first_in_collection(bytes) {
         return Ok(Some(first));
     }
-    bytes
-        .strip_suffix(&[PAST_PREFIX])
+    strip_prefix_end(bytes)
         .and_then(first_past)
         .map(Some)
         .ok_or_else(|| Error::BadBoundary {
@@ -85,16 +75,7 @@ fn first_name_from(boundary: &DocumentKey) -> Result<Option<DocumentPath>> {
 
 /// The smallest name in a collection, given the collection's key.
 fn first_in_collection(collection: &[u8]) -> Option<DocumentPath> {
-    let mut key = collection.to_vec();
-    // The key of the smallest id: its tag and the smallest number.
-    key.extend_from_slice(&[0x01, 0, 0, 0, 0, 0, 0, 0, 0]);
-    DocumentPath::from_key(&key).ok()
-}
-
-/// The smallest name below a document. The ids of collections are never numbers.
-fn first_below(document: &DocumentKey) -> Option<DocumentPath> {
-    let document = document.path().ok()?;
-    DocumentPath::parse(format!("{document}/{SMALLEST_TEXT_ID}/{SMALLEST_ID}")).ok()
+    DocumentPath::from_key(&smallest_in_collection(collection)).ok()
 }
 
 /// The smallest name past everything that starts with a prefix, which is a document's key or a collection's.
@@ -113,11 +94,7 @@ fn first_past(prefix: &[u8]) -> Option<DocumentPath> {
 fn successor(path: &str) -> String {
     let id_start = path.rfind('/').map_or(0, |slash| slash + 1);
     let (parent, id) = path.split_at(id_start);
-    let number = match DocumentPath::parse(format!("c/{id}")) {
-        Ok(alone) => numeric_id(&alone),
-        Err(_) => None,
-    };
-    match number {
+    match numeric_id(id) {
         None if id.len() >= LONGEST_ID => format!("{parent}{}", successor_of_longest(id)),
         None => format!("{path}\0"),
         Some(i64::MAX) => format!("{parent}{SMALLEST_TEXT_ID}"),
@@ -125,8 +102,8 @@ fn successor(path: &str) -> String {
     }
 }
 
-/// The next id after one that no longer id can start with: its last character is replaced by the next one, or, where none of
-/// them fits, left away and the one before it replaced.
+/// The next id after one that no longer id can start with: its last character is replaced by the next one, or,
+/// where none of them fits, left away and the one before it replaced.
 fn successor_of_longest(id: &str) -> String {
     let mut successor = id.to_owned();
     while let Some(last) = successor.pop() {
@@ -141,15 +118,6 @@ fn successor_of_longest(id: &str) -> String {
     }
     // All of it is the last character there is: only a server that takes longer ids has a name for the place.
     format!("{id}\0")
-}
-
-/// The number of a document's id where its key has it as a number.
-fn numeric_id(document: &DocumentPath) -> Option<i64> {
-    let key = document.key();
-    // `c` as text takes three bytes, a number nine.
-    let number = key.as_bytes().get(3..)?.strip_prefix(&[0x01])?;
-    let number = u64::from_be_bytes(number.try_into().ok()?);
-    Some((number ^ (1 << 63)) as i64)
 }
 
 /// A cursor at a name: before it, or after it.

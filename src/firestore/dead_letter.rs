@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use chrono::DateTime;
@@ -119,7 +119,54 @@ fn open(path: &Path) -> io::Result<File> {
     // A file that was there before keeps its mode otherwise.
     #[cfg(unix)]
     file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    // There is nothing to look at in a pipe.
+    if file.metadata()?.is_file() {
+        end_last_line(path)?;
+    }
     Ok(file)
+}
+
+/// What each line begins with.
+const BEGINNING: &[u8] = br#"{"path":""#;
+
+/// Makes sure that what is added begins a line. A letter that a full disk or a kill has cut off is removed: its write was not
+/// taken for recorded, so it comes again, and a torn line in the middle would make the whole file unreadable.
+fn end_last_line(path: &Path) -> io::Result<()> {
+    let mut file = OpenOptions::new().read(true).write(true).open(path)?;
+    let length = file.seek(SeekFrom::End(0))?;
+    let (start, line) = last_line(&mut file, length)?;
+    if line.is_empty() {
+        return Ok(());
+    }
+    let is_letter = line.starts_with(BEGINNING) || BEGINNING.starts_with(&line);
+    if is_letter && parse(&line).is_err() {
+        tracing::warn!("{}: its last line was cut off, and is removed", path.display());
+        return file.set_len(start);
+    }
+    file.seek(SeekFrom::End(0))?;
+    file.write_all(b"\n")
+}
+
+/// Where the last line of a file of this length begins, and the line; it is empty where the file ends with a line's end.
+fn last_line(file: &mut File, length: u64) -> io::Result<(u64, Vec<u8>)> {
+    let (mut start, mut line) = (length, Vec::new());
+    while start > 0 && length - start < LONGEST_LINE {
+        // As much again as there is already.
+        let more = start.min((length - start).max(64 << 10));
+        start -= more;
+        file.seek(SeekFrom::Start(start))?;
+        let mut bytes = Vec::new();
+        Read::by_ref(file).take(more).read_to_end(&mut bytes)?;
+        if let Some(at) = bytes.iter().rposition(|byte| *byte == b'\n') {
+            bytes.drain(..=at);
+            start += at as u64 + 1;
+            bytes.append(&mut line);
+            return Ok((start, bytes));
+        }
+        bytes.append(&mut line);
+        line = bytes;
+    }
+    Ok((start, line))
 }
 
 impl FailureSink for DeadLetterFile {
@@ -389,6 +436,40 @@ mod tests {
 
         let read: Vec<WriteFailure> = DeadLetters::open(&path).unwrap().map(Result::unwrap).collect();
         assert_eq!(read, failures);
+    }
+
+    /// A full disk, or a kill, cuts a line off. Its write is not taken for recorded, so it comes again.
+    #[test]
+    fn what_comes_after_a_torn_line_can_be_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("failed.ndjson");
+        let failures = failures();
+        let record = |failures: &[WriteFailure]| {
+            let mut file = DeadLetterFile::new(&path);
+            for failure in failures {
+                file.record(failure.clone()).unwrap();
+            }
+        };
+        let read =
+            || -> Vec<WriteFailure> { DeadLetters::open(&path).unwrap().map(Result::unwrap).collect() };
+        record(&failures[..2]);
+        let whole = std::fs::read(&path).unwrap();
+        let lines: Vec<usize> = (0..whole.len()).filter(|at| whole[*at] == b'\n').collect();
+        for cut in 1..whole.len() {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            record(&failures[2..]);
+            // A line that only lacks its end is whole.
+            let kept = lines.iter().filter(|end| **end <= cut).count();
+            let expected: Vec<_> = failures[..kept].iter().chain(&failures[2..]).cloned().collect();
+            assert_eq!(read(), expected, "cut at {cut}");
+        }
+        // What is none of ours is not touched.
+        for other in ["a note", "{\"path\": \"a/1\"}", "\n{\"other\": 1"] {
+            std::fs::write(&path, other).unwrap();
+            record(&failures[2..3]);
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert!(text.starts_with(&format!("{other}\n{{")), "{text}");
+        }
     }
 
     #[test]

@@ -83,7 +83,8 @@ pub enum Error {
         #[source]
         source: Status,
     },
-    /// The server does not answer queries over all collections at once. A read that begins with this goes on another way.
+    /// The server does not answer queries over all collections at once. A read that begins with this goes on
+    /// another way.
     #[error("the server refuses queries over all collections, and has answered some before: try again")]
     KindlessRefused {
         /// The server's answer.
@@ -201,6 +202,14 @@ impl Error {
             | Self::Cancelled { source, .. }
             | Self::Rejected { source, .. } => Some(source),
             _ => None,
+        }
+    }
+
+    /// An answer that is none.
+    pub(super) fn malformed(method: Method, reason: impl ToString) -> Self {
+        Self::Malformed {
+            method,
+            reason: reason.to_string(),
         }
     }
 

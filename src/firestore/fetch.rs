@@ -7,8 +7,8 @@ use tonic::Status;
 
 use super::call::encoded;
 use super::connect::Lane;
+use super::proto::protobuf_time;
 use super::retry::Backoff;
-use super::scan::protobuf_time;
 use super::{Error, Firestore, Method, Result};
 use crate::document::{DocumentBatch, DocumentPath, Timestamp, wire};
 
@@ -27,8 +27,9 @@ pub struct Fetched {
 }
 
 impl Firestore {
-    /// Fetches documents by name, as they were at the read time or are now. Every name is answered for: it is either
-    /// found or missing, in the order of names whatever the order of `paths`; a name that is given twice counts once.
+    /// Fetches documents by name, as they were at the read time or are now. Every name is answered for: it is
+    /// either found or missing, in the order of names whatever the order of `paths`; a name that is given
+    /// twice counts once.
     ///
     /// All of it is held in memory, so ask for as much as fits. Each name is billed as a read.
     pub async fn get_documents(
@@ -220,8 +221,6 @@ fn position(wanted: &[(Vec<u8>, &DocumentPath)], key: &[u8]) -> Result<usize> {
 }
 
 fn unasked(name: String) -> Error {
-    Error::Malformed {
-        method: Method::BatchGetDocuments,
-        reason: format!("it has `{name}`, which was not asked for"),
-    }
+    let reason = format!("it has `{name}`, which was not asked for");
+    Error::malformed(Method::BatchGetDocuments, reason)
 }

@@ -1,8 +1,8 @@
 //! Reading some collection groups instead of everything: a query for each, merged into the order of names.
 //!
-//! A query over all collections returns, and Firestore bills, every document of the database; a query over one collection
-//! group only those of that group. A document is in one group, so the queries have nothing in common, and the merge of their
-//! answers by key is what a query over all of them would give.
+//! A query over all collections returns, and Firestore bills, every document of the database; a query over
+//! one collection group only those of that group. A document is in one group, so the queries have nothing in
+//! common, and the merge of their answers by key is what a query over all of them would give.
 
 use futures::future::try_join_all;
 

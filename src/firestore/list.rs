@@ -6,7 +6,7 @@ use ::firestore::gcloud_sdk::google::firestore::v1::list_collection_ids_request:
 use ::firestore::gcloud_sdk::google::firestore::v1::{ListCollectionIdsRequest, ListCollectionIdsResponse};
 use futures::{Stream, stream};
 
-use super::scan::protobuf_time;
+use super::proto::protobuf_time;
 use super::{Firestore, Method, Result};
 use crate::document::{DocumentPath, Timestamp};
 

@@ -3,11 +3,12 @@
 //! What a backup needs is a stream of documents that neither repeats nor skips one, whatever the network does, and
 //! what a restore needs is a writer that accounts for every document. Both go below the message types of the
 //! `firestore` crate, which gives the protocol and the credentials: answers stay bytes until one pass turns them into
-//! canonical documents ([`raw`](self::Method), [`scan`](ScanOptions)). The archive is unknown here; the operations
+//! canonical documents (`raw`, `scan`). The archive is unknown here; the operations
 //! bring the two together.
 
 mod aggregate;
 mod bulk_write;
+mod by_name;
 mod call;
 mod commit;
 mod connect;
@@ -19,15 +20,19 @@ mod fetch;
 mod groups;
 mod list;
 mod metadata;
+mod page;
 mod permissions;
+mod proto;
 mod query;
-mod query_value;
+mod query_pages;
 mod raw;
+mod read_time;
 mod retry;
 mod scan;
 mod split;
 mod stats;
 mod throttle;
+mod ttl;
 mod walk;
 
 use std::sync::Arc;
@@ -38,7 +43,8 @@ use std::time::Duration;
 pub(crate) use bulk_write::Marks;
 pub use bulk_write::{
     Acknowledged, BulkWriter, Change, ConditionalWriter, ConditionalWrites, EncodedWrites, FailureSink, Mark,
-    OwnedChange, Precondition, Recorded, Write, WriteEncoder, WriteFailure, WriteOptions, WriteStats,
+    OwnedChange, Precondition, Recorded, Write, WriteEncoder, WriteFailure, WriteFence, WriteOptions,
+    WriteStats,
 };
 pub use commit::{CommitWrite, Committed, Seen, SeenDocument};
 pub use connect::{ConnectOptions, Target};
@@ -48,12 +54,14 @@ pub use error::{Error, Result};
 pub use fetch::Fetched;
 pub use metadata::DatabaseMetadata;
 pub use permissions::{Permission, PermissionCheck, Purpose};
-pub use query::{NAME_FIELD, Query, QueryFilter, QueryOperator, QueryOrder, field_path_text};
+pub use proto::NAME_FIELD;
+pub use query::{Query, QueryFilter, QueryOperator, QueryOrder};
 pub use raw::Method;
 pub use retry::RetryPolicy;
 pub use scan::ScanOptions;
 pub use stats::{RequestCounts, RequestStats};
 pub use throttle::{Clock, SystemClock, Throttle, ThrottleOptions, ramp_time, write_time};
+pub use ttl::TtlPolicy;
 
 use crate::document::DatabaseName;
 use crate::progress::Pace;

@@ -1,8 +1,9 @@
 //! What the credentials are allowed to do, found out without changing anything.
 //!
-//! Each permission is tried with a request that has no effect: reads of a document that does not exist, writes with
-//! a precondition that cannot hold. A request that is allowed fails for the precondition, one that is not fails for the
-//! permission (<https://cloud.google.com/firestore/docs/security/iam#required_permissions>).
+//! Each permission is tried with a request that has no effect: reads of a document that does not exist,
+//! writes with a precondition that cannot hold. A request that is allowed fails for the precondition, one
+//! that is not fails for the permission
+//! (<https://cloud.google.com/firestore/docs/security/iam#required_permissions>).
 
 use ::firestore::gcloud_sdk::google::firestore::v1::precondition::ConditionType;
 use ::firestore::gcloud_sdk::google::firestore::v1::write::Operation;

@@ -1,36 +1,21 @@
-//! Collections and collection groups at one time, filtered and ordered, in pages.
+//! What a query asks for: a collection or a collection group, filtered and ordered.
 //!
-//! What holds for [scans](super::ScanOptions) holds here: nothing is repeated and nothing skipped whatever the network does, and
-//! a stream that ended is believed only when a query from its cursor has nothing. A page resumes after the last document by the
-//! values that the query orders by. Without an order of its own, a query is ordered as Firestore implies it: by the fields of
-//! its inequalities, then by name, which needs no index that is not there.
+//! Without an order of its own, a query is ordered as Firestore implies it: by the fields of its
+//! inequalities, then by name, which needs no index that is not there. It is read [in
+//! pages](super::Firestore::query).
 
 use std::collections::BTreeSet;
 
-use ::firestore::gcloud_sdk::google::firestore::v1::run_query_request::{ConsistencySelector, QueryType};
 use ::firestore::gcloud_sdk::google::firestore::v1::structured_query::{
     CollectionSelector, CompositeFilter, Direction, FieldFilter, FieldReference, Filter, Order, UnaryFilter,
     composite_filter, field_filter, filter::FilterType, unary_filter,
 };
 use ::firestore::gcloud_sdk::google::firestore::v1::value::ValueType;
-use ::firestore::gcloud_sdk::google::firestore::v1::{
-    Cursor, RunQueryRequest, StructuredQuery, Value as ProtoValue,
-};
-use futures::{Stream, stream};
-use tonic::Status;
+use ::firestore::gcloud_sdk::google::firestore::v1::{Cursor, StructuredQuery, Value as ProtoValue};
 
-use super::call::{AnswerStream, encoded, no_answer};
-use super::connect::Lane;
-use super::query_value::proto_value;
-use super::retry::Backoff;
-use super::scan::protobuf_time;
-use super::{Error, Firestore, Method, Result};
-use crate::document::{
-    CollectionPath, DocumentBatch, DocumentPath, Fields, Reference, Timestamp, Value, canonical, wire,
-};
-
-/// The name by which queries know a document's name.
-pub const NAME_FIELD: &str = "__name__";
+use super::proto::{NAME_FIELD, proto_value};
+use super::{Error, Method, Result};
+use crate::document::{CollectionPath, DocumentPath, Fields, Reference, Value, canonical, field_path_text};
 
 /// Which documents, in which order.
 #[derive(Clone, Debug, PartialEq)]
@@ -229,17 +214,21 @@ impl Query {
     }
 
     /// The cursor after a document.
-    fn cursor(&self, path: &DocumentPath, body: &[u8], root: &str) -> Result<Cursor> {
+    pub(super) fn cursor(&self, path: &DocumentPath, body: &[u8], root: &str) -> Result<Cursor> {
         let order = self.fields_of_order();
         let mut values = Vec::with_capacity(order.len() + 1);
         if !order.is_empty() {
-            let fields = canonical::decode(body).map_err(|error| malformed(error.to_string()))?;
+            let fields =
+                canonical::decode(body).map_err(|error| Error::malformed(Method::RunQuery, error))?;
             for order in &order {
                 let value = value_at(&fields, &order.field).ok_or_else(|| {
-                    malformed(format!(
-                        "`{path}` came without the field {} that it is ordered by",
-                        shown(&order.field)
-                    ))
+                    Error::malformed(
+                        Method::RunQuery,
+                        format!(
+                            "`{path}` came without the field {} that it is ordered by",
+                            shown(&order.field)
+                        ),
+                    )
                 })?;
                 values.push(proto_value(value, root));
             }
@@ -305,34 +294,6 @@ fn is_name(field: &[String]) -> bool {
     matches!(field, [only] if only == NAME_FIELD)
 }
 
-/// The field path as Firestore writes it: keys that are no simple names between backticks.
-pub fn field_path_text<'a>(keys: impl IntoIterator<Item = &'a str>) -> String {
-    let mut text = String::new();
-    for key in keys {
-        if !text.is_empty() {
-            text.push('.');
-        }
-        let mut letters = key.bytes();
-        let simple = letters
-            .next()
-            .is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_')
-            && letters.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-        if simple {
-            text.push_str(key);
-        } else {
-            text.push('`');
-            for letter in key.chars() {
-                if matches!(letter, '`' | '\\') {
-                    text.push('\\');
-                }
-                text.push(letter);
-            }
-            text.push('`');
-        }
-    }
-    text
-}
-
 fn shown(field: &[String]) -> String {
     field_path_text(field.iter().map(String::as_str))
 }
@@ -351,209 +312,4 @@ fn value_at<'f>(fields: &'f Fields, path: &[String]) -> Option<&'f Value> {
         value = fields.get(key)?;
     }
     Some(value)
-}
-
-fn malformed(reason: String) -> Error {
-    Error::Malformed {
-        method: Method::RunQuery,
-        reason,
-    }
-}
-
-/// Documents that a query asks for; as for scans, an emulator's queries have a high fixed cost.
-const PAGE: u64 = 5_000;
-const EMULATOR_PAGE: u64 = 10_000;
-/// What completes a batch.
-const BATCH_DOCUMENTS: usize = 512;
-const BATCH_BYTES: usize = 512 << 10;
-
-impl Firestore {
-    /// Streams what a query selects as it was at the read time, in batches.
-    ///
-    /// Failures that pass are retried and the stream resumes where it was; it ends after the first error. Nothing runs while
-    /// it is not polled, beyond what fits the connection's windows; dropping it cancels.
-    pub fn query(
-        &self,
-        query: Query,
-        read_time: Timestamp,
-    ) -> impl Stream<Item = Result<DocumentBatch>> + Send + 'static + use<> {
-        self.query_from(query, read_time, None)
-    }
-
-    /// The same for what comes after a document in the query's order, given by its path and its canonical body.
-    pub fn query_after(
-        &self,
-        query: Query,
-        read_time: Timestamp,
-        after: Option<(&DocumentPath, &[u8])>,
-    ) -> Result<impl Stream<Item = Result<DocumentBatch>> + Send + 'static + use<>> {
-        let after = after.map(|(path, body)| query.cursor(path, body, &self.inner.root));
-        let after = after.transpose()?;
-        Ok(self.query_from(query, read_time, after))
-    }
-
-    fn query_from(
-        &self,
-        query: Query,
-        read_time: Timestamp,
-        after: Option<Cursor>,
-    ) -> impl Stream<Item = Result<DocumentBatch>> + Send + 'static + use<> {
-        let pages = Pages {
-            left: query.limit.unwrap_or(u64::MAX),
-            backoff: Backoff::new(self.inner.retry.clone()),
-            firestore: self.clone(),
-            query,
-            read_time,
-            after,
-            page: None,
-            finished: false,
-        };
-        stream::try_unfold(pages, |mut pages| async move {
-            let batch = pages.next_batch().await?;
-            Ok(batch.map(|batch| (batch, pages)))
-        })
-    }
-}
-
-struct Page {
-    answers: AnswerStream,
-    limit: u64,
-    documents: u64,
-    bytes: u64,
-    answered: bool,
-}
-
-struct Pages {
-    firestore: Firestore,
-    query: Query,
-    read_time: Timestamp,
-    left: u64,
-    /// After the last document that has arrived.
-    after: Option<Cursor>,
-    page: Option<Page>,
-    backoff: Backoff,
-    finished: bool,
-}
-
-impl Pages {
-    async fn next_batch(&mut self) -> Result<Option<DocumentBatch>> {
-        let mut batch = DocumentBatch::new();
-        while !self.finished && self.left > 0 {
-            match self.read_on(&mut batch).await? {
-                Ok(()) if batch.len() >= BATCH_DOCUMENTS || batch.byte_len() >= BATCH_BYTES => break,
-                Ok(()) => {}
-                Err(status) => {
-                    self.arrived(&batch)?;
-                    self.finish_page();
-                    self.firestore
-                        .wait_or_fail(Method::RunQuery, Some(self.read_time), &mut self.backoff, status)
-                        .await?;
-                }
-            }
-        }
-        self.arrived(&batch)?;
-        Ok((!batch.is_empty()).then_some(batch))
-    }
-
-    /// Takes note of where the next page begins.
-    fn arrived(&mut self, batch: &DocumentBatch) -> Result<()> {
-        let Some(last) = batch.last() else { return Ok(()) };
-        let path = last.path().map_err(|error| malformed(error.to_string()))?;
-        self.after = Some(self.query.cursor(&path, last.body, &self.firestore.inner.root)?);
-        Ok(())
-    }
-
-    /// Takes in messages until the batch is full, the page ends or the call fails. The inner error is the call's.
-    async fn read_on(&mut self, batch: &mut DocumentBatch) -> Result<Result<(), Status>> {
-        if self.page.is_none() {
-            self.arrived(batch)?;
-            match self.open_page().await {
-                Ok(page) => self.page = Some(page),
-                Err(status) => return Ok(Err(status)),
-            }
-        }
-        let Some(page) = &mut self.page else {
-            return Ok(Ok(()));
-        };
-        while page.documents < page.limit {
-            match page.answers.next().await {
-                Ok(Some(message)) => {
-                    page.answered = true;
-                    page.bytes += message.len() as u64;
-                    let answer = wire::query_answer(&message)?;
-                    if let Some(answered) = answer.read_time
-                        && answered != self.read_time
-                    {
-                        return Err(Error::OtherReadTime {
-                            method: Method::RunQuery,
-                            asked: self.read_time,
-                            answered,
-                        });
-                    }
-                    if let Some(document) = answer.document {
-                        wire::append_document(document, &self.firestore.inner.root, batch)?;
-                        page.documents += 1;
-                        self.left -= 1;
-                        if batch.len() >= BATCH_DOCUMENTS || batch.byte_len() >= BATCH_BYTES {
-                            return Ok(Ok(()));
-                        }
-                    }
-                }
-                Ok(None) if !page.answered => return Ok(Err(no_answer())),
-                Ok(None) => {
-                    self.finished = page.documents == 0;
-                    break;
-                }
-                Err(status) => return Ok(Err(status)),
-            }
-        }
-        self.finish_page();
-        Ok(Ok(()))
-    }
-
-    fn finish_page(&mut self) {
-        let Some(page) = self.page.take() else { return };
-        if page.documents > 0 {
-            self.backoff.progressed();
-        }
-        // A query that finds nothing is billed as one read.
-        self.firestore.inner.stats.billed(page.documents.max(1));
-        self.firestore.inner.stats.received(page.bytes);
-    }
-
-    async fn open_page(&mut self) -> Result<Page, Status> {
-        let page = match self.firestore.is_emulator() {
-            true => EMULATOR_PAGE,
-            false => PAGE,
-        };
-        let limit = page.min(self.left);
-        let root = &self.firestore.inner.root;
-        let mut query = self.query.structured(root);
-        query.start_at = self.after.clone();
-        query.limit = i32::try_from(limit).ok();
-        let request = RunQueryRequest {
-            parent: self.query.parent_name(root),
-            query_type: Some(QueryType::StructuredQuery(query)),
-            consistency_selector: Some(ConsistencySelector::ReadTime(protobuf_time(self.read_time))),
-            ..Default::default()
-        };
-        let answers = self
-            .firestore
-            .open_stream(Lane::Bulk, Method::RunQuery, encoded(&request))
-            .await?;
-        Ok(Page {
-            answers,
-            limit,
-            documents: 0,
-            bytes: 0,
-            answered: false,
-        })
-    }
-}
-
-impl Drop for Pages {
-    /// Whoever has read enough leaves in the middle of a page, and it is billed all the same.
-    fn drop(&mut self) {
-        self.finish_page();
-    }
 }

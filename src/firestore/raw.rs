@@ -30,11 +30,13 @@ pub enum Method {
     Commit,
     /// Describes the database: a method of the administration API.
     GetDatabase,
+    /// Lists fields with settings of their own: a method of the administration API.
+    ListFields,
 }
 
 impl Method {
     /// Every method, in the order of its declaration.
-    pub const ALL: [Method; 9] = [
+    pub const ALL: [Method; 10] = [
         Method::RunQuery,
         Method::RunAggregationQuery,
         Method::BatchGetDocuments,
@@ -44,6 +46,7 @@ impl Method {
         Method::PartitionQuery,
         Method::Commit,
         Method::GetDatabase,
+        Method::ListFields,
     ];
 
     pub(super) fn index(self) -> usize {
@@ -61,6 +64,7 @@ impl Method {
             Method::PartitionQuery => "/google.firestore.v1.Firestore/PartitionQuery",
             Method::Commit => "/google.firestore.v1.Firestore/Commit",
             Method::GetDatabase => "/google.firestore.admin.v1.FirestoreAdmin/GetDatabase",
+            Method::ListFields => "/google.firestore.admin.v1.FirestoreAdmin/ListFields",
         })
     }
 }
@@ -77,6 +81,7 @@ impl std::fmt::Display for Method {
             Method::PartitionQuery => "PartitionQuery",
             Method::Commit => "Commit",
             Method::GetDatabase => "GetDatabase",
+            Method::ListFields => "ListFields",
         })
     }
 }

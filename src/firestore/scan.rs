@@ -1,45 +1,40 @@
 //! Reading a key range at one time, in the order of names, with nothing repeated and nothing skipped.
 //!
-//! One query without a collection, over all descendants of the root, returns every document at every depth, the
-//! children of missing documents included. It is asked for in pages, each resumed after the last document that
-//! arrived: a page bounds what a server has to hold open, and a cut stream is just a short page. Servers have been seen
-//! to end streams early and call it OK, so **a range is finished only when a query from its cursor is answered, and has no
-//! documents**: Firestore says in a message of its own that there are none, so a stream without any message is one more
-//! that ended early.
+//! One query without a collection, over all descendants of the root, returns every document at every depth,
+//! the children of missing documents included. It is asked for in pages, each resumed after the last document
+//! that arrived: a page bounds what a server has to hold open, and a cut stream is just a short page. Servers
+//! have been seen to end streams early and call it OK, so **a range is finished only when a query from its
+//! cursor is answered, and has no documents**: Firestore says in a message of its own that there are none, so
+//! a stream without any message is one more that ended early.
 //!
-//! A server that refuses such queries is read another way: see [`walk`](super::walk). Where only some collection groups are
-//! wanted, each is a query of its own: see [`groups`](super::groups).
+//! A server that refuses such queries is read another way: see [`walk`](super::walk). Where only some
+//! collection groups are wanted, each is a query of its own: see [`groups`](super::groups).
 //!
-//! A page begins with an idle moment, the time to its first document. So pages are long (their size follows the
-//! documents' mean size), and the next one is asked for when the last document of the one before has arrived, without
-//! waiting for the stream to end.
+//! A page begins with an idle moment, the time to its first document. So pages are long (their size follows
+//! the documents' mean size), and the next one is asked for when the last document of the one before has
+//! arrived, without waiting for the stream to end.
 
-use ::firestore::gcloud_sdk::google::firestore::v1::run_query_request::{ConsistencySelector, QueryType};
-use ::firestore::gcloud_sdk::google::firestore::v1::structured_query::{
-    CollectionSelector, Direction, FieldReference, Order, Projection,
-};
-use ::firestore::gcloud_sdk::google::firestore::v1::{
-    BatchGetDocumentsRequest, BatchGetDocumentsResponse, RunQueryRequest, RunQueryResponse, StructuredQuery,
-};
-use ::firestore::gcloud_sdk::prost_types;
 use futures::{FutureExt, Stream, stream};
-use tonic::{Code, Status};
+use tonic::Status;
 
-use super::call::{AnswerStream, encoded, no_answer};
+use super::by_name::{kindless_refused, query_by_name, query_request};
+use super::call::{encoded, no_answer};
 use super::connect::Lane;
-use super::cursor::{NameRange, cursor, name_range};
+use super::cursor::{NameRange, name_range};
 use super::groups::MergedGroups;
+use super::page::Page;
 use super::retry::Backoff;
 use super::walk::Walker;
 use super::{Error, Firestore, Method, Result};
-use crate::document::{DocumentBatch, DocumentKey, DocumentPath, KeyRange, Timestamp, wire};
+use crate::document::{DocumentBatch, DocumentKey, DocumentPath, KeyRange, Timestamp};
 
 /// What to scan, and how.
 #[derive(Clone, Debug)]
 pub struct ScanOptions {
     /// The keys to read.
     pub range: KeyRange,
-    /// Read only documents whose collection has one of these ids, at any depth, by a query for each; none: all documents.
+    /// Read only documents whose collection has one of these ids, at any depth, by a query for each; none:
+    /// all documents.
     pub groups: Vec<String>,
     /// Begin after this document instead of at the range's start: where an earlier scan has got to.
     pub after: Option<DocumentKey>,
@@ -93,159 +88,6 @@ impl Firestore {
             Ok(batch.map(|batch| (batch, scan)))
         })
     }
-
-    /// A time that the database can be read at, by the server's clock: later than every write that was
-    /// acknowledged before the call.
-    pub async fn current_read_time(&self) -> Result<Timestamp> {
-        if !self.walks() {
-            let query = query_by_name(&self.inner.root, None, &NameRange::default(), None);
-            let request = query_request(&self.inner.root, query, true, 1, None);
-            let asked = self.ask_stream(Method::RunQuery, None, &request).await;
-            let answers: Vec<RunQueryResponse> = match asked.map_err(kindless_refused) {
-                Err(Error::KindlessRefused { source }) => {
-                    self.walk_from_now_on(&source);
-                    return self.read_time_of_a_name().await;
-                }
-                asked => asked?,
-            };
-            self.inner.stats.billed(1);
-            let time = answers.iter().find_map(|answer| answer.read_time.as_ref());
-            return read_time(Method::RunQuery, time);
-        }
-        self.read_time_of_a_name().await
-    }
-
-    /// The same, asked with a name that nobody has.
-    async fn read_time_of_a_name(&self) -> Result<Timestamp> {
-        let request = BatchGetDocumentsRequest {
-            database: self.inner.database.resource(),
-            documents: vec![format!("{}/{}", self.inner.root, self.nonexistent())],
-            ..Default::default()
-        };
-        let method = Method::BatchGetDocuments;
-        let answers: Vec<BatchGetDocumentsResponse> = self.ask_stream(method, None, &request).await?;
-        self.inner.stats.billed(1);
-        read_time(
-            method,
-            answers.iter().find_map(|answer| answer.read_time.as_ref()),
-        )
-    }
-
-    /// The first document in a range of names at the read time, or the last: not every server answers in
-    /// descending order.
-    pub(super) async fn end_name(
-        &self,
-        names: &NameRange,
-        read_time: Timestamp,
-        last: bool,
-    ) -> Result<Option<DocumentPath>> {
-        let mut query = query_by_name(&self.inner.root, None, names, None);
-        if last {
-            descending(&mut query, &self.inner.root, names);
-        }
-        let request = query_request(&self.inner.root, query, true, 1, Some(read_time));
-        let answers: Vec<RunQueryResponse> = self
-            .ask_stream(Method::RunQuery, Some(read_time), &request)
-            .await?;
-        self.inner.stats.billed(1);
-        let Some(document) = answers.into_iter().find_map(|answer| answer.document) else {
-            return Ok(None);
-        };
-        let path = self.path_of(&document.name).ok_or_else(|| Error::Malformed {
-            method: Method::RunQuery,
-            reason: format!("it has a document named `{}`", document.name),
-        })?;
-        Ok(Some(path))
-    }
-
-    /// The path that a full name stands for, if it is a document of this database.
-    pub(super) fn path_of(&self, name: &str) -> Option<DocumentPath> {
-        let path = name.strip_prefix(&self.inner.root)?.strip_prefix('/')?;
-        DocumentPath::parse(path).ok()
-    }
-}
-
-fn read_time(method: Method, time: Option<&prost_types::Timestamp>) -> Result<Timestamp> {
-    time.map(|time| Timestamp::new(time.seconds, u32::try_from(time.nanos).unwrap_or(0)))
-        .ok_or_else(|| Error::Malformed {
-            method,
-            reason: "no read time came with it".to_owned(),
-        })
-}
-
-/// Turns a query around. Its bounds change places: `end` is left out by starting after it.
-fn descending(query: &mut StructuredQuery, root: &str, names: &NameRange) {
-    for order in &mut query.order_by {
-        order.direction = Direction::Descending.into();
-    }
-    query.start_at = names.end.as_ref().map(|end| cursor(root, end, names.through_end));
-    let start = names.start.as_ref();
-    query.end_at = start.map(|start| cursor(root, start, names.after_start));
-}
-
-/// The query over all collections, or over all with one id, bounded by names.
-pub(super) fn query_by_name(
-    root: &str,
-    group: Option<&str>,
-    names: &NameRange,
-    after: Option<&DocumentPath>,
-) -> StructuredQuery {
-    StructuredQuery {
-        from: vec![CollectionSelector {
-            collection_id: group.unwrap_or_default().to_owned(),
-            all_descendants: true,
-        }],
-        order_by: vec![Order {
-            field: Some(name_field()),
-            direction: Direction::Ascending.into(),
-        }],
-        start_at: match after {
-            Some(last) => Some(cursor(root, last, false)),
-            None => names
-                .start
-                .as_ref()
-                .map(|first| cursor(root, first, !names.after_start)),
-        },
-        end_at: names
-            .end
-            .as_ref()
-            .map(|end| cursor(root, end, !names.through_end)),
-        ..Default::default()
-    }
-}
-
-fn name_field() -> FieldReference {
-    FieldReference {
-        field_path: "__name__".to_owned(),
-    }
-}
-
-pub(super) fn protobuf_time(time: Timestamp) -> prost_types::Timestamp {
-    prost_types::Timestamp {
-        seconds: time.seconds,
-        nanos: i32::try_from(time.nanos).unwrap_or(0),
-    }
-}
-
-fn query_request(
-    root: &str,
-    mut query: StructuredQuery,
-    names_only: bool,
-    limit: u32,
-    read_time: Option<Timestamp>,
-) -> RunQueryRequest {
-    query.limit = Some(i32::try_from(limit).unwrap_or(i32::MAX));
-    if names_only {
-        query.select = Some(Projection {
-            fields: vec![name_field()],
-        });
-    }
-    RunQueryRequest {
-        parent: root.to_owned(),
-        query_type: Some(QueryType::StructuredQuery(query)),
-        consistency_selector: read_time.map(|time| ConsistencySelector::ReadTime(protobuf_time(time))),
-        ..Default::default()
-    }
 }
 
 /// Bytes that a page should hold, so that its start does not count: at 40 MB/s and 5 ms it is about 1 %.
@@ -277,17 +119,6 @@ impl PageSize {
         self.documents += documents;
         self.bytes += bytes;
     }
-}
-
-/// A query under way.
-#[derive(Debug)]
-struct Page {
-    answers: AnswerStream,
-    limit: u32,
-    documents: u32,
-    bytes: u64,
-    /// Whether any message has arrived.
-    answered: bool,
 }
 
 /// A scan, one way or the other.
@@ -337,7 +168,8 @@ pub(super) struct Scanner {
     backoff: Backoff,
     page: Option<Page>,
     batch: DocumentBatch,
-    /// The key of the last document of the last batch that was given out, or that the scan begins after; or empty.
+    /// The key of the last document of the last batch that was given out, or that the scan begins after; or
+    /// empty.
     given: Vec<u8>,
     finished: bool,
 }
@@ -423,22 +255,9 @@ impl Scanner {
         while page.documents < page.limit {
             match page.answers.next().await {
                 Ok(Some(message)) => {
-                    page.answered = true;
-                    let answer = wire::query_answer(&message)?;
-                    if let Some(answered) = answer.read_time
-                        && answered != self.options.read_time
-                    {
-                        return Err(Error::OtherReadTime {
-                            method: Method::RunQuery,
-                            asked: self.options.read_time,
-                            answered,
-                        });
-                    }
-                    page.bytes += message.len() as u64;
-                    if let Some(document) = answer.document {
-                        wire::append_document(document, &self.firestore.inner.root, &mut self.batch)?;
+                    let root = &self.firestore.inner.root;
+                    if page.take_in(&message, root, self.options.read_time, &mut self.batch)? {
                         check_order(&self.given, &self.batch)?;
-                        page.documents += 1;
                         if self.batch.len() >= self.options.batch_documents
                             || self.batch.byte_len() >= self.options.batch_bytes
                         {
@@ -467,14 +286,9 @@ impl Scanner {
         let Some(page) = self.page.take() else { return };
         if page.documents > 0 {
             self.backoff.progressed();
-            self.size.arrived(page.documents.into(), page.bytes);
+            self.size.arrived(page.documents, page.bytes);
         }
-        // A query that finds nothing is billed as one read.
-        self.firestore
-            .inner
-            .stats
-            .billed(u64::from(page.documents).max(1));
-        self.firestore.inner.stats.received(page.bytes);
+        page.account(&self.firestore.inner.stats);
     }
 
     async fn open_page(&mut self) -> Result<Result<Page, Status>> {
@@ -483,10 +297,9 @@ impl Scanner {
             None if self.given.is_empty() => None,
             None => Some(DocumentPath::from_key(&self.given)),
         };
-        let last = last.transpose().map_err(|source| Error::Malformed {
-            method: Method::RunQuery,
-            reason: source.to_string(),
-        })?;
+        let last = last
+            .transpose()
+            .map_err(|source| Error::malformed(Method::RunQuery, source))?;
         let limit = self.size.next();
         let root = &self.firestore.inner.root;
         let query = query_by_name(root, self.group.as_deref(), &self.names, last.as_ref());
@@ -496,13 +309,7 @@ impl Scanner {
             .firestore
             .open_stream(Lane::Bulk, Method::RunQuery, encoded(&request))
             .await;
-        Ok(opened.map(|answers| Page {
-            answers,
-            limit,
-            documents: 0,
-            bytes: 0,
-            answered: false,
-        }))
+        Ok(opened.map(|answers| Page::new(answers, limit.into())))
     }
 }
 
@@ -513,7 +320,8 @@ impl Drop for Scanner {
     }
 }
 
-/// Checks that the batch's last document comes after the one before it, which may be in the batch given out before.
+/// Checks that the batch's last document comes after the one before it, which may be in the batch given out
+/// before.
 fn check_order(given: &[u8], batch: &DocumentBatch) -> Result<()> {
     let Some(index) = batch.len().checked_sub(1) else {
         return Ok(());
@@ -525,10 +333,7 @@ fn check_order(given: &[u8], batch: &DocumentBatch) -> Result<()> {
     match batch.get(index) {
         Some(last) if last.key <= before => {
             let path = |key: &[u8]| {
-                DocumentPath::from_key(key).map_err(|source| Error::Malformed {
-                    method: Method::RunQuery,
-                    reason: source.to_string(),
-                })
+                DocumentPath::from_key(key).map_err(|source| Error::malformed(Method::RunQuery, source))
             };
             Err(Error::OutOfOrder {
                 first: path(before)?,
@@ -537,22 +342,4 @@ fn check_order(given: &[u8], batch: &DocumentBatch) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// Tells a server that knows no such query from one that refuses this one.
-fn kindless_refused(error: Error) -> Error {
-    match error {
-        Error::Unsupported { source, .. } => Error::KindlessRefused { source },
-        Error::Rejected { source, .. }
-            if source.code() == Code::InvalidArgument && speaks_of_kind(source.message()) =>
-        {
-            Error::KindlessRefused { source }
-        }
-        other => other,
-    }
-}
-
-fn speaks_of_kind(message: &str) -> bool {
-    let message = message.to_ascii_lowercase();
-    message.contains("kind") || message.contains("collection")
 }

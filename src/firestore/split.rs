@@ -1,10 +1,10 @@
 //! Cutting the key space into parts that can be read side by side.
 //!
-//! Production knows where its data is: PartitionQuery gives names that split a collection group evenly. Where it is not
-//! offered, or knows too little (it asks by group, and the root's collections need not be where the documents are), the
-//! key space is probed: a piece is halved at a made-up name, counts say which piece to halve next, and queries for one
-//! name keep the pieces tight around what is there. Parts come out roughly equal; that is enough, since whoever reads
-//! them splits what runs longest again.
+//! Production knows where its data is: PartitionQuery gives names that split a collection group evenly. Where
+//! it is not offered, or knows too little (it asks by group, and the root's collections need not be where the
+//! documents are), the key space is probed: a piece is halved at a made-up name, counts say which piece to
+//! halve next, and queries for one name keep the pieces tight around what is there. Parts come out roughly
+//! equal; that is enough, since whoever reads them splits what runs longest again.
 
 mod between;
 
@@ -15,16 +15,17 @@ use ::firestore::gcloud_sdk::google::firestore::v1::partition_query_request::{
     ConsistencySelector, QueryType,
 };
 use ::firestore::gcloud_sdk::google::firestore::v1::structured_query::{
-    CollectionSelector, Direction, FieldReference, Order,
+    CollectionSelector, Direction, Order,
 };
 use ::firestore::gcloud_sdk::google::firestore::v1::value::ValueType;
 use ::firestore::gcloud_sdk::google::firestore::v1::{
-    PartitionQueryRequest, PartitionQueryResponse, StructuredQuery,
+    PartitionQueryRequest, PartitionQueryResponse, RunQueryResponse, StructuredQuery,
 };
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::cursor::{NameRange, name_range};
-use super::scan::protobuf_time;
+use super::by_name::{query_by_name, query_request};
+use super::cursor::{NameRange, cursor, name_range};
+use super::proto::{name_field, protobuf_time};
 use super::{Error, Firestore, Method, Result};
 use crate::document::{CollectionPath, DocumentKey, DocumentPath, KeyRange, Timestamp};
 use between::{name_between, name_past};
@@ -47,14 +48,14 @@ const MOST_TIGHTENINGS: usize = 24;
 const SMALLEST_PIECE: u64 = 16;
 
 impl Firestore {
-    /// Cuts a range into at most `parts` parts of about the same number of documents: the keys that begin the second and
-    /// every further part, ascending, inside the range. There may be fewer, or none.
+    /// Cuts a range into at most `parts` parts of about the same number of documents: the keys that begin the
+    /// second and every further part, ascending, inside the range. There may be fewer, or none.
     ///
-    /// A few requests for each part, billed as a read each (counts as one for each thousand). Only a lack of permission
-    /// or of the database is an error; everything else just leaves fewer parts.
+    /// A few requests for each part, billed as a read each (counts as one for each thousand). Only a lack of
+    /// permission or of the database is an error; everything else just leaves fewer parts.
     ///
-    /// Where collection groups are named, only their documents count; then the server must offer PartitionQuery, or the range
-    /// stays whole.
+    /// Where collection groups are named, only their documents count; then the server must offer
+    /// PartitionQuery, or the range stays whole.
     pub async fn split(
         &self,
         range: &KeyRange,
@@ -153,9 +154,7 @@ impl Firestore {
                     all_descendants: true,
                 }],
                 order_by: vec![Order {
-                    field: Some(FieldReference {
-                        field_path: "__name__".to_owned(),
-                    }),
+                    field: Some(name_field()),
                     direction: Direction::Ascending.into(),
                 }],
                 ..Default::default()
@@ -185,6 +184,43 @@ impl Firestore {
             request.page_token = answer.next_page_token;
         }
     }
+
+    /// The first document in a range of names at the read time, or the last: not every server answers in
+    /// descending order.
+    async fn end_name(
+        &self,
+        names: &NameRange,
+        read_time: Timestamp,
+        last: bool,
+    ) -> Result<Option<DocumentPath>> {
+        let mut query = query_by_name(&self.inner.root, None, names, None);
+        if last {
+            descending(&mut query, &self.inner.root, names);
+        }
+        let request = query_request(&self.inner.root, query, true, 1, Some(read_time));
+        let answers: Vec<RunQueryResponse> = self
+            .ask_stream(Method::RunQuery, Some(read_time), &request)
+            .await?;
+        self.inner.stats.billed(1);
+        let Some(document) = answers.into_iter().find_map(|answer| answer.document) else {
+            return Ok(None);
+        };
+        let path = self.path_of(&document.name).ok_or_else(|| {
+            let reason = format!("it has a document named `{}`", document.name);
+            Error::malformed(Method::RunQuery, reason)
+        })?;
+        Ok(Some(path))
+    }
+}
+
+/// Turns a query around. Its bounds change places: `end` is left out by starting after it.
+fn descending(query: &mut StructuredQuery, root: &str, names: &NameRange) {
+    for order in &mut query.order_by {
+        order.direction = Direction::Descending.into();
+    }
+    query.start_at = names.end.as_ref().map(|end| cursor(root, end, names.through_end));
+    let start = names.start.as_ref();
+    query.end_at = start.map(|start| cursor(root, start, names.after_start));
 }
 
 /// What failed only makes splitting worse, unless everything that follows will fail as well.
@@ -201,8 +237,8 @@ fn tolerated<T>(error: Error, instead: T) -> Result<T> {
     }
 }
 
-/// The answer to a question that not every server answers, or answers soon: counting hundreds of millions takes longer than
-/// reading unevenly cut parts. `None` means not to ask again.
+/// The answer to a question that not every server answers, or answers soon: counting hundreds of millions
+/// takes longer than reading unevenly cut parts. `None` means not to ask again.
 async fn patiently<T>(answer: impl Future<Output = Result<T>>) -> Result<Option<T>> {
     match tokio::time::timeout(PATIENCE, answer).await {
         Ok(Ok(answer)) => Ok(Some(answer)),

@@ -1,9 +1,9 @@
 //! How fast to write: a fixed rate, Firestore's own advice for new traffic, and what the database makes of it.
 //!
-//! Firestore splits its tablets as load arrives, which takes minutes. Its advice is to begin with 500 operations a
-//! second and to add half as much every five minutes
-//! (<https://cloud.google.com/firestore/docs/best-practices#ramping_up_traffic>); faster, and writes fail with
-//! ABORTED or RESOURCE_EXHAUSTED.
+//! Firestore splits its tablets as load arrives, which takes minutes. Its advice is to begin with 500
+//! operations a second and to add half as much every five minutes
+//! (<https://cloud.google.com/firestore/docs/best-practices#ramping_up_traffic>); faster, and writes fail
+//! with ABORTED or RESOURCE_EXHAUSTED.
 //!
 //! Below that, two things are adapted to what comes back, with the numbers of Apache Beam's Firestore writer:
 //!
@@ -46,6 +46,8 @@ const RAMP_FACTOR: f64 = 1.5;
 const RAMP_STEP: Duration = Duration::from_secs(300);
 /// What may be sent at once after a pause, as a part of a second's worth.
 const BURST_SECONDS: f64 = 1.0;
+/// More than anybody waits: a rate may be as low as one likes.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// How many times what the server takes is sent to it.
 const OVERSEND: f64 = 1.25;
 /// However much is refused, this many writes a second are tried.
@@ -74,14 +76,15 @@ pub struct ThrottleOptions {
     pub adaptive: bool,
 }
 
-/// The least time that so many writes take under Firestore's ramp, begun at its start and never pushed back: what a full
-/// restore into a database without other traffic takes at best, and so the recovery time that can be promised.
+/// The least time that so many writes take under Firestore's ramp, begun at its start and never pushed back:
+/// what a full restore into a database without other traffic takes at best, and so the recovery time that can
+/// be promised.
 pub fn ramp_time(writes: u64) -> Duration {
     write_time(writes, None, true).unwrap_or(Duration::MAX)
 }
 
-/// The least time that so many writes take at most `rate` writes a second, if one is given, and under the ramp, if it is to
-/// be followed. `None` where neither bounds the time.
+/// The least time that so many writes take at most `rate` writes a second, if one is given, and under the
+/// ramp, if it is to be followed. `None` where neither bounds the time.
 pub fn write_time(writes: u64, rate: Option<f64>, ramp: bool) -> Option<Duration> {
     let rate = rate.filter(|rate| *rate > 0.0);
     let seconds = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
@@ -222,12 +225,14 @@ impl Throttle {
         let burst = Duration::from_secs_f64(BURST_SECONDS);
         let earliest = now.checked_sub(burst).unwrap_or(now).max(state.started);
         let begin = state.paid_until.max(earliest);
-        state.paid_until = begin + Duration::from_secs_f64(writes as f64 / rate);
+        let takes = Duration::try_from_secs_f64(writes as f64 / rate).unwrap_or(LONGEST);
+        // A clock may have no such moment.
+        state.paid_until = begin.checked_add(takes.min(LONGEST)).unwrap_or(begin);
         begin.saturating_duration_since(now)
     }
 
-    /// A request of so many writes was answered, so many of which were refused because the server has too much to do, and it
-    /// took so long.
+    /// A request of so many writes was answered, so many of which were refused because the server has too
+    /// much to do, and it took so long.
     pub fn answered(&self, writes: usize, refused: usize, latency: Duration) {
         if !self.options.adaptive || writes == 0 {
             return;
@@ -293,7 +298,8 @@ impl Throttle {
             state.limit = lower(state.limit, Some(limit));
         } else if let Some(limit) = state.limit {
             let limit = limit * RECOVERY_PER_SECOND.powi(seconds.min(1000) as i32);
-            // Held back no more once it is as fast as it would be anyway, or much faster than there is anything to write.
+            // Held back no more once it is as fast as it would be anyway, or much faster than there is
+            // anything to write.
             let is_enough = match self.asked_rate(state, now) {
                 Some(asked) => limit >= asked,
                 None => limit >= 10.0 * taken_rate.max(RAMP_START),
@@ -355,8 +361,8 @@ mod tests {
         serve(throttle, clock, time, f64::INFINITY).await.0
     }
 
-    /// The same to a server that takes so many writes a second and refuses the others: writes a second that were sent, and
-    /// that were taken.
+    /// The same to a server that takes so many writes a second and refuses the others: writes a second that
+    /// were sent, and that were taken.
     async fn serve(throttle: &Throttle, clock: &FakeClock, time: Duration, takes: f64) -> (f64, f64) {
         let begin = clock.now();
         let (mut sent, mut taken) = (0.0, 0.0);
@@ -370,6 +376,19 @@ mod tests {
         }
         let seconds = time.as_secs_f64();
         (sent / seconds, taken / seconds)
+    }
+
+    #[test]
+    fn a_rate_that_takes_for_ever_is_no_accident() {
+        for rate in [1e-20, 1e-300, f64::MIN_POSITIVE] {
+            let throttle = Throttle::new(ThrottleOptions {
+                rate: Some(rate),
+                ..ThrottleOptions::default()
+            });
+            throttle.reserve(1);
+            assert!(throttle.reserve(500) > Duration::from_secs(1 << 30));
+            assert!(throttle.reserve(500) > Duration::from_secs(1 << 30));
+        }
     }
 
     #[tokio::test]

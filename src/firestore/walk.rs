@@ -1,13 +1,14 @@
 //! Reading a key range collection by collection, for servers that refuse queries over all collections.
 //!
-//! From the root's collections down: list a collection's documents, those that are missing and only have something below them
-//! included, and after each document the collections below it. A document's key comes before all that is below it and that
-//! before the next document's, so the walk gives the very order that a query over all collections gives. It takes a call and
-//! a billed read more for every document, to ask for the collections below it; they are asked for several at a time.
+//! From the root's collections down: list a collection's documents, those that are missing and only have
+//! something below them included, and after each document the collections below it. A document's key comes
+//! before all that is below it and that before the next document's, so the walk gives the very order that a
+//! query over all collections gives. It takes a call and a billed read more for every document, to ask for
+//! the collections below it; they are asked for several at a time.
 //!
-//! There are no cursors by name here: a walk that begins in the middle of a collection lists it from its start and passes over
-//! what comes before. So ranges should begin where root collections do. Pages are whole answers with a token for the next one,
-//! so they cannot end short unnoticed as streams can.
+//! There are no cursors by name here: a walk that begins in the middle of a collection lists it from its
+//! start and passes over what comes before. So ranges should begin where root collections do. Pages are whole
+//! answers with a token for the next one, so they cannot end short unnoticed as streams can.
 
 use std::collections::VecDeque;
 
@@ -17,7 +18,8 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use tonic::Code;
 
-use super::scan::{ScanOptions, protobuf_time};
+use super::proto::{NAME_FIELD, protobuf_time};
+use super::scan::ScanOptions;
 use super::{Error, Firestore, Method, Result};
 use crate::document::{CollectionPath, DocumentBatch, DocumentKey, DocumentPath, KeyRange, wire};
 
@@ -202,10 +204,8 @@ impl Walker {
                 Some(parent) => format!("{parent}/{id}"),
                 None => id,
             };
-            let path = CollectionPath::parse(path).map_err(|error| Error::Malformed {
-                method: Method::ListCollectionIds,
-                reason: error.to_string(),
-            })?;
+            let path = CollectionPath::parse(path)
+                .map_err(|error| Error::malformed(Method::ListCollectionIds, error))?;
             if !self.is_outside(&path.key_range()) {
                 collections.push(path);
             }
@@ -227,7 +227,7 @@ impl Walker {
             page_token: token,
             show_missing: true,
             mask: self.options.names_only.then(|| DocumentMask {
-                field_paths: vec!["__name__".to_owned()],
+                field_paths: vec![NAME_FIELD.to_owned()],
             }),
             consistency_selector: Some(ConsistencySelector::ReadTime(protobuf_time(
                 self.options.read_time,
@@ -260,9 +260,9 @@ impl Walker {
         let mut documents = Vec::with_capacity(answer.documents.len());
         for document in &answer.documents {
             let path = self.firestore.path_of(document.name);
-            let path = path.ok_or_else(|| Error::Malformed {
-                method: Method::ListDocuments,
-                reason: format!("it has a document named `{}`", document.name),
+            let path = path.ok_or_else(|| {
+                let reason = format!("it has a document named `{}`", document.name);
+                Error::malformed(Method::ListDocuments, reason)
             })?;
             let existing = document.exists.then(|| message.slice_ref(document.message));
             documents.push((path, existing));

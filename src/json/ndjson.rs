@@ -7,7 +7,8 @@
 //! Lines can be cut, joined, filtered and loaded by other tools without a parser of their own for files of any size. Every
 //! line stands alone, at any depth of subcollections, and a document that is missing needs none: the paths below it tell.
 //! A reader needs `path` and `document`; the times say when a document was written and cannot be restored, and other
-//! members are left alone, so that lines of a dead-letter file are read too.
+//! members are left alone, so that lines of a dead-letter file are read too, as far as they are documents: a patch, a
+//! deletion, or what was only to be written under a condition is refused, because it is none.
 //!
 //! Nothing says how many lines there should be, so a file that was cut off between two lines looks whole.
 
@@ -16,6 +17,7 @@ use std::fs::File;
 use std::io::{BufRead, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tempfile::NamedTempFile;
@@ -43,6 +45,28 @@ struct LineIn<'a> {
     path: Cow<'a, str>,
     #[serde(borrow)]
     document: &'a RawValue,
+    /// Of a dead-letter file, as are those that follow.
+    #[serde(borrow, default)]
+    operation: Option<&'a RawValue>,
+    #[serde(default)]
+    mask: Option<IgnoredAny>,
+    #[serde(default)]
+    precondition: Option<IgnoredAny>,
+}
+
+impl LineIn<'_> {
+    /// Why it is more, or less, than a document.
+    fn is_no_document(&self) -> Option<&'static str> {
+        let is_put = |operation: &&RawValue| operation.get() == "\"put\"";
+        if self.document.get() == "null" {
+            return Some("its `document` is null, as of a deletion that failed");
+        }
+        if self.mask.is_some() || !self.operation.as_ref().is_none_or(is_put) {
+            return Some("it is a dead letter with some fields of a document, and not a document");
+        }
+        let has_condition = self.precondition.is_some();
+        has_condition.then_some("it is a dead letter that was to be written under a condition only")
+    }
 }
 
 /// The name of a collection's NDJSON file: `backup_<collection>_<YYYYmmdd_HHMMSS>.ndjson`.
@@ -218,10 +242,10 @@ fn parse(line: &[u8]) -> Result<(DocumentPath, Fields), String> {
             false => format!("column {}: {what}", error.column()),
         }
     })?;
-    if line.document.get() == "null" {
-        return Err(
-            "its `document` is null, as in a dead-letter file's line of a deletion that failed".to_owned(),
-        );
+    if let Some(reason) = line.is_no_document() {
+        return Err(format!(
+            "{reason}: `firebank restore --retry` writes dead letters as they were meant"
+        ));
     }
     let path = DocumentPath::parse(line.path).map_err(|error| format!("`path`: {error}"))?;
     let fields = fields_from_raw(line.document).map_err(|error| format!("`{path}`: {error}"))?;

@@ -22,7 +22,8 @@ use crate::archive::{
     RecordBatch, Repository, Selection, Session, SessionId, SessionOptions, Snapshot, SnapshotDraft,
     SnapshotKind, attachment,
 };
-use crate::document::{DatabaseName, DocumentBatch, DocumentRef, KeyRange, Timestamp};
+use crate::document::{DocumentBatch, DocumentRef, KeyRange, Timestamp};
+use crate::firestore::{Firestore, WriteFence};
 
 /// Images that are handed on together when they are read from a snapshot.
 const BATCH_IMAGES: usize = 300;
@@ -38,16 +39,42 @@ pub(super) struct SessionJournal {
     images: AtomicU64,
 }
 
+/// What a session's plan and snapshot say beside the database's name: an emulator may have a copy under the same name.
+const EMULATOR: &str = "emulator";
+
+/// Whether a session or snapshot has before-images of this database, and not of another one that this is a copy of.
+///
+/// A backup that was taken while a migration ran has its record, which names its session. Where that is restored, the copy is
+/// put in order from the original's before-images, and these stay the original's.
+pub(super) async fn is_of(
+    repository: &Repository,
+    session: SessionId,
+    database: &Firestore,
+) -> Result<bool, MigrationError> {
+    let (name, extra) = match repository.decision(session).await? {
+        Some(Decision::Committed(snapshot)) => (snapshot.database, snapshot.extra),
+        Some(Decision::Aborted(_)) => return Ok(false),
+        None => {
+            let plan = repository.plan_of(session).await?;
+            (plan.database, plan.extra)
+        }
+    };
+    let of_emulator = extra.get(EMULATOR).and_then(serde_json::Value::as_bool);
+    let same_kind = of_emulator.is_none_or(|of_emulator| of_emulator == database.is_emulator());
+    Ok(name == *database.database() && same_kind)
+}
+
 /// Begins the session of a migration.
 pub(super) async fn begin(
     repository: &Repository,
-    database: &DatabaseName,
+    database: &Firestore,
     read_time: Timestamp,
     lock: LockWatch,
 ) -> Result<Arc<SessionJournal>, MigrationError> {
+    let is_emulator = database.is_emulator();
     let plan = Plan {
         kind: SnapshotKind::BeforeImages,
-        database: database.clone(),
+        database: database.database().clone(),
         database_uid: None,
         read_time,
         started_at: crate::clock::now(),
@@ -55,7 +82,7 @@ pub(super) async fn begin(
         parent: None,
         read: ReadMode::Full,
         ranges: vec![KeyRange::all()],
-        extra: BTreeMap::new(),
+        extra: BTreeMap::from([(EMULATOR.to_owned(), is_emulator.into())]),
     };
     let session = Session::begin(repository, SessionOptions::new(plan)).await?;
     Ok(Arc::new(SessionJournal {
@@ -102,6 +129,11 @@ fn record(image: BeforeImage) -> JournalRecord {
 }
 
 impl SessionJournal {
+    /// The right to write what it keeps.
+    pub(super) fn fence(&self) -> Arc<dyn WriteFence> {
+        Arc::new(self.lock.clone())
+    }
+
     pub(super) fn id(&self) -> SessionId {
         self.session.id()
     }
@@ -167,11 +199,13 @@ pub(super) async fn commit(
         }
     }
     layer.finish().await?;
+    let mut extra = session.plan().extra.clone();
+    extra.insert("migration".to_owned(), of.as_str().into());
     let draft = SnapshotDraft {
         refs: effects.finish().await?,
         description: Some(format!("What documents were before {of}")),
         tags: vec!["migration".to_owned(), of.to_string()],
-        extra: BTreeMap::from([("migration".to_owned(), of.as_str().into())]),
+        extra,
         ..SnapshotDraft::default()
     };
     Ok(session.commit(draft).await?)
@@ -196,7 +230,11 @@ pub(super) async fn commit_left(
 ///
 /// # Errors
 /// When neither is there any more.
-pub(super) async fn images(repository: &Repository, session: SessionId) -> Result<Images, MigrationError> {
+pub(super) async fn images(
+    repository: &Repository,
+    session: SessionId,
+    of: &MigrationId,
+) -> Result<Images, MigrationError> {
     match repository.decision(session).await? {
         Some(Decision::Committed(snapshot)) => {
             if repository.is_forgotten(session).await? {
@@ -204,16 +242,27 @@ pub(super) async fn images(repository: &Repository, session: SessionId) -> Resul
             }
             images_of_snapshot(repository, &snapshot).await
         }
-        Some(Decision::Aborted(_)) => Ok(stream::empty().boxed()),
-        None => {
-            let receiver = sorted_images(repository, session).await?;
-            let next = |mut receiver: tokio::sync::mpsc::Receiver<_>| async move {
-                let batch = receiver.recv().await?;
-                Some((batch, receiver))
-            };
-            Ok(stream::unfold(receiver, next).boxed())
-        }
+        // By somebody else: a record still needs it. What it kept is there until it is swept.
+        Some(Decision::Aborted(given_up)) => match repository.journal(session).await?.is_empty() {
+            false => images_of_journal(repository, session).await,
+            true if given_up.is_of_silence() => Ok(stream::empty().boxed()),
+            true => Err(MigrationError::LostWayBack {
+                id: of.clone(),
+                session,
+                reason: given_up.reason,
+            }),
+        },
+        None => images_of_journal(repository, session).await,
     }
+}
+
+async fn images_of_journal(repository: &Repository, session: SessionId) -> Result<Images, MigrationError> {
+    let receiver = sorted_images(repository, session).await?;
+    let next = |mut receiver: tokio::sync::mpsc::Receiver<_>| async move {
+        let batch = receiver.recv().await?;
+        Some((batch, receiver))
+    };
+    Ok(stream::unfold(receiver, next).boxed())
 }
 
 async fn images_of_snapshot(repository: &Repository, snapshot: &Snapshot) -> Result<Images, MigrationError> {

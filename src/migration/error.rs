@@ -1,7 +1,7 @@
 //! Why migrations were not run, or not to the end.
 
 use super::{BadMigrationId, Divergence, FilesError, LockError, MigrationId, ScriptError};
-use crate::archive::{ArchiveError, RepositoryId};
+use crate::archive::{ArchiveError, RepositoryId, SessionId};
 use crate::document::{CanonicalError, PathError};
 use crate::firestore;
 
@@ -89,6 +89,20 @@ pub enum MigrationError {
         wanted: RepositoryId,
         /// What was given.
         found: RepositoryId,
+    },
+    /// What a migration that was killed wrote cannot be undone any more.
+    #[error(
+        "{id} was not done when its process ended, and what it wrote cannot be undone: its session {session} was given up \
+         ({reason}) and what documents were before is not in the repository any more. Restore a backup; or see to the documents \
+         yourself, and then delete the document `_migrations/{id}`, which makes {id} pending again"
+    )]
+    LostWayBack {
+        /// Which one.
+        id: MigrationId,
+        /// The session that had the before-images.
+        session: SessionId,
+        /// Why it was given up.
+        reason: String,
     },
     /// There is nothing to put back.
     #[error(

@@ -7,7 +7,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use crate::document::{DocumentPath, Timestamp, canonical};
+use crate::document::{DocumentPath, Timestamp};
 
 /// Keeps before-images.
 ///
@@ -44,7 +44,7 @@ pub struct BeforeImage {
 /// A document as the database has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredDocument {
-    /// Its fields in canonical form: see [`canonical`].
+    /// Its fields in canonical form: see [`canonical`](crate::document::canonical).
     pub body: Bytes,
     /// When the server says it was created.
     pub create_time: Timestamp,
@@ -60,11 +60,6 @@ impl BodyHash {
     /// The hash of a body.
     pub fn of(body: &[u8]) -> Self {
         Self(*blake3::hash(body).as_bytes())
-    }
-
-    /// The hash of fields.
-    pub fn of_fields(fields: &crate::document::Fields) -> Self {
-        Self::of(&canonical::encode(fields))
     }
 }
 

@@ -1,20 +1,23 @@
-//! One runner at a time: a document that says who runs migrations, for as long as he shows that he lives.
+//! One runner at a time: a document that says who runs migrations, for as long as it shows that it lives.
 //!
 //! The lock is taken by a commit on the condition that the document is still what it was read as, renewed by heartbeats, and one
 //! that was not renewed for as long as it says itself has expired: the next one takes it. How old it is is told by the
-//! server's times alone: when the document was last changed, and when it was read. The owner for his part stops earlier than
+//! server's times alone: when the document was last changed, and when it was read. The owner for its part stops earlier than
 //! that, by a clock that only measures durations: a runner that cannot renew its lock writes no more by the time at which
 //! another may take it. Every record of the history is written in one commit with a renewal of the lock, so a runner that lost
-//! it cannot say that it has done anything.
+//! it cannot say that it has done anything. Documents are written without it, so the lock is looked at right before each request
+//! that writes some ([`WriteFence`]): what waited for its turn while somebody removed the lock or took it over is not sent.
 //!
 //! There is no transaction that reads first, because servers lock what one reads: a process that is killed while it waits
-//! would keep the owner from renewing his lock. See [`commit`](crate::firestore::Firestore::commit).
+//! would keep the owner from renewing its lock. See [`commit`](crate::firestore::Firestore::commit).
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::document::{DocumentPath, Fields, Timestamp, Value};
-use crate::firestore::{self, CommitWrite, Committed, Firestore, Precondition, Seen, SeenDocument};
+use crate::firestore::{
+    self, CommitWrite, Committed, Firestore, Precondition, Seen, SeenDocument, WriteFence,
+};
 use crate::stop::Stop;
 
 /// The collection of the lock.
@@ -46,11 +49,11 @@ impl LockOptions {
 /// Who has the lock.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Holder {
-    /// What he calls himself.
+    /// What it calls itself.
     pub owner: String,
-    /// When he took it, by the server's clock, as text.
+    /// When it took the lock, by the server's clock, as text.
     pub since: String,
-    /// Seconds since his last sign of life, by the server's clock.
+    /// Seconds since its last sign of life, by the server's clock.
     pub silent_seconds: i64,
     /// Whether that is so long that anybody may take it.
     pub expired: bool,
@@ -130,10 +133,14 @@ struct Shared {
     token: String,
     /// The lock as this owner wrote it last. Whoever renews it holds this.
     held: tokio::sync::Mutex<Held>,
+    /// When the last renewal that was done was asked for.
+    renewed: Mutex<Instant>,
     /// Why it was lost.
     lost: Mutex<Option<String>>,
-    /// Asked to stop when it is lost.
+    /// Asked to stop when it is lost: what the owner does.
     stop: Stop,
+    /// The same, for writes alone: others may ask the owner to stop, and then he undoes what he did.
+    gone: Stop,
 }
 
 #[derive(Debug, Default)]
@@ -143,7 +150,7 @@ struct Held {
     beats: i64,
 }
 
-/// How often the holder shows that he lives, as a part of the expiry.
+/// How often the holder shows that it lives, as a part of the expiry.
 const BEATS_IN_EXPIRY: u32 = 6;
 /// How long others are waited for between two looks.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -164,15 +171,20 @@ impl Lock {
             database: database.clone(),
             token: format!("{:032x}", rand::random::<u128>()),
             held: tokio::sync::Mutex::default(),
+            renewed: Mutex::new(start),
             lost: Mutex::default(),
             stop: stop.clone(),
+            gone: Stop::default(),
             options,
         });
         let mut told = false;
-        let renewed = loop {
+        loop {
             let asked = Instant::now();
             match shared.take().await {
-                Ok(()) => break asked,
+                Ok(()) => {
+                    shared.note_renewal(asked);
+                    break;
+                }
                 Err(LockError::Held(holder)) if start.elapsed() < shared.options.wait => {
                     if !told {
                         waiting(&holder);
@@ -187,8 +199,8 @@ impl Lock {
                 }
                 Err(error) => return Err(error),
             }
-        };
-        let heartbeat = tokio::spawn(Arc::clone(&shared).beat(renewed));
+        }
+        let heartbeat = tokio::spawn(Arc::clone(&shared).beat());
         Ok(Self { shared, heartbeat })
     }
 
@@ -197,7 +209,7 @@ impl Lock {
         Ok(Holder::seen(&database.look_at(&[path()]).await?))
     }
 
-    /// Takes the lock away from whoever has it, and says who that was. If he lives he notices, and stops.
+    /// Takes the lock away from whoever has it, and says who that was. If it lives it notices, and stops.
     pub async fn remove(database: &Firestore) -> Result<Option<Holder>, LockError> {
         loop {
             let seen = database.look_at(&[path()]).await?;
@@ -249,9 +261,32 @@ impl Drop for Lock {
     }
 }
 
-/// Tells whether a lock is still held.
+/// Tells whether a lock is still held, and lets writes pass only as long as it is.
 #[derive(Clone, Debug)]
 pub struct LockWatch(Arc<Shared>);
+
+#[async_trait::async_trait]
+impl WriteFence for LockWatch {
+    /// Looks at the lock itself: between two heartbeats somebody may have removed it, and another runner be at work.
+    async fn may_write(&self) -> firestore::Result<bool> {
+        if self.check().is_err() {
+            return Ok(false);
+        }
+        match self.0.still_ours().await {
+            Ok(_) => Ok(self.check().is_ok()),
+            Err(LockError::Firestore(error)) => Err(error),
+            Err(LockError::Lost(why)) => {
+                self.0.lose(why);
+                Ok(false)
+            }
+            Err(LockError::Held(_)) => Ok(false),
+        }
+    }
+
+    fn lost(&self) -> &Stop {
+        &self.0.gone
+    }
+}
 
 impl LockWatch {
     /// Fails when the lock was lost.
@@ -262,6 +297,11 @@ impl LockWatch {
 
 impl Shared {
     fn check(&self) -> Result<(), LockError> {
+        // A process that was stopped for a while wakes up here before its heartbeat has noticed anything.
+        let silent = self.silent_for();
+        if silent >= self.gives_up_after() {
+            self.lose(format!("it could not be renewed for {} s", silent.as_secs()));
+        }
         match &*self.lost.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(why) => Err(LockError::Lost(why.clone())),
             None => Ok(()),
@@ -271,7 +311,29 @@ impl Shared {
     fn lose(&self, why: String) {
         let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
         lost.get_or_insert(why);
+        self.gone.request();
         self.stop.request();
+    }
+
+    fn note_renewal(&self, asked: Instant) {
+        *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = asked;
+    }
+
+    /// How long ago the last renewal that was done was asked for.
+    fn silent_for(&self) -> Duration {
+        self.renewed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .elapsed()
+    }
+
+    fn beats_every(&self) -> Duration {
+        self.options.expiry / BEATS_IN_EXPIRY
+    }
+
+    /// After this nothing more is written: another one may take it at the expiry.
+    fn gives_up_after(&self) -> Duration {
+        self.options.expiry - self.beats_every()
     }
 
     fn fields(&self, acquired_at: Timestamp, beats: i64) -> Fields {
@@ -340,8 +402,10 @@ impl Shared {
                 fields: Some(self.fields(held.acquired_at, held.beats)),
                 condition: Precondition::UpdateTime(held.update_time),
             });
+            let asked = Instant::now();
             match self.database.commit(&writes).await? {
                 Committed::Done(times) => {
+                    self.note_renewal(asked);
                     held.update_time = times.last().copied().unwrap_or_default();
                     return Ok(());
                 }
@@ -375,25 +439,17 @@ impl Shared {
     }
 
     /// Renews the lock until it is lost. `renewed`: when the last renewal was sent.
-    async fn beat(self: Arc<Self>, mut renewed: Instant) {
-        let every = self.options.expiry / BEATS_IN_EXPIRY;
-        // By then nothing more is written: another one may take it at the expiry.
-        let give_up = self.options.expiry - every;
+    async fn beat(self: Arc<Self>) {
         loop {
-            tokio::time::sleep(every).await;
-            let left = give_up.saturating_sub(renewed.elapsed());
-            let sent = Instant::now();
+            tokio::time::sleep(self.beats_every()).await;
+            let left = self.gives_up_after().saturating_sub(self.silent_for());
             match tokio::time::timeout(left, self.renew(Vec::new())).await {
-                Ok(Ok(())) => renewed = sent,
                 Ok(Err(LockError::Lost(why))) => return self.lose(why),
                 Ok(Err(error)) => tracing::warn!("the lock on migrations could not be renewed: {error}"),
-                Err(_) => {}
+                Ok(Ok(())) | Err(_) => {}
             }
-            if renewed.elapsed() >= give_up {
-                return self.lose(format!(
-                    "it could not be renewed for {} s",
-                    renewed.elapsed().as_secs()
-                ));
+            if self.check().is_err() {
+                return;
             }
         }
     }

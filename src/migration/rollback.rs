@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::before_images;
 use super::runner::shortened;
-use super::undo::{Conflicts, plan_undo, undo};
+use super::undo::{Conflicts, plan_undo};
 use super::{
     AfterFailure, Entry, Function, Lock, MigrationError, MigrationState, Overview, Record, RecordStatus,
     RollbackWay, RunMode, Runner, RunnerEvent, Script, UndoStats, Version,
@@ -157,7 +157,7 @@ impl Runner {
                                 ..
                             }),
                             repository,
-                        ) => before_images::images(repository, *id).await?,
+                        ) => before_images::images(repository, *id, &entry.id).await?,
                         _ => continue,
                     };
                     report(&id, &plan_undo(&self.database, images).await?, start)
@@ -251,8 +251,7 @@ impl Runner {
         let repository = self.repository_of(&record)?;
         let id = record.id.clone();
         let read_time = self.database.current_read_time().await?;
-        let journal =
-            before_images::begin(repository, self.database.database(), read_time, lock.watch()).await?;
+        let journal = before_images::begin(repository, &self.database, read_time, lock.watch()).await?;
         record.status = RecordStatus::RollingBack;
         record.rollback_way = Some(RollbackWay::Script);
         record.rollback_snapshot_id = Some(journal.id());
@@ -318,12 +317,12 @@ impl Runner {
         let session = record.rollback_snapshot_id.take();
         if let Some(session) = session {
             let repository = self.repository_of(&record)?;
-            let images = before_images::images(repository, session).await?;
-            let options = &self.options.write;
-            undone = undo(&self.database, images, Conflicts::Leave, options, progress).await?;
+            let images = before_images::images(repository, session, &record.id).await?;
+            undone = self
+                .put_back_all(lock, images, Conflicts::Leave, progress)
+                .await?;
             if undone.conflicts > 0 {
-                before_images::commit_left(repository, session, &record.id).await?;
-                record.rollback_snapshot_id = Some(session);
+                record.rollback_snapshot_id = self.keep_left(repository, session, &record.id).await?;
             }
         }
         record.status = RecordStatus::Completed;
@@ -348,7 +347,7 @@ impl Runner {
         };
         let repository = self.repository_of(&record)?;
         if !force {
-            let images = before_images::images(repository, snapshot).await?;
+            let images = before_images::images(repository, snapshot, &record.id).await?;
             let planned = plan_undo(&self.database, images).await?;
             if planned.conflicts > 0 {
                 return Err(MigrationError::ChangedSince {
@@ -376,28 +375,30 @@ impl Runner {
         let id = record.id.clone();
         let repository = self.repository_of(&record)?;
         let images = match record.snapshot_id {
-            Some(snapshot) => before_images::images(repository, snapshot).await?,
+            Some(snapshot) => before_images::images(repository, snapshot, &record.id).await?,
             None => Box::pin(futures::stream::empty()),
         };
-        let options = &self.options.write;
         let mut overwritten = None;
         let undone = match force {
-            false => undo(&self.database, images, Conflicts::Leave, options, progress).await?,
+            false => {
+                self.put_back_all(lock, images, Conflicts::Leave, progress)
+                    .await?
+            }
             true => {
                 // What a killed attempt had overwritten stays kept.
                 if let Some(earlier) = record.rollback_snapshot_id
                     && !repository.journal(earlier).await?.is_empty()
+                    && let Some(kept) = self.keep_left(repository, earlier, &id).await?
                 {
-                    let kept = before_images::commit_left(repository, earlier, &id).await?;
-                    tracing::warn!("snapshot {} has what an earlier attempt has overwritten", kept.id);
+                    tracing::warn!("snapshot {kept} has what an earlier attempt has overwritten");
                 }
                 let read_time = self.database.current_read_time().await?;
-                let name = self.database.database();
-                let journal = before_images::begin(repository, name, read_time, lock.watch()).await?;
+                let watch = lock.watch();
+                let journal = before_images::begin(repository, &self.database, read_time, watch).await?;
                 record.rollback_snapshot_id = Some(journal.id());
                 self.write_record(lock, &record).await?;
                 let conflicts = Conflicts::Overwrite(&journal);
-                let undone = undo(&self.database, images, conflicts, options, progress).await?;
+                let undone = self.put_back_all(lock, images, conflicts, progress).await?;
                 overwritten = match journal.is_empty() {
                     true => None,
                     false => Some(journal.commit(repository, &id).await?.id),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Journal;
 use crate::document::{DocumentPath, FieldChange, Fields};
-use crate::firestore::{Firestore, WriteOptions};
+use crate::firestore::{Firestore, WriteFence, WriteOptions};
 use crate::stop::Stop;
 
 /// Whether the script's writes are done, or only shown.
@@ -18,6 +18,8 @@ pub enum RunMode {
         journal: Arc<dyn Journal>,
         /// How fast to write.
         options: WriteOptions,
+        /// The right to write, where it can be lost.
+        fence: Option<Arc<dyn WriteFence>>,
     },
     /// They are counted, and the first few are shown; the code that runs has nothing to write with.
     DryRun {
@@ -27,11 +29,12 @@ pub enum RunMode {
 }
 
 impl RunMode {
-    /// Writes with the defaults for a database.
+    /// Writes with the defaults for a database, whatever others do.
     pub fn write(database: &Firestore, journal: Arc<dyn Journal>) -> Self {
         Self::Write {
             journal,
             options: WriteOptions::new(database),
+            fence: None,
         }
     }
 }

@@ -8,16 +8,16 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::before_images::{self, SessionJournal};
+use super::before_images::{self, Images, SessionJournal};
 use super::undo::{Conflicts, undo};
 use super::{
-    AfterFailure, CollectionStats, Function, History, Holder, Limits, Lock, LockOptions, LogSink,
+    AfterFailure, CollectionStats, Entry, Function, History, Holder, Limits, Lock, LockOptions, LogSink,
     MigrationError, MigrationFile, MigrationId, Overview, Record, RecordStatus, RunMode, RunOptions,
     RunStats, Script, UndoStats, Version, files,
 };
-use crate::archive::{Repository, SnapshotId};
+use crate::archive::{Decision, Repository, SnapshotId};
 use crate::document::Timestamp;
 use crate::firestore::{CommitWrite, Firestore, Precondition, WriteOptions};
 use crate::progress::Progress;
@@ -25,6 +25,8 @@ use crate::stop::Stop;
 
 /// The most bytes of a script's error that go into the history.
 const MAX_ERROR_LEN: usize = 8 << 10;
+/// The most time that a script gets to say what it is for, in a listing.
+const DESCRIBING: Duration = Duration::from_secs(1);
 /// Documents that a dry run shows.
 const PREVIEW: usize = 5;
 
@@ -181,6 +183,30 @@ impl Runner {
     pub async fn overview(&self) -> Result<Overview, MigrationError> {
         let files = files::discover(&self.options.folder)?;
         Ok(Overview::new(files, &History::read(&self.database).await?))
+    }
+
+    /// What a migration says about itself: what was recorded, or, where it is pending, what its script says now. The script is
+    /// evaluated for that; one that cannot be says nothing.
+    pub async fn description(&self, entry: &Entry) -> Option<String> {
+        let recorded = entry
+            .record
+            .as_ref()
+            .and_then(|record| record.description.clone());
+        let Some(MigrationFile { path, source, .. }) =
+            entry.file.clone().filter(|_| entry.state.is_pending())
+        else {
+            return recorded;
+        };
+        let settings = self.options.settings.clone();
+        let limits = Limits {
+            busy: self.options.limits.busy.min(DESCRIBING),
+            ..self.options.limits.clone()
+        };
+        let load = move || Script::load(&path, source, settings, limits);
+        let script = tokio::task::spawn_blocking(load).await.ok()?.ok();
+        script
+            .and_then(|script| script.description().map(ToOwned::to_owned))
+            .or(recorded)
     }
 
     /// Applies what is pending, in order. A migration that fails is undone, and ends it.
@@ -366,6 +392,7 @@ impl Runner {
         RunMode::Write {
             journal: Arc::clone(journal) as Arc<dyn super::Journal>,
             options: self.options.write.clone(),
+            fence: Some(journal.fence()),
         }
     }
 
@@ -398,7 +425,7 @@ impl Runner {
         let script = self.load(file).await?;
         let started = Instant::now();
         let read_time = self.database.current_read_time().await?;
-        let journal = before_images::begin(repository, self.database.database(), read_time, lock.watch());
+        let journal = before_images::begin(repository, &self.database, read_time, lock.watch());
         let journal = journal.await?;
         let mut record = Self::begin_record(&id, read_time)?;
         record.description = script.description().map(ToOwned::to_owned);
@@ -515,10 +542,16 @@ impl Runner {
             let documents = snapshot.stats.new_documents + snapshot.stats.deleted_documents;
             return Ok(AfterFailure::Kept { documents });
         }
-        if !journal.is_empty() {
-            self.tell(RunnerEvent::Undoing(&id));
-        }
-        let undone = self.undo_session(&mut record, progress).await?;
+        let undone = match journal.is_empty() {
+            true => {
+                record.snapshot_id = None;
+                UndoStats::default()
+            }
+            false => {
+                self.tell(RunnerEvent::Undoing(&id));
+                self.undo_session(lock, &mut record, progress).await?
+            }
+        };
         self.write_record(lock, &record).await?;
         if record.snapshot_id.is_none() {
             self.give_up(journal.id(), "the migration failed and was undone")
@@ -535,6 +568,7 @@ impl Runner {
     /// Undoes what the record's session has before-images of. Keeps them as a snapshot where documents had to be left.
     pub(super) async fn undo_session(
         &self,
+        lock: &Lock,
         record: &mut Record,
         progress: &Progress,
     ) -> Result<UndoStats, MigrationError> {
@@ -542,28 +576,74 @@ impl Runner {
             return Ok(UndoStats::default());
         };
         let repository = self.repository_of(record)?;
-        let images = before_images::images(repository, session).await?;
-        let options = &self.options.write;
-        let undone = undo(&self.database, images, Conflicts::Leave, options, progress).await?;
-        match undone.conflicts {
-            0 => record.snapshot_id = None,
-            _ => drop(before_images::commit_left(repository, session, &record.id).await?),
-        }
+        let images = before_images::images(repository, session, &record.id).await?;
+        let undone = self
+            .put_back_all(lock, images, Conflicts::Leave, progress)
+            .await?;
+        record.snapshot_id = match undone.conflicts {
+            0 => None,
+            _ => self.keep_left(repository, session, &record.id).await?,
+        };
         Ok(undone)
     }
 
-    /// Gives up a session or a snapshot that is of no more use. What cannot be given up only takes space.
+    /// Makes the before-images of documents that had to be left a snapshot. None when they are another database's.
+    pub(super) async fn keep_left(
+        &self,
+        repository: &Repository,
+        session: SnapshotId,
+        of: &MigrationId,
+    ) -> Result<Option<SnapshotId>, MigrationError> {
+        match repository.decision(session).await? {
+            Some(Decision::Committed(_)) => Ok(Some(session)),
+            Some(Decision::Aborted(_)) => Ok(None),
+            None if before_images::is_of(repository, session, &self.database).await? => {
+                let snapshot = before_images::commit_left(repository, session, of).await?;
+                Ok(Some(snapshot.id))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Puts documents back, as long as the lock is held.
+    pub(super) async fn put_back_all(
+        &self,
+        lock: &Lock,
+        images: Images,
+        conflicts: Conflicts<'_>,
+        progress: &Progress,
+    ) -> Result<UndoStats, MigrationError> {
+        let options = &self.options.write;
+        undo(
+            &self.database,
+            images,
+            conflicts,
+            options,
+            &lock.watch(),
+            progress,
+        )
+        .await
+    }
+
+    /// Gives up a session or a snapshot that is of no more use, unless it is another database's. What cannot be given up only
+    /// takes space.
     pub(super) async fn give_up(&self, session: SnapshotId, reason: &str) {
-        let Some(repository) = &self.repository else {
-            return;
-        };
-        let given_up = match crate::archive::session::abort(repository, session, reason).await {
-            Ok(crate::archive::Decision::Committed(_)) => repository.forget(session, reason).await,
-            Ok(crate::archive::Decision::Aborted(_)) => Ok(()),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = given_up {
+        if let Err(error) = self.try_give_up(session, reason).await {
             tracing::info!("session {session} is of no more use and could not be given up: {error}");
+        }
+    }
+
+    async fn try_give_up(&self, session: SnapshotId, reason: &str) -> Result<(), MigrationError> {
+        let Some(repository) = &self.repository else {
+            return Ok(());
+        };
+        if !before_images::is_of(repository, session, &self.database).await? {
+            tracing::info!("session {session} is not of this database, and stays as it is");
+            return Ok(());
+        }
+        match crate::archive::session::abort(repository, session, reason).await? {
+            Decision::Committed(_) => Ok(repository.forget(session, reason).await?),
+            Decision::Aborted(_) => Ok(()),
         }
     }
 
@@ -600,7 +680,7 @@ impl Runner {
     ) -> Result<UndoStats, MigrationError> {
         let mut record = record.clone();
         let session = record.snapshot_id;
-        let undone = self.undo_session(&mut record, progress).await?;
+        let undone = self.undo_session(lock, &mut record, progress).await?;
         record.status = RecordStatus::Failed;
         record.error = Some("its process ended before it was done; it was undone".to_owned());
         self.write_record(lock, &record).await?;

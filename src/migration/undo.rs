@@ -3,15 +3,17 @@
 //! A document is put back when it is what the migration made of it, left alone when it is what it was already, and a conflict
 //! when it is something else: then somebody changed it since. What is written has the time of the document that was looked
 //! at as its condition, so a change in between is noticed and looked at again. All of that may be stopped at any point
-//! and done again.
+//! and done again, and ends when the lock is lost: whoever has it then does the rest.
+
+use std::sync::Arc;
 
 use futures::stream::{StreamExt, TryStreamExt};
 
 use super::before_images::{Images, SessionJournal};
 use super::sorted::{Image, ImageBatch};
-use super::{BeforeImage, BodyHash, Journal, MigrationError, StoredDocument};
+use super::{BeforeImage, BodyHash, Journal, LockWatch, MigrationError, StoredDocument};
 use crate::document::DocumentPath;
-use crate::firestore::{ConditionalWriter, Firestore, Precondition, Write, WriteOptions};
+use crate::firestore::{ConditionalWriter, Firestore, Precondition, Write, WriteFence, WriteOptions};
 use crate::progress::Progress;
 
 /// Batches under way at the same time.
@@ -75,15 +77,20 @@ pub(super) async fn undo(
     images: Images,
     conflicts: Conflicts<'_>,
     options: &WriteOptions,
+    lock: &LockWatch,
     progress: &Progress,
 ) -> Result<UndoStats, MigrationError> {
-    let writer = ConditionalWriter::new(database, options);
+    let fence: Arc<dyn WriteFence> = Arc::new(lock.clone());
+    let writer = ConditionalWriter::new(database, options, Some(fence));
     let work = Undo {
         database,
         writer: Some(&writer),
         conflicts,
     };
-    work.all(images, progress).await
+    let undone = work.all(images, progress).await;
+    // Before anything else: it says why there was an error, and what is believed to be undone is somebody else's by now.
+    lock.check()?;
+    undone
 }
 
 /// Says what [`undo`] would do, and writes nothing.
@@ -101,6 +108,14 @@ struct Undo<'a> {
     /// `None`: only look.
     writer: Option<&'a ConditionalWriter>,
     conflicts: Conflicts<'a>,
+}
+
+/// A document that is not put back yet.
+struct Open {
+    path: DocumentPath,
+    image: Image,
+    /// Whether it was kept as something to be overwritten, and then was not: it was something else by then.
+    kept_in_vain: bool,
 }
 
 /// What a document is to the undo.
@@ -130,16 +145,22 @@ impl Undo<'_> {
 
     async fn batch(&self, batch: ImageBatch) -> Result<UndoStats, MigrationError> {
         let mut stats = UndoStats::default();
-        let mut open: Vec<(DocumentPath, Image)> = batch
+        let mut open: Vec<Open> = batch
             .into_iter()
-            .map(|image| Ok((DocumentPath::from_key(&image.key)?, image)))
+            .map(|image| {
+                Ok(Open {
+                    path: DocumentPath::from_key(&image.key)?,
+                    image,
+                    kept_in_vain: false,
+                })
+            })
             .collect::<Result<_, MigrationError>>()?;
         for attempt in 1.. {
             if open.is_empty() {
                 break;
             }
             if attempt > ATTEMPTS {
-                open.iter().for_each(|(path, _)| stats.conflict(path));
+                open.iter().for_each(|open| stats.conflict(&open.path));
                 break;
             }
             open = self.attempt(open, &mut stats).await?;
@@ -148,35 +169,34 @@ impl Undo<'_> {
     }
 
     /// Looks at documents and puts them back. Gives those again that changed in between.
-    async fn attempt(
-        &self,
-        open: Vec<(DocumentPath, Image)>,
-        stats: &mut UndoStats,
-    ) -> Result<Vec<(DocumentPath, Image)>, MigrationError> {
-        let paths: Vec<DocumentPath> = open.iter().map(|(path, _)| path.clone()).collect();
+    async fn attempt(&self, open: Vec<Open>, stats: &mut UndoStats) -> Result<Vec<Open>, MigrationError> {
+        let paths: Vec<DocumentPath> = open.iter().map(|open| open.path.clone()).collect();
         let fetched = self.database.get_documents(&paths, None).await?;
         // Both are in the order of keys.
         let mut found = fetched.found.iter().peekable();
         let mut writing = Vec::new();
         let mut overwritten = Vec::new();
-        for (path, image) in open {
-            let now = found.next_if(|document| document.key == image.key);
+        for mut open in open {
+            let now = found.next_if(|document| document.key == open.image.key);
             let hash = now.map(|document| BodyHash::of(document.body));
-            let what = classify(&image, hash);
+            let what = classify(&open.image, hash);
             match (what, self.conflicts) {
                 (Found::Before, _) => stats.unchanged += 1,
                 (Found::After, _) => {}
-                (Found::Changed, Conflicts::Leave) => stats.conflict(&path),
-                (Found::Changed, Conflicts::Overwrite(_)) => overwritten.push(BeforeImage {
-                    path: path.clone(),
-                    before: now.map(|document| StoredDocument {
-                        body: bytes::Bytes::copy_from_slice(document.body),
-                        create_time: document.create_time,
-                        update_time: document.update_time,
-                    }),
-                    after: image.before_hash(),
-                    supersedes: false,
-                }),
+                (Found::Changed, Conflicts::Leave) => stats.conflict(&open.path),
+                (Found::Changed, Conflicts::Overwrite(_)) => {
+                    overwritten.push(BeforeImage {
+                        path: open.path.clone(),
+                        before: now.map(|document| StoredDocument {
+                            body: bytes::Bytes::copy_from_slice(document.body),
+                            create_time: document.create_time,
+                            update_time: document.update_time,
+                        }),
+                        after: open.image.before_hash(),
+                        supersedes: open.kept_in_vain,
+                    });
+                    open.kept_in_vain = true;
+                }
             }
             let writes = match what {
                 Found::Before => false,
@@ -188,11 +208,11 @@ impl Undo<'_> {
                     Some(document) => Precondition::UpdateTime(document.update_time),
                     None => Precondition::MustNotExist,
                 };
-                writing.push((path, image, condition));
+                writing.push((open, condition));
             }
         }
         let Some(writer) = self.writer else {
-            writing.iter().for_each(|(_, image, _)| count(image, stats));
+            writing.iter().for_each(|(open, _)| count(&open.image, stats));
             return Ok(Vec::new());
         };
         if let (Conflicts::Overwrite(journal), false) = (self.conflicts, overwritten.is_empty()) {
@@ -200,28 +220,28 @@ impl Undo<'_> {
             recorded.map_err(|error| MigrationError::Refused(error.to_string()))?;
         }
         let mut writes = writer.writes();
-        for (path, image, condition) in &writing {
-            let write = match &image.before {
-                Some(before) => Write::put(path, &before.body),
-                None => Write::delete(path),
+        for (open, condition) in &writing {
+            let write = match &open.image.before {
+                Some(before) => Write::put(&open.path, &before.body),
+                None => Write::delete(&open.path),
             };
             writes.push(write.on(*condition))?;
         }
         let mut again = Vec::new();
         let refused = writer.send(writes).await?;
-        for (path, image, _) in writing {
-            let Some(refused) = refused.iter().find(|refused| refused.path == path) else {
-                count(&image, stats);
+        for (open, _) in writing {
+            let Some(refused) = refused.iter().find(|refused| refused.path == open.path) else {
+                count(&open.image, stats);
                 continue;
             };
             use tonic::Code::{AlreadyExists, FailedPrecondition, NotFound};
             if !matches!(refused.code, AlreadyExists | FailedPrecondition | NotFound) {
                 return Err(MigrationError::Refused(format!(
-                    "`{path}` could not be put back: {}",
-                    refused.reason
+                    "`{}` could not be put back: {}",
+                    open.path, refused.reason
                 )));
             }
-            again.push((path, image));
+            again.push(open);
         }
         Ok(again)
     }

@@ -87,12 +87,14 @@ pub fn plan_json(
         }
     }
     let mut planned = Vec::with_capacity(groups.len());
-    let mut kept_by_rule = groups.keys().all(|key| key.collection.is_none());
+    // Of files without a time no rule says anything.
+    let judged = groups.values().flatten().any(|file| file.time.is_some());
+    let mut kept_by_rule = false;
     for (key, mut files) in groups {
         judge(policy, &mut files, now, &mut kept_by_rule);
         planned.push(JsonGroup { key, files });
     }
-    if !kept_by_rule {
+    if judged && !kept_by_rule {
         return Err(PruneError::KeepsNothing("the JSON backups".to_owned()));
     }
     let summaries = empty_summaries(folder, &planned)?;

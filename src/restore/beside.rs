@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use futures::stream::{BoxStream, StreamExt, TryStreamExt};
 
+use super::conflicts::Conflicts;
 use super::decide::{Decide, Shared};
 use super::plan::Tally;
 use super::renames::{KeyMap, renamed};
@@ -75,6 +76,8 @@ pub(super) struct Step {
     /// All documents of the step, those included that nothing is written for.
     pub(super) counts: RestoreCounts,
     pub(super) tally: Tally,
+    /// Documents that were changed too late.
+    pub(super) conflicts: Conflicts,
     /// The last key of the snapshot's that the step has dealt with.
     pub(super) up_to: Option<DocumentKey>,
     wanted_bytes: usize,

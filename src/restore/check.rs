@@ -6,11 +6,12 @@
 
 use std::sync::Arc;
 
-use super::RestoreError;
+use super::{RestoreError, RestoreOptions};
 use crate::clock;
 use crate::document::canonical::{self, ReferenceRef};
 use crate::document::field_mask::value_at;
 use crate::document::{CanonicalError, DocumentPath, FieldMask, Fields, Reference, Timestamp, Value};
+use crate::firestore::{Firestore, TtlPolicy};
 
 const MAX_DOCUMENT_BYTES: usize = 1 << 20;
 const MAX_DEPTH: usize = 20;
@@ -52,10 +53,46 @@ impl TtlField {
         }
     }
 
+    /// The field that a policy of the database goes by; `None` of one whose path cannot be read.
+    fn of_policy(policy: TtlPolicy) -> Option<Self> {
+        let mask = FieldMask::parse(&policy.field).ok()?;
+        let [field] = mask.paths() else {
+            return None;
+        };
+        Some(Self {
+            group: Some(policy.collection_group),
+            field: field.to_vec(),
+        })
+    }
+
+    /// The field in the document's collection, as people are told of it.
+    fn of(&self, path: &DocumentPath) -> String {
+        let names = std::iter::once(path.collection_group()).chain(self.field.iter().map(String::as_str));
+        names.collect::<Vec<_>>().join(".")
+    }
+
     fn has_passed(&self, path: &DocumentPath, fields: &Fields, now: Timestamp) -> bool {
         let concerns = |group: &String| *group == path.collection_group();
         self.group.as_ref().is_none_or(concerns)
             && matches!(value_at(fields, &self.field), Some(Value::Timestamp(time)) if *time <= now)
+    }
+}
+
+/// The fields by which the database deletes documents: those that the options name, and where they name none, those that the
+/// database says it has, if it does.
+pub async fn ttl_fields_of(database: &Firestore, options: &RestoreOptions) -> Vec<TtlField> {
+    if !options.ttl_fields.is_empty() {
+        return options.ttl_fields.clone();
+    }
+    match database.ttl_policies().await {
+        Ok(Some(policies)) => policies.into_iter().filter_map(TtlField::of_policy).collect(),
+        Ok(None) => Vec::new(),
+        Err(error) => {
+            tracing::info!(
+                "whether the database deletes documents by their time to live is not known (--ttl-field says it): {error}"
+            );
+            Vec::new()
+        }
     }
 }
 
@@ -111,21 +148,32 @@ impl std::fmt::Display for WarningKind {
 pub struct Warning {
     /// What.
     pub kind: WarningKind,
+    /// Of [`WarningKind::TtlPassed`]: the collection's id and the field whose time has passed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
     /// How many documents.
     pub documents: u64,
     /// Some of them.
     pub examples: Vec<DocumentPath>,
 }
 
+impl Warning {
+    /// What it is about: there is one warning of each.
+    fn about(&self) -> (WarningKind, Option<&str>) {
+        (self.kind, self.field.as_deref())
+    }
+}
+
 /// Adds a document to what is known.
-fn note(warnings: &mut Vec<Warning>, kind: WarningKind, path: &DocumentPath) {
-    let at = match warnings.binary_search_by_key(&kind, |warning| warning.kind) {
+fn note(warnings: &mut Vec<Warning>, kind: WarningKind, field: Option<String>, path: &DocumentPath) {
+    let at = match warnings.binary_search_by(|warning| warning.about().cmp(&(kind, field.as_deref()))) {
         Ok(at) => at,
         Err(at) => {
             warnings.insert(
                 at,
                 Warning {
                     kind,
+                    field,
                     documents: 0,
                     examples: Vec::new(),
                 },
@@ -143,7 +191,7 @@ fn note(warnings: &mut Vec<Warning>, kind: WarningKind, path: &DocumentPath) {
 /// Brings warnings about different documents together.
 pub(crate) fn merge(warnings: &mut Vec<Warning>, others: Vec<Warning>) {
     for other in others {
-        match warnings.binary_search_by_key(&other.kind, |warning| warning.kind) {
+        match warnings.binary_search_by(|warning| warning.about().cmp(&other.about())) {
             Ok(at) => {
                 let warning = &mut warnings[at];
                 warning.documents += other.documents;
@@ -172,13 +220,6 @@ pub(crate) fn examine(
     let findings = [
         (WarningKind::ForeignReferences, foreign),
         (
-            WarningKind::TtlPassed,
-            checks
-                .ttl
-                .iter()
-                .any(|field| field.has_passed(path, &fields, checks.now)),
-        ),
-        (
             WarningKind::TooLarge,
             name_size(path.as_str()) + measured.bytes + 32 > MAX_DOCUMENT_BYTES,
         ),
@@ -190,7 +231,17 @@ pub(crate) fn examine(
         ),
     ];
     for (kind, _) in findings.into_iter().filter(|(_, found)| *found) {
-        note(warnings, kind, path);
+        note(warnings, kind, None, path);
+    }
+    let passed = checks
+        .ttl
+        .iter()
+        .filter(|field| field.has_passed(path, &fields, checks.now));
+    let mut passed: Vec<String> = passed.map(|field| field.of(path)).collect();
+    passed.sort();
+    passed.dedup();
+    for field in passed {
+        note(warnings, WarningKind::TtlPassed, Some(field), path);
     }
     Ok(())
 }
@@ -199,7 +250,8 @@ fn is_reserved(name: &str) -> bool {
     name.len() > 4 && name.starts_with("__") && name.ends_with("__")
 }
 
-fn is_acceptable(path: &DocumentPath) -> bool {
+/// Whether the database takes a document of this name.
+pub(crate) fn is_acceptable(path: &DocumentPath) -> bool {
     let numeric = |id: &str| {
         id.strip_prefix("__id")
             .and_then(|id| id.strip_suffix("__"))

@@ -1,29 +1,36 @@
 //! The documents that a restore left alone because somebody else has changed them.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
 
 use crate::document::DocumentPath;
 
 /// How many of them are named. All are counted.
 const NAMED: usize = 1_000;
 
-/// Names of documents, as many as one wants to see. Clones share them.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Conflicts(Arc<Mutex<Vec<DocumentPath>>>);
+/// The first of them in path order, as many as one wants to see, whichever come first: a restore looks at distant parts of the
+/// database at the same time.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Conflicts(BTreeSet<DocumentPath>);
 
 impl Conflicts {
-    pub(crate) fn note(&self, path: &DocumentPath) {
-        let mut named = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if named.len() < NAMED {
-            named.push(path.clone());
+    pub(crate) fn note(&mut self, path: &DocumentPath) {
+        if self.0.len() < NAMED || self.0.last().is_some_and(|last| path < last) {
+            self.0.insert(path.clone());
+            if self.0.len() > NAMED {
+                self.0.pop_last();
+            }
         }
+    }
+
+    pub(crate) fn add(&mut self, other: &Self) {
+        other.0.iter().for_each(|path| self.note(path));
     }
 
     /// The names, in path order.
     pub(crate) fn paths(&self) -> Vec<DocumentPath> {
-        let mut named = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        named.sort();
-        named.dedup();
-        named
+        self.0.iter().cloned().collect()
     }
 }

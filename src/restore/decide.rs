@@ -12,11 +12,12 @@ use futures::stream::{self, BoxStream, Stream, StreamExt, TryStreamExt};
 use super::beside::{Beside, OwnedFound, Step};
 use super::check::{Checks, examine};
 use super::conflicts::Conflicts;
+use super::failures::Sent;
 use super::plan::Tally;
-use super::renames::{Renames, renamed};
+use super::renames::{Rename, Renames, renamed};
 use super::rules::{Action, Fate, Found, Look, Rules};
 use super::{ReferenceCounts, RestoreCounts, RestoreError, RestoreOptions};
-use crate::archive::{ArchiveError, DocumentSink, RecordBatch, SnapshotReader};
+use crate::archive::{ArchiveError, Damage, DocumentSink, RecordBatch, SnapshotReader};
 use crate::document::wire::{ReferencesSeen, WireError};
 use crate::document::{CanonicalError, DatabaseName, DocumentKey, DocumentPath, DocumentRef, KeyRange};
 use crate::firestore::{EncodedWrites, Firestore, Precondition, Write, WriteEncoder};
@@ -34,6 +35,10 @@ pub(super) struct Decided {
     pub(super) counts: RestoreCounts,
     /// The last key of the stretch, `None` where it is as far as that before.
     pub(super) up_to: Option<DocumentKey>,
+    /// What was decided about each of the writes.
+    pub(super) sent: Sent,
+    /// Documents that were changed too late.
+    pub(super) conflicts: Conflicts,
     /// What a plan counts.
     pub(super) tally: Tally,
 }
@@ -59,7 +64,6 @@ pub(super) struct Shared {
     pub(super) rules: Rules,
     pub(super) renames: Renames,
     pub(super) database: Option<Firestore>,
-    pub(super) conflicts: Conflicts,
     purpose: Purpose,
 }
 
@@ -85,7 +89,7 @@ impl Shared {
         step.tally.note(path, fate);
         step.tally.writes += u64::from(self.rules.sends_anyway(fate));
         if fate == Fate::Conflict {
-            self.conflicts.note(path);
+            step.conflicts.note(path);
         }
     }
 }
@@ -103,7 +107,6 @@ impl Decide {
         target: &DatabaseName,
         database: Option<&Firestore>,
         options: &RestoreOptions,
-        conflicts: Conflicts,
         purpose: Purpose,
     ) -> Result<Self, RestoreError> {
         let source = Some(&reader.snapshot().database);
@@ -115,7 +118,6 @@ impl Decide {
                 rules,
                 renames: options.renames.clone(),
                 database: database.cloned(),
-                conflicts,
                 purpose,
             }),
         })
@@ -169,6 +171,7 @@ impl Decide {
             deletes,
             counts,
             tally,
+            conflicts,
             up_to,
             ..
         } = step;
@@ -182,10 +185,12 @@ impl Decide {
             }
         }
         let mut out = self.shared.out();
+        let mut sent = Sent::default();
         if let Out::Writes(encoder) = &mut out {
             for (path, update_time) in &deletes {
                 // What was changed since is not what was looked at.
                 encoder.write(Write::delete(path).on(Precondition::UpdateTime(*update_time)))?;
+                sent.note(path, Fate::Deleted);
             }
         }
         // The step is done when all of it is.
@@ -196,35 +201,71 @@ impl Decide {
             },
             counts,
             up_to,
+            sent,
+            conflicts,
             tally,
         });
         Ok(all)
     }
 
-    /// Fails where renamed collections come to lie among documents that are restored, too.
-    pub(super) async fn check_renames(&self) -> Result<(), RestoreError> {
+    /// Fails where renamed collections come to lie among documents that are restored, too. Where the index is damaged and that is
+    /// gone around, nothing is restored.
+    pub(super) async fn check_renames(&self, skip_damaged: bool) -> Result<(), RestoreError> {
         for (taken, rename) in self.shared.renames.taken() {
             for range in self.shared.filter.ranges() {
-                let range = range.intersection(&taken);
-                if range.is_empty() {
-                    continue;
-                }
-                let mut records = self.reader.records(range).boxed();
-                while let Some(batch) = records.try_next().await? {
-                    for record in batch.iter() {
-                        let path = DocumentPath::from_key(record.key)?;
-                        let stays = self.shared.renames.rename(path.as_str()).is_none();
-                        if stays && self.shared.filter.matches(&path) {
-                            return Err(RestoreError::Collision {
-                                rename: rename.to_string(),
-                                path,
-                            });
+                let mut rest = range.intersection(&taken);
+                while let Some(damage) = self.check_rename(rest.clone(), rename, skip_damaged).await? {
+                    // Without a span the whole rest is left out, as the restore will.
+                    let span = damage.span.map(|span| span.intersection(&rest));
+                    let Some(span) = span.filter(|span| !span.is_empty()) else {
+                        break;
+                    };
+                    let before = KeyRange {
+                        start: rest.start.take(),
+                        end: span.start,
+                    };
+                    self.check_rename(before, rename, skip_damaged).await?;
+                    match span.end {
+                        Some(end) if rest.end.as_ref().is_none_or(|last| end < *last) => {
+                            rest.start = Some(end);
                         }
+                        _ => break,
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    /// The same of a range, up to what is damaged, if that is gone around.
+    async fn check_rename(
+        &self,
+        range: KeyRange,
+        rename: &Rename,
+        skip_damaged: bool,
+    ) -> Result<Option<Damage>, RestoreError> {
+        if range.is_empty() {
+            return Ok(None);
+        }
+        let mut records = self.reader.records(range).boxed();
+        loop {
+            let batch = match records.try_next().await {
+                Ok(Some(batch)) => batch,
+                Ok(None) => return Ok(None),
+                Err(error) if skip_damaged => return Ok(Some(error.into_damage()?)),
+                Err(error) => return Err(error.into()),
+            };
+            for record in batch.iter() {
+                let path = DocumentPath::from_key(record.key)?;
+                let stays = self.shared.renames.rename(path.as_str()).is_none();
+                if stays && self.shared.filter.matches(&path) {
+                    return Err(RestoreError::Collision {
+                        rename: rename.to_string(),
+                        path,
+                    });
+                }
+            }
+        }
     }
 }
 
@@ -265,6 +306,8 @@ struct Encode {
     /// The memory of paths.
     path: String,
     counts: RestoreCounts,
+    sent: Sent,
+    conflicts: Conflicts,
     /// The last document that was looked at, where that says how far everything is.
     last: Option<Vec<u8>>,
     /// What makes a request each: so much is done at a time, and a cursor need not wait for a whole window of documents.
@@ -280,6 +323,8 @@ impl Encode {
             found: found.map(Vec::into_iter),
             path: String::new(),
             counts: RestoreCounts::default(),
+            sent: Sent::default(),
+            conflicts: Conflicts::default(),
             last: None,
             ready: Vec::new(),
             failed: None,
@@ -317,7 +362,7 @@ impl Encode {
             Out::Tally(tally, checks) => plan(rules, path, body, found, tally, checks)?,
         };
         self.counts.note(&outcome);
-        outcome.note_conflict(path, &self.shared.conflicts);
+        outcome.note(path, &mut self.sent, &mut self.conflicts);
         Ok(())
     }
 
@@ -330,6 +375,8 @@ impl Encode {
             writes,
             counts: std::mem::take(&mut self.counts),
             up_to: self.last.as_deref().map(DocumentKey::from_bytes),
+            sent: std::mem::take(&mut self.sent),
+            conflicts: std::mem::take(&mut self.conflicts),
             tally,
         }
     }
@@ -338,14 +385,18 @@ impl Encode {
 /// What became of a document.
 pub(crate) struct Outcome {
     pub(crate) fate: Fate,
+    /// Whether it is written.
+    is_sent: bool,
     /// References in it, if it is written.
     pub(crate) references: ReferenceCounts,
 }
 
 impl Outcome {
-    pub(crate) fn note_conflict(&self, path: &DocumentPath, conflicts: &Conflicts) {
+    pub(crate) fn note(&self, path: &DocumentPath, sent: &mut Sent, conflicts: &mut Conflicts) {
         if self.fate == Fate::Conflict {
             conflicts.note(path);
+        } else if self.is_sent {
+            sent.note(path, self.fate);
         }
     }
 }
@@ -393,6 +444,7 @@ pub(crate) fn write(
     };
     Ok(Outcome {
         fate: decision.fate,
+        is_sent: decision.action != Action::Nothing,
         references,
     })
 }
@@ -418,6 +470,8 @@ pub(crate) fn plan(
     }
     Ok(Outcome {
         fate: decision.fate,
+        // A plan sends nothing.
+        is_sent: false,
         references: references_of(rules, path, &decision.action)?,
     })
 }

@@ -1,15 +1,18 @@
 //! What a restore would do, found out by the stages that do it, with a count in the place of the writer.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::future::Either;
+use tokio::sync::mpsc;
 
 use super::check::{self, Checks, Warning};
 use super::conflicts::Conflicts;
 use super::decide::{Decide, Purpose};
-use super::ranges;
+use super::read::Reading;
 use super::rules::{Fate, Fates, Look};
-use super::{ReferenceCounts, RestoreCounts, RestoreError, RestoreOptions};
+use super::write::{Message, Step};
+use super::{Gap, ReferenceCounts, RestoreCounts, RestoreError, RestoreOptions, WAITING_BATCHES};
 use crate::archive::{Lease, SnapshotReader};
 use crate::compare::{Difference, DifferenceKind, NAMED_DIFFERENCES};
 use crate::document::{DatabaseName, DocumentPath};
@@ -43,6 +46,17 @@ pub struct RestorePlan {
     pub some_differences: Vec<Difference>,
     /// What to know before.
     pub warnings: Vec<Warning>,
+    /// What would be left out because the snapshot is damaged there ([`RestoreOptions::skip_damaged`]).
+    pub gaps: Vec<Gap>,
+}
+
+/// What to know before documents are written.
+#[derive(Clone, Debug, Default)]
+pub struct Findings {
+    /// What to warn of.
+    pub warnings: Vec<Warning>,
+    /// What will be left out because the snapshot is damaged there ([`RestoreOptions::skip_damaged`]).
+    pub gaps: Vec<Gap>,
 }
 
 /// What has been counted.
@@ -122,6 +136,7 @@ impl RestorePlan {
             conflicting: conflicts.paths(),
             some_differences: tally.some_differences,
             warnings: tally.warnings,
+            gaps: Vec::new(),
         }
     }
 }
@@ -134,30 +149,26 @@ pub async fn plan_restore(
     options: &RestoreOptions,
 ) -> Result<RestorePlan, RestoreError> {
     let before = database.stats().counts();
-    let conflicts = Conflicts::default();
     let target = database.database();
-    let checks = Checks::new(&options.ttl_fields);
+    let checks = Checks::new(&check::ttl_fields_of(database, options).await);
     let purpose = Purpose::Plan(Look::Documents, checks);
-    let decide = Decide::new(
-        reader,
-        target,
-        Some(database),
-        options,
-        conflicts.clone(),
-        purpose,
-    )?;
-    let (counts, tally) = leased(reader, survey(&decide, options)).await?;
-    let billed_reads = match decide.shared.rules.look() {
+    let decide = Decide::new(reader, target, Some(database), options, purpose)?;
+    let rules_look = decide.shared.rules.look();
+    let survey = leased(reader, survey(decide, options)).await?;
+    let billed_reads = match rules_look {
         Look::Nothing => 0,
         Look::Documents => database.stats().counts().since(&before).billed_reads,
     };
-    Ok(RestorePlan::new(
-        &counts,
+    let Survey {
+        counts,
         tally,
-        billed_reads,
-        &conflicts,
-        options,
-    ))
+        conflicts,
+        gaps,
+    } = survey;
+    Ok(RestorePlan {
+        gaps,
+        ..RestorePlan::new(&counts, tally, billed_reads, &conflicts, options)
+    })
 }
 
 /// Looks through the chosen documents for what to know before they are written, without a look at the database: as if all of
@@ -166,9 +177,12 @@ pub async fn check_restore(
     reader: &SnapshotReader,
     target: &DatabaseName,
     options: &RestoreOptions,
-) -> Result<Vec<Warning>, RestoreError> {
-    let (_, tally) = leased(reader, look_through(reader, target, options)).await?;
-    Ok(tally.into_warnings())
+) -> Result<Findings, RestoreError> {
+    let survey = leased(reader, look_through(reader, target, options)).await?;
+    Ok(Findings {
+        warnings: survey.tally.into_warnings(),
+        gaps: survey.gaps,
+    })
 }
 
 /// The same under somebody else's lease.
@@ -176,10 +190,10 @@ pub(super) async fn look_through(
     reader: &SnapshotReader,
     target: &DatabaseName,
     options: &RestoreOptions,
-) -> Result<(RestoreCounts, Tally), RestoreError> {
+) -> Result<Survey, RestoreError> {
     let purpose = Purpose::Plan(Look::Nothing, Checks::new(&options.ttl_fields));
-    let decide = Decide::new(reader, target, None, options, Conflicts::default(), purpose)?;
-    survey(&decide, options).await
+    let decide = Decide::new(reader, target, None, options, purpose)?;
+    survey(decide, options).await
 }
 
 async fn leased<T>(
@@ -197,18 +211,48 @@ async fn leased<T>(
     }
 }
 
-/// Goes through all ranges as a restore would.
-async fn survey(decide: &Decide, options: &RestoreOptions) -> Result<(RestoreCounts, Tally), RestoreError> {
-    decide.check_renames().await?;
-    let pieces =
-        ranges::split_ranges(&decide.reader, &options.pieces(&decide.reader), options.parallel).await?;
-    let mut decided = stream::iter(pieces)
-        .map(|range| Ok::<_, RestoreError>(decide.range(range)))
-        .try_flatten_unordered(options.parallel.max(1));
-    let (mut counts, mut tally) = (RestoreCounts::default(), Tally::default());
-    while let Some(decided) = decided.try_next().await? {
-        counts.add(&decided.counts);
-        tally.add(decided.tally);
+/// What was found out about all ranges.
+#[derive(Default)]
+pub(super) struct Survey {
+    counts: RestoreCounts,
+    pub(super) tally: Tally,
+    conflicts: Conflicts,
+    gaps: Vec<Gap>,
+}
+
+impl Survey {
+    async fn take_in(mut self, mut steps: mpsc::Receiver<Message>) -> Result<Self, RestoreError> {
+        while let Some((_, step)) = steps.recv().await {
+            match step? {
+                Step::Decided(decided) => {
+                    self.counts.add(&decided.counts);
+                    self.conflicts.add(&decided.conflicts);
+                    self.tally.add(decided.tally);
+                }
+                Step::Gap(gap, _) => self.gaps.push(gap),
+                Step::End => {}
+            }
+        }
+        Ok(self)
     }
-    Ok((counts, tally))
+}
+
+/// Goes through all ranges as a restore would, and around the same damage.
+async fn survey(decide: Decide, options: &RestoreOptions) -> Result<Survey, RestoreError> {
+    decide.check_renames(options.skip_damaged).await?;
+    let pieces = options.cut(&decide.reader).await?;
+    let reading = Reading {
+        reader: decide.reader.clone(),
+        decide,
+        filter: options.filter.clone(),
+        skip_damaged: options.skip_damaged,
+    };
+    let (sender, steps) = mpsc::channel(WAITING_BATCHES);
+    let ranges = pieces.into_iter().enumerate().collect();
+    let read = reading.all(ranges, options.parallel.max(1), sender);
+    // An error ends the counting first, and nobody needs what is still being read.
+    match futures::future::select(pin!(Survey::default().take_in(steps)), pin!(read)).await {
+        Either::Left((survey, _)) => survey,
+        Either::Right(((), survey)) => survey.await,
+    }
 }

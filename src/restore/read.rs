@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use super::RestoreError;
 use super::decide::Decide;
+use super::ranges;
 use super::write::{Message, Step};
 use crate::archive::{ArchiveError, Damage, DamageKind, RecordBatch, SnapshotReader};
 use crate::document::{DocumentKey, KeyRange};
@@ -96,8 +97,26 @@ impl Steps {
 }
 
 impl Reading {
+    /// Reads ranges, so many at a time, and sends what is decided for them. Those that are read together lie far apart.
+    pub(super) async fn all(
+        self,
+        ranges: Vec<(usize, KeyRange)>,
+        parallel: usize,
+        steps: mpsc::Sender<Message>,
+    ) {
+        let (reading, ranges, steps) = (&self, &ranges, &steps);
+        stream::iter(ranges::far_apart(ranges.len(), parallel))
+            .map(|place| {
+                let (number, range) = ranges[place].clone();
+                reading.range(number, range, steps.clone())
+            })
+            .buffer_unordered(parallel)
+            .for_each(|()| std::future::ready(()))
+            .await;
+    }
+
     /// Sends what is decided for a range, then that it is at its end; or why it cannot be read.
-    pub(super) async fn range(&self, number: usize, range: KeyRange, steps: mpsc::Sender<Message>) {
+    async fn range(&self, number: usize, range: KeyRange, steps: mpsc::Sender<Message>) {
         let steps = Steps { number, steps };
         let mut parts = vec![Part::Read {
             range,
@@ -127,7 +146,7 @@ impl Reading {
                 None => return Ok(None),
                 Some(Ok(decided)) => {
                     if let Some(up_to) = &decided.up_to {
-                        rest.start = Some(up_to.next());
+                        rest.start = Some(up_to.after());
                     }
                     steps.send(Ok(Step::Decided(Box::new(decided)))).await?;
                 }
@@ -313,7 +332,7 @@ impl Reading {
                 },
                 looked_at: true,
             });
-            from = key(number - 1).map(|last| last.next());
+            from = key(number - 1).map(|last| last.after());
             let range = KeyRange {
                 start: key(first),
                 end: from.clone(),

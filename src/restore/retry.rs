@@ -4,12 +4,18 @@
 //! their order and their preconditions: what was refused because a document had changed is refused again as long as it has.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use tokio::sync::mpsc;
 
+use super::failures::is_refusal;
 use super::{Conflicts, DRAIN_PATIENCE, RestoreCounts, RestoreOptions, RestoreStats};
-use crate::firestore::{self, BulkWriter, DeadLetterError, DeadLetters, Firestore, Write, WriteFailure};
+use crate::firestore::{
+    self, BulkWriter, DeadLetterError, DeadLetterFile, DeadLetters, FailureSink, Firestore, OwnedChange,
+    Recorded, Write, WriteFailure,
+};
 use crate::progress::Progress;
 
 /// Writes that wait for the writer.
@@ -64,11 +70,12 @@ pub async fn retry(
     });
     progress.set_total_documents(checked.await?.map_err(RetryError::Refused)?);
 
-    let mut writer = BulkWriter::new(
-        database,
-        options.write.clone(),
-        super::failures::dead_letters(&options),
-    );
+    let unbilled = Arc::<Unbilled>::default();
+    let sink = RetrySink {
+        dead_letters: DeadLetterFile::new(&options.dead_letter_file),
+        unbilled: Arc::clone(&unbilled),
+    };
+    let mut writer = BulkWriter::new(database, options.write.clone(), sink);
     let (sender, mut letters) = mpsc::channel::<WriteFailure>(WAITING_WRITES);
     let (path, filter) = (file.to_owned(), options.filter.clone());
     let reading = tokio::task::spawn_blocking(move || {
@@ -82,6 +89,7 @@ pub async fn retry(
         Ok(())
     });
     let mut counts = RestoreCounts::default();
+    let mut deletes = 0;
     loop {
         let next = tokio::select! {
             biased;
@@ -103,6 +111,7 @@ pub async fn retry(
             written = writer.write(write) => written?,
             () = options.stop.requested() => continue,
         }
+        deletes += u64::from(letter.change == OwnedChange::Delete);
         counts.documents += 1;
         counts.bytes += bytes;
         progress.add(1, bytes);
@@ -119,7 +128,38 @@ pub async fn retry(
     counts.written = writes.written;
     counts.failed = writes.failed;
     counts.left_out = writes.left_out;
-    Ok(counts.stats(writes, &options, &Conflicts::default(), start.elapsed()))
+    counts.billed_deletes = deletes - unbilled.deletes.load(Ordering::Relaxed);
+    counts.billed_writes = writes.submitted - unbilled.writes.load(Ordering::Relaxed) - counts.billed_deletes;
+    Ok(counts.stats(writes, &Conflicts::default(), start.elapsed()))
+}
+
+/// Writes that have failed for another reason than a precondition: these are not billed.
+#[derive(Debug, Default)]
+struct Unbilled {
+    writes: AtomicU64,
+    /// Deletions among them.
+    deletes: AtomicU64,
+}
+
+/// Where the writes go that fail again.
+struct RetrySink {
+    dead_letters: DeadLetterFile,
+    unbilled: Arc<Unbilled>,
+}
+
+impl FailureSink for RetrySink {
+    fn record(&mut self, failure: WriteFailure) -> std::io::Result<Recorded> {
+        if !is_refusal(&failure) {
+            self.unbilled.writes.fetch_add(1, Ordering::Relaxed);
+            let delete = u64::from(failure.change == OwnedChange::Delete);
+            self.unbilled.deletes.fetch_add(delete, Ordering::Relaxed);
+        }
+        self.dead_letters.record(failure)
+    }
+
+    fn sync(&mut self) -> std::io::Result<()> {
+        self.dead_letters.sync()
+    }
 }
 
 /// Whether both names mean one file that exists.

@@ -302,9 +302,9 @@ pub struct Fates {
 }
 
 impl Fates {
-    pub(crate) fn note(&mut self, fate: Fate) {
-        let count = match fate {
-            Fate::Written => return,
+    fn of(&mut self, fate: Fate) -> Option<&mut u64> {
+        Some(match fate {
+            Fate::Written => return None,
             Fate::Created => &mut self.created,
             Fate::Changed => &mut self.changed,
             Fate::Unchanged => &mut self.unchanged,
@@ -312,8 +312,20 @@ impl Fates {
             Fate::LeftOut => &mut self.left_out,
             Fate::Conflict => &mut self.conflicts,
             Fate::Deleted => &mut self.deleted,
-        };
-        *count += 1;
+        })
+    }
+
+    pub(crate) fn note(&mut self, fate: Fate) {
+        if let Some(count) = self.of(fate) {
+            *count += 1;
+        }
+    }
+
+    /// Uncounts a document, because it did not come to that.
+    pub(crate) fn take_back(&mut self, fate: Fate) {
+        if let Some(count) = self.of(fate) {
+            *count = count.saturating_sub(1);
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
 
 use super::write::{RangeState, Ranges};
-use super::{Gap, RestoreCounts, RestoreError};
+use super::{Conflicts, Gap, RestoreCounts, RestoreError, RestoreOptions};
 use crate::archive::envelope::{self, MAX_JSON_LEN};
 use crate::archive::{ArchiveError, RepositoryId, SessionId, SnapshotId};
 use crate::clock;
@@ -113,11 +113,13 @@ struct Checkpoint {
     ranges: Vec<Place>,
     counts: RestoreCounts,
     gaps: Vec<Gap>,
+    conflicts: Conflicts,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Place {
-    cursor: Option<HexKey>,
+    /// The first key that may not be done.
+    next: Option<HexKey>,
     finished: bool,
 }
 
@@ -131,6 +133,7 @@ pub struct UnfinishedRestore {
     /// Of the newest checkpoint.
     number: CheckpointNumber,
     checkpoint: Option<Checkpoint>,
+    last_sign: DateTime<Utc>,
 }
 
 impl UnfinishedRestore {
@@ -159,6 +162,11 @@ impl UnfinishedRestore {
         self.plan.started_at
     }
 
+    /// When it last recorded something, by the store's own time.
+    pub fn last_sign(&self) -> DateTime<Utc> {
+        self.last_sign
+    }
+
     /// Where its dead letters are.
     pub fn dead_letter_file(&self) -> &Path {
         &self.plan.dead_letter_file
@@ -170,6 +178,16 @@ impl UnfinishedRestore {
             .as_ref()
             .map(|checkpoint| checkpoint.counts)
             .unwrap_or_default()
+    }
+
+    /// What decides which documents it writes and how, by the option's name.
+    pub fn options(&self) -> &BTreeMap<String, String> {
+        &self.plan.options
+    }
+
+    /// Whether it was begun with the same options, as far as these decide which documents are written and how.
+    pub fn has_options(&self, options: &RestoreOptions) -> bool {
+        self.plan.options == options.described()
     }
 
     /// Whether it is the same restore: of that snapshot, into that database, with those options.
@@ -225,10 +243,15 @@ impl UnfinishedRestore {
             return Ranges::new(states);
         };
         for (state, place) in states.iter_mut().zip(&checkpoint.ranges) {
-            state.cursor = place.cursor.as_ref().map(HexKey::key);
+            state.next = place.next.as_ref().map(HexKey::key);
             state.finished = place.finished;
         }
-        Ranges::at(states, checkpoint.counts, checkpoint.gaps.clone())
+        Ranges::at(
+            states,
+            checkpoint.counts,
+            checkpoint.gaps.clone(),
+            checkpoint.conflicts.clone(),
+        )
     }
 }
 
@@ -278,6 +301,7 @@ struct Listed {
     has_plan: bool,
     claim: u64,
     number: CheckpointNumber,
+    last_sign: DateTime<Utc>,
 }
 
 impl RestoreSessions {
@@ -301,30 +325,31 @@ impl RestoreSessions {
     async fn find(&self) -> Result<Vec<UnfinishedRestore>, ArchiveError> {
         let mut all: BTreeMap<SessionId, Listed> = BTreeMap::new();
         let mut listing = self.store.list(FOLDER);
-        while let Some(object) = listing.try_next().await? {
-            let Some((id, object)) = parse(&object.name) else {
+        while let Some(found) = listing.try_next().await? {
+            let Some((id, object)) = parse(&found.name) else {
                 continue;
             };
             let listed = all.entry(id).or_default();
+            listed.last_sign = listed.last_sign.max(found.last_modified);
             match object {
                 Object::Plan => listed.has_plan = true,
                 Object::Claim(claim) => listed.claim = claim.max(listed.claim),
                 Object::Checkpoint(number) => listed.number = number.max(listed.number),
             }
         }
-        let mut found = Vec::new();
+        let mut sessions = Vec::new();
         for (id, listed) in all {
             if !listed.has_plan {
                 continue;
             }
             match self.read(id, listed).await {
-                Ok(Some(session)) => found.push(session),
+                Ok(Some(session)) => sessions.push(session),
                 Ok(None) => {}
                 // Finished by another process between the listing and now, or cut off by a crash of the machine.
                 Err(error) => tracing::warn!("an unfinished restore is left out: {error}"),
             }
         }
-        Ok(found)
+        Ok(sessions)
     }
 
     /// `None` where all of it is done and only its removal was not.
@@ -357,7 +382,25 @@ impl RestoreSessions {
             claim: listed.claim,
             number,
             checkpoint,
+            last_sign: listed.last_sign,
         }))
+    }
+
+    /// Removes the record of a restore that nobody is to go on with. What it has written stays. One that runs goes on, and can
+    /// not be resumed should it be stopped.
+    pub async fn remove(&self, unfinished: &UnfinishedRestore) -> Result<(), RestoreError> {
+        let removed = self.remove_all(unfinished.id).await;
+        removed.map_err(|source| self.unusable(source))
+    }
+
+    async fn remove_all(&self, id: SessionId) -> Result<(), ArchiveError> {
+        // The plan first: without it there is no session, whatever else is left.
+        self.store.delete(&plan_name(id)).await?;
+        let mut listing = self.store.list(&format!("{FOLDER}/{id}"));
+        while let Some(object) = listing.try_next().await? {
+            self.store.delete(&object.name).await?;
+        }
+        Ok(())
     }
 
     async fn read_object<T: serde::de::DeserializeOwned>(
@@ -462,7 +505,7 @@ impl RestoreSession {
     /// [`RestoreError::SessionTaken`] when another process has gone on with the session.
     pub(super) async fn checkpoint(&mut self, ranges: &Ranges) -> Result<(), RestoreError> {
         let places = ranges.states().iter().map(|state| Place {
-            cursor: state.cursor.as_ref().map(HexKey::of),
+            next: state.next.as_ref().map(HexKey::of),
             finished: state.finished,
         });
         let store = &self.sessions.store;
@@ -474,6 +517,7 @@ impl RestoreSession {
             ranges: places.collect(),
             counts: ranges.counts(),
             gaps: ranges.gaps().to_vec(),
+            conflicts: ranges.conflicts().clone(),
         };
         let payload = envelope::encode(CHECKPOINT_KIND, &checkpoint)
             .map_err(|source| self.sessions.unusable(source))?;
@@ -492,11 +536,12 @@ impl RestoreSession {
 
     /// Removes the session, of which the last checkpoint says that all is done.
     pub(super) async fn remove(self) {
-        // The plan first: without it there is no session, whatever else is left.
-        self.delete(&plan_name(self.id)).await;
-        let mut listing = self.sessions.store.list(&format!("{FOLDER}/{}", self.id));
-        while let Ok(Some(object)) = listing.try_next().await {
-            self.delete(&object.name).await;
+        if let Err(error) = self.sessions.remove_all(self.id).await {
+            tracing::info!(
+                "the record of restore {} in {} is not needed any more, but stays: {error}",
+                self.id,
+                self.sessions.location()
+            );
         }
     }
 

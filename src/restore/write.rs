@@ -10,10 +10,11 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::decide::Decided;
+use super::failures::{Refusals, Sent};
 use super::session::RestoreSession;
-use super::{Gap, RestoreCounts, RestoreError};
+use super::{Conflicts, Gap, RestoreCounts, RestoreError};
 use crate::document::{DocumentKey, KeyRange};
-use crate::firestore::{Acknowledged, BulkWriter, Mark, WriteStats};
+use crate::firestore::{Acknowledged, BulkWriter, Firestore, Mark, RequestCounts, WriteStats};
 use crate::progress::Progress;
 use crate::stop::Stop;
 
@@ -27,7 +28,7 @@ pub(super) type Message = (usize, Result<Step, RestoreError>);
 pub(super) enum Step {
     /// A stretch that is decided.
     Decided(Box<Decided>),
-    /// A stretch that cannot be read, up to this key, or to the end.
+    /// A stretch that cannot be read, with the first key past it; `None` where there is nothing past it.
     Gap(Gap, Option<DocumentKey>),
     /// There is no more.
     End,
@@ -38,8 +39,8 @@ pub(super) enum Step {
 pub(super) struct RangeState {
     /// The range.
     pub(super) range: KeyRange,
-    /// The last key up to which everything is done.
-    pub(super) cursor: Option<DocumentKey>,
+    /// The first key that may not be done: everything before it is. `None` at the range's start.
+    pub(super) next: Option<DocumentKey>,
     /// Whether all of it is done.
     pub(super) finished: bool,
 }
@@ -49,7 +50,7 @@ impl RangeState {
     pub(super) fn new(range: KeyRange) -> Self {
         Self {
             range,
-            cursor: None,
+            next: None,
             finished: false,
         }
     }
@@ -59,13 +60,12 @@ impl RangeState {
         if self.finished {
             return None;
         }
-        Some(KeyRange {
-            start: match &self.cursor {
-                Some(cursor) => Some(cursor.next()),
-                None => self.range.start.clone(),
-            },
+        let rest = KeyRange {
+            start: self.next.as_ref().or(self.range.start.as_ref()).cloned(),
             end: self.range.end.clone(),
-        })
+        };
+        // What was left out at a range's end leads up to it, and no further.
+        (!rest.is_empty()).then_some(rest)
     }
 }
 
@@ -81,6 +81,10 @@ pub(super) struct Ranges {
     counts: RestoreCounts,
     /// What could not be read, up to the cursors.
     gaps: Vec<Gap>,
+    /// What somebody else has changed, up to the cursors.
+    conflicts: Conflicts,
+    /// What the database has said no to.
+    refusals: Refusals,
     /// Whether a cursor has moved since somebody asked.
     moved: bool,
 }
@@ -91,26 +95,41 @@ struct Waiting {
     /// `None` when its own writes are done.
     mark: Option<Mark>,
     counts: RestoreCounts,
+    sent: Sent,
+    conflicts: Conflicts,
     gap: Option<Gap>,
-    up_to: Option<DocumentKey>,
+    /// The first key past the stretch.
+    next: Option<DocumentKey>,
     is_end: bool,
 }
 
 impl Ranges {
     pub(super) fn new(states: Vec<RangeState>) -> Self {
-        Self::at(states, RestoreCounts::default(), Vec::new())
+        Self::at(states, RestoreCounts::default(), Vec::new(), Conflicts::default())
     }
 
     /// Where an earlier process has left them.
-    pub(super) fn at(states: Vec<RangeState>, counts: RestoreCounts, gaps: Vec<Gap>) -> Self {
+    pub(super) fn at(
+        states: Vec<RangeState>,
+        counts: RestoreCounts,
+        gaps: Vec<Gap>,
+        conflicts: Conflicts,
+    ) -> Self {
         Self {
             waiting: states.iter().map(|_| VecDeque::new()).collect(),
             states,
             marks: HashMap::new(),
             counts,
             gaps,
+            conflicts,
+            refusals: Refusals::default(),
             moved: false,
         }
+    }
+
+    /// With where the writes are noted that fail.
+    pub(super) fn with(self, refusals: Refusals) -> Self {
+        Self { refusals, ..self }
     }
 
     pub(super) fn states(&self) -> &[RangeState] {
@@ -120,6 +139,11 @@ impl Ranges {
     /// What is done.
     pub(super) fn counts(&self) -> RestoreCounts {
         self.counts
+    }
+
+    /// What somebody else has changed.
+    pub(super) fn conflicts(&self) -> &Conflicts {
+        &self.conflicts
     }
 
     /// What could not be read.
@@ -148,9 +172,9 @@ impl Ranges {
             return RestoreCounts::default();
         };
         waiting.mark = None;
-        waiting.counts.written += done.written;
-        waiting.counts.failed += done.failed;
-        waiting.counts.left_out += done.left_out;
+        let sent = std::mem::take(&mut waiting.sent);
+        self.refusals
+            .account(done, &sent, &mut waiting.counts, &mut waiting.conflicts);
         let counts = waiting.counts;
         self.advance(range);
         counts
@@ -161,9 +185,10 @@ impl Ranges {
         let (state, waiting) = (&mut self.states[range], &mut self.waiting[range]);
         while let Some(done) = waiting.pop_front_if(|first| first.mark.is_none()) {
             self.counts.add(&done.counts);
+            self.conflicts.add(&done.conflicts);
             self.gaps.extend(done.gap);
-            if done.up_to.is_some() {
-                state.cursor = done.up_to;
+            if done.next.is_some() {
+                state.next = done.next;
             }
             state.finished |= done.is_end;
             self.moved = true;
@@ -180,6 +205,40 @@ impl Ranges {
     }
 }
 
+/// The account of documents that come in one order and need no record of how far they are.
+#[derive(Debug)]
+pub(crate) struct Account(Ranges);
+
+impl Account {
+    pub(crate) fn new(refusals: Refusals) -> Self {
+        Self(Ranges::new(vec![RangeState::new(KeyRange::all())]).with(refusals))
+    }
+
+    /// Notes what is about to be handed to the writer under a mark.
+    pub(crate) fn expect(&mut self, mark: Mark, counts: RestoreCounts, sent: Sent, conflicts: Conflicts) {
+        let waiting = Waiting {
+            mark: Some(mark),
+            counts,
+            sent,
+            conflicts,
+            ..Waiting::default()
+        };
+        self.0.push(0, waiting);
+    }
+
+    /// Takes in what the writer has done.
+    pub(crate) fn acknowledge(&mut self, writer: &mut BulkWriter) {
+        for done in writer.take_acknowledged() {
+            self.0.acknowledge(done);
+        }
+    }
+
+    /// What is done, and what somebody else has changed.
+    pub(crate) fn finish(self) -> (RestoreCounts, Conflicts) {
+        (self.0.counts, self.0.conflicts)
+    }
+}
+
 /// How the writing ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
@@ -189,10 +248,33 @@ pub(super) enum End {
     Stopped,
 }
 
+/// What a restore reads of the database, that of earlier processes included as far as they have recorded it.
+pub(crate) struct Reads {
+    database: Firestore,
+    before: RequestCounts,
+    earlier: u64,
+}
+
+impl Reads {
+    /// From now on, with what was read earlier.
+    pub(crate) fn new(database: &Firestore, earlier: u64) -> Self {
+        Self {
+            before: database.stats().counts(),
+            database: database.clone(),
+            earlier,
+        }
+    }
+
+    pub(crate) fn billed(&self) -> u64 {
+        self.earlier + self.database.stats().counts().since(&self.before).billed_reads
+    }
+}
+
 /// The last stage of a restore.
 pub(super) struct Writing<'a> {
     pub(super) writer: BulkWriter,
     pub(super) ranges: Ranges,
+    pub(super) reads: Reads,
     /// Where it is recorded how far the ranges are, and how often.
     pub(super) session: Option<(&'a mut RestoreSession, Duration)>,
     pub(super) progress: &'a Progress,
@@ -213,6 +295,7 @@ impl Writing<'_> {
             _ => self.writer.complete().await.map(drop),
         };
         self.acknowledge();
+        self.ranges.counts.billed_reads = self.reads.billed();
         let recorded = self.checkpoint().await;
         let end = ended?;
         drained?;
@@ -282,12 +365,16 @@ impl Writing<'_> {
                     writes,
                     counts,
                     up_to,
+                    sent,
+                    conflicts,
                     ..
                 } = *decided;
                 let mark = self.writer.mark();
                 waiting.mark = Some(mark);
                 waiting.counts = counts;
-                waiting.up_to = up_to;
+                waiting.sent = sent;
+                waiting.conflicts = conflicts;
+                waiting.next = up_to.map(|last| last.after());
                 self.ranges.push(range, waiting);
                 tokio::select! {
                     submitted = self.writer.submit(writes.marked(mark)) => submitted?,
@@ -295,9 +382,10 @@ impl Writing<'_> {
                     () = self.stop.requested() => return Ok(End::Stopped),
                 }
             }
-            Step::Gap(gap, up_to) => {
+            Step::Gap(gap, end) => {
                 waiting.gap = Some(gap);
-                waiting.up_to = up_to;
+                waiting.is_end = end.is_none();
+                waiting.next = end;
                 self.ranges.push(range, waiting);
             }
             Step::End => {
@@ -321,6 +409,7 @@ impl Writing<'_> {
             return Ok(());
         };
         if self.ranges.take_moved() {
+            self.ranges.counts.billed_reads = self.reads.billed();
             self.writer.sync_failures()?;
             session.checkpoint(&self.ranges).await?;
         }
@@ -350,7 +439,7 @@ mod tests {
             let waiting = Waiting {
                 mark: Some(mark),
                 counts,
-                up_to: Some(key(up_to)),
+                next: Some(key(up_to).after()),
                 ..Waiting::default()
             };
             (mark, waiting)
@@ -378,14 +467,49 @@ mod tests {
         ranges.acknowledge(done(other));
         assert!(ranges.take_moved());
         assert_eq!(ranges.counts().documents, 1);
-        assert_eq!(ranges.states()[1].cursor, Some(key(7)));
+        assert_eq!(ranges.states()[1].next, Some(key(7).after()));
         assert!(!ranges.states()[1].finished);
         ranges.acknowledge(done(first));
         assert_eq!(ranges.counts().written, 3);
-        assert_eq!(ranges.states()[0].cursor, Some(key(2)));
+        assert_eq!(ranges.states()[0].next, Some(key(2).after()));
         assert!(ranges.states()[0].finished);
         assert_eq!(ranges.states()[0].rest(), None);
         let rest = ranges.states()[1].rest().unwrap();
         assert!(!rest.contains(key(7).as_bytes()) && rest.contains(key(8).as_bytes()));
+    }
+
+    #[test]
+    fn what_is_past_a_gap_is_read_and_the_gap_is_not() {
+        let gap = || Gap {
+            object: "chunks/x".to_owned(),
+            what: "gone".to_owned(),
+            first: None,
+            last: None,
+            documents: None,
+        };
+        let range = KeyRange {
+            start: Some(key(1)),
+            end: Some(key(5)),
+        };
+        let left_out = |end| Waiting {
+            gap: Some(gap()),
+            is_end: Option::is_none(&end),
+            next: end,
+            ..Waiting::default()
+        };
+        let mut ranges = Ranges::new(vec![
+            RangeState::new(range.clone()),
+            RangeState::new(range),
+            RangeState::new(KeyRange::all()),
+        ]);
+        // The key that a gap ends at may be a document's.
+        ranges.push(0, left_out(Some(key(3))));
+        assert_eq!(ranges.states()[0].rest().unwrap().start, Some(key(3)));
+        // A range that ends with a gap is over, also when nobody has said so yet.
+        ranges.push(1, left_out(Some(key(5))));
+        assert_eq!(ranges.states()[1].rest(), None);
+        ranges.push(2, left_out(None));
+        assert_eq!(ranges.states()[2].rest(), None);
+        assert_eq!(ranges.gaps().len(), 3);
     }
 }

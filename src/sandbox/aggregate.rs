@@ -10,9 +10,9 @@ use ::firestore::gcloud_sdk::google::firestore::v1::{Value, value::ValueType};
 use tonic::Status;
 
 use super::database::{Database, Micros, Run};
-use super::keys;
 use super::query::{Plan, Walk, look};
 use super::values::FieldPath;
+use crate::document::key as keys;
 
 /// The results by their aliases, and how many index entries were counted.
 pub(crate) fn run(

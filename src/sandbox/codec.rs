@@ -1,7 +1,7 @@
 //! The codec of every call: requests with their size, answers that are encoded already.
 //!
-//! A benchmark must measure Firebank and not the server, so a stored document goes out by one copy into the connection's
-//! buffer, and a synthetic one is put together there.
+//! A benchmark must measure Firebank and not the server, so a stored document goes out by one copy into the
+//! connection's buffer, and a synthetic one is put together there.
 
 use std::marker::PhantomData;
 use std::sync::Arc;

@@ -1,9 +1,10 @@
 //! The documents of a database with their past: every version that a read could still ask for.
 //!
-//! A version is a document's encoded message or the fact that there is none. Commit times are microseconds and strictly
-//! ascending over the whole server, and a read without a time takes one that no later commit can get, so what a client
-//! reads at that time again is the same for ever. History is kept as long as the configured window says, and not for
-//! longer than memory allows: reads from before what was let go are refused, never answered wrongly.
+//! A version is a document's encoded message or the fact that there is none. Commit times are microseconds
+//! and strictly ascending over the whole server, and a read without a time takes one that no later commit can
+//! get, so what a client reads at that time again is the same for ever. History is kept as long as the
+//! configured window says, and not for longer than memory allows: reads from before what was let go are
+//! refused, never answered wrongly.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::{Bound, ControlFlow, Range};
@@ -203,8 +204,9 @@ impl Database {
         self.clock.observe()
     }
 
-    /// Checks that a read at `time` can be answered: not in the future, not before the window of `history` microseconds,
-    /// and where that is longer than an hour (point-in-time recovery), of whole minutes beyond it.
+    /// Checks that a read at `time` can be answered: not in the future, not before the window of `history`
+    /// microseconds, and where that is longer than an hour (point-in-time recovery), of whole minutes beyond
+    /// it.
     pub(crate) fn check_read_time(&self, time: Micros, history: Micros) -> Result<(), Status> {
         let state = self.read();
         let now = self.clock.observe();

@@ -14,7 +14,10 @@ use super::connections::Connections;
 
 /// The methods that the server knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[expect(missing_docs, reason = "they are google.firestore.v1's, by their names there")]
+#[expect(
+    missing_docs,
+    reason = "they are google.firestore.v1's and its administration's, by their names there"
+)]
 pub enum Rpc {
     RunQuery,
     RunAggregationQuery,
@@ -30,11 +33,13 @@ pub enum Rpc {
     Commit,
     BeginTransaction,
     Rollback,
+    GetDatabase,
+    ListFields,
 }
 
 impl Rpc {
     /// Every method, in the order of their declaration.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::RunQuery,
         Self::RunAggregationQuery,
         Self::PartitionQuery,
@@ -49,6 +54,8 @@ impl Rpc {
         Self::Commit,
         Self::BeginTransaction,
         Self::Rollback,
+        Self::GetDatabase,
+        Self::ListFields,
     ];
 }
 
@@ -103,6 +110,20 @@ pub enum Effect {
         /// Only writes to documents whose name contains this; empty for all.
         name_contains: String,
     },
+    /// The same, but the write is done: its status does not say what became of it. One that cannot be done gets its own status.
+    DoneWriteStatus {
+        /// The status of the write.
+        code: Code,
+        /// Only writes to documents whose name contains this; empty for all.
+        name_contains: String,
+    },
+}
+
+impl Effect {
+    /// Whether it is for single writes and not for calls.
+    fn is_of_writes(&self) -> bool {
+        matches!(self, Self::WriteStatus { .. } | Self::DoneWriteStatus { .. })
+    }
 }
 
 /// Trouble for some calls.
@@ -129,6 +150,15 @@ impl Fault {
     /// Trouble for writes of BatchWrite whose document's name contains `name_contains`.
     pub fn write(code: Code, name_contains: impl Into<String>, when: When) -> Self {
         let effect = Effect::WriteStatus {
+            code,
+            name_contains: name_contains.into(),
+        };
+        Self::new(Rpc::BatchWrite, when, effect)
+    }
+
+    /// The same for writes that are done all the same.
+    pub fn done_write(code: Code, name_contains: impl Into<String>, when: When) -> Self {
+        let effect = Effect::DoneWriteStatus {
             code,
             name_contains: name_contains.into(),
         };
@@ -172,6 +202,17 @@ pub(crate) enum StreamEnd {
     Complete,
     Status(Code),
     Reset,
+}
+
+/// What a write of a BatchWrite has to suffer.
+#[derive(Clone, Debug)]
+pub(crate) enum WriteFate {
+    /// Nothing.
+    Usual,
+    /// It is not done, and gets this status.
+    NotDone(Status),
+    /// It is done if it can be, and gets this status.
+    Done(Status),
 }
 
 #[derive(Debug)]
@@ -290,7 +331,7 @@ impl Faults {
         let mut status = None;
         for (index, fault) in active.plan.faults.iter().enumerate() {
             let meant = fault.methods.is_empty() || fault.methods.contains(&rpc);
-            if !meant || matches!(fault.effect, Effect::WriteStatus { .. }) || !active.meets(index) {
+            if !meant || fault.effect.is_of_writes() || !active.meets(index) {
                 continue;
             }
             match &fault.effect {
@@ -310,7 +351,7 @@ impl Faults {
                 Effect::CompleteAfter { documents } => {
                     fate.end.get_or_insert((*documents, StreamEnd::Complete));
                 }
-                Effect::WriteStatus { .. } => {}
+                Effect::WriteStatus { .. } | Effect::DoneWriteStatus { .. } => {}
             }
         }
         if rpc == Rpc::PartitionQuery && active.plan.refuse_partition_query {
@@ -335,25 +376,31 @@ impl Faults {
         self.active().plan.refuse_kindless
     }
 
-    /// The status that a write of a BatchWrite fails with.
-    pub(crate) fn write_status(&self, name: &str) -> Option<Status> {
+    /// What a write of a BatchWrite has to suffer.
+    pub(crate) fn write_fate(&self, name: &str) -> WriteFate {
         let active = self.active();
-        active
-            .plan
-            .faults
-            .iter()
-            .enumerate()
-            .find_map(|(index, fault)| match &fault.effect {
+        let told = |code| {
+            Status::new(
+                code,
+                format!("The sandbox was told to answer this write with {code:?}."),
+            )
+        };
+        for (index, fault) in active.plan.faults.iter().enumerate() {
+            match &fault.effect {
                 Effect::WriteStatus { code, name_contains }
                     if name.contains(name_contains) && active.meets(index) =>
                 {
-                    Some(Status::new(
-                        *code,
-                        format!("The sandbox was told to fail this write with {code:?}."),
-                    ))
+                    return WriteFate::NotDone(told(*code));
                 }
-                _ => None,
-            })
+                Effect::DoneWriteStatus { code, name_contains }
+                    if name.contains(name_contains) && active.meets(index) =>
+                {
+                    return WriteFate::Done(told(*code));
+                }
+                _ => {}
+            }
+        }
+        WriteFate::Usual
     }
 
     /// Waits until `bytes` more may be sent.

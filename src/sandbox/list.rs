@@ -9,8 +9,8 @@ use tonic::Status;
 
 use super::codec::put_bytes_field;
 use super::database::{Database, Micros, Position};
-use super::keys;
 use super::query::Projection;
+use crate::document::key as keys;
 
 /// Up to `limit` ids of collections below `parent`, ascending, and the token of the next page.
 pub(crate) fn collection_ids(
@@ -20,7 +20,7 @@ pub(crate) fn collection_ids(
     limit: usize,
     token: &str,
 ) -> Result<(Vec<String>, String), Status> {
-    let end = keys::after_subtree(parent);
+    let end = keys::prefix_end(parent);
     let mut ids = Vec::new();
     let mut from = match token {
         "" => Bound::Excluded(parent.to_vec()),
@@ -32,7 +32,7 @@ pub(crate) fn collection_ids(
             return Ok((ids, encode_token(&key[..parent.len() + segment.len()])));
         }
         ids.push(keys::segment_text(segment));
-        from = Bound::Included(keys::after_subtree(&key[..parent.len() + segment.len()]));
+        from = Bound::Included(keys::prefix_end(&key[..parent.len() + segment.len()]));
     }
     Ok((ids, String::new()))
 }
@@ -56,7 +56,7 @@ pub(crate) fn documents(
     token: &str,
 ) -> Result<(Vec<Bytes>, String), Status> {
     let collection = listing.collection;
-    let end = keys::after_subtree(collection);
+    let end = keys::prefix_end(collection);
     let mut documents = Vec::new();
     let mut from = match token {
         "" => Bound::Excluded(collection.to_vec()),
@@ -82,7 +82,7 @@ pub(crate) fn documents(
                 }
             });
         }
-        let next = keys::after_subtree(own);
+        let next = keys::prefix_end(own);
         if documents.len() == limit {
             // Whether anything follows is not looked up: the next page may be empty, as the emulator's may.
             return Ok((documents, encode_token(&next)));
@@ -95,7 +95,7 @@ pub(crate) fn documents(
 pub(crate) fn range(prefix: &[u8]) -> Position {
     Position {
         start: Bound::Included(prefix.to_vec()),
-        end: Bound::Excluded(keys::after_subtree(prefix)),
+        end: Bound::Excluded(keys::prefix_end(prefix)),
     }
 }
 

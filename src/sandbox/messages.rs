@@ -1,8 +1,8 @@
 //! The messages that carry documents to and from the server, with the documents' fields left as bytes.
 //!
-//! On the wire they are google.firestore.v1's. A map field is a repeated message there, and a `oneof` is any of its
-//! members, so these types read the same bytes without taking the values apart: what is stored is what was sent, bit
-//! for bit, and a write costs a copy instead of a tree.
+//! On the wire they are google.firestore.v1's. A map field is a repeated message there, and a `oneof` is any
+//! of its members, so these types read the same bytes without taking the values apart: what is stored is what
+//! was sent, bit for bit, and a write costs a copy instead of a tree.
 
 use ::firestore::gcloud_sdk::google::firestore::v1::{
     DocumentMask, Precondition, Value, document_transform::FieldTransform,

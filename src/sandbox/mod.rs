@@ -1,9 +1,9 @@
 //! An embedded, in-memory Firestore that speaks google.firestore.v1 over gRPC.
 //!
-//! It backs `firebank demo`, the benchmarks and most tests: it starts in a millisecond, it can hold more documents than
-//! Google's emulator, it can serve millions that it does not hold ([`SyntheticSpec`]), and it makes the trouble that a
-//! client must live through ([`FaultPlan`]). One conformance suite runs against it and against Google's emulator, so that
-//! it does not invent behaviour.
+//! It backs `firebank demo`, the benchmarks and most tests: it starts in a millisecond, it can hold more
+//! documents than Google's emulator, it can serve millions that it does not hold ([`SyntheticSpec`]), and it
+//! makes the trouble that a client must live through ([`FaultPlan`]). One conformance suite runs against it
+//! and against Google's emulator, so that it does not invent behaviour.
 //!
 //! ```no_run
 //! use firebank::sandbox::{Sandbox, SandboxConfig};
@@ -15,17 +15,18 @@
 //! # }
 //! ```
 //!
-//! A request goes from `server` (what the methods mean) through `query`, `list`, `write` to `database` (documents and their
-//! past), and streams come back through `stream` and `codec`, which send what is stored as it is stored.
-//! It listens on loopback only, accepts any project and database, and takes no notice of credentials.
+//! A request goes from `server` (what the methods mean) through `query`, `list`, `write` to `database`
+//! (documents and their past), and streams come back through `stream` and `codec`, which send what is stored
+//! as it is stored. It listens on loopback only, accepts any project and database, and takes no notice of
+//! credentials.
 
+mod admin;
 mod aggregate;
 mod codec;
 mod connections;
 mod database;
 mod faults;
 mod filter;
-mod keys;
 mod list;
 mod messages;
 mod names;
@@ -53,6 +54,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::transport::Server;
 
+pub use admin::{Administration, DatabaseFacts};
 pub use faults::{Effect, Fault, FaultPlan, Faults, Rpc, When};
 pub use synthetic::SyntheticSpec;
 pub use usage::Usage;
@@ -62,8 +64,8 @@ pub use usage::Usage;
 pub struct SandboxConfig {
     /// The port on 127.0.0.1; 0 for a free one.
     pub port: u16,
-    /// How long the past can be read. Firestore has an hour, and with point-in-time recovery seven days, of which only whole
-    /// minutes can be read past the first hour.
+    /// How long the past can be read. Firestore has an hour, and with point-in-time recovery seven days, of
+    /// which only whole minutes can be read past the first hour.
     pub history: Duration,
     /// The largest request, in bytes. Firestore's is 10 MiB, the emulator's 4 MiB.
     pub max_request_bytes: usize,
@@ -71,6 +73,8 @@ pub struct SandboxConfig {
     pub accept_and_discard: bool,
     /// Collections that are made up when they are read.
     pub synthetic: Vec<SyntheticSpec>,
+    /// What the administration API answers.
+    pub administration: Administration,
     /// What goes wrong from the start.
     pub faults: FaultPlan,
 }
@@ -83,6 +87,7 @@ impl Default for SandboxConfig {
             max_request_bytes: 10 << 20,
             accept_and_discard: false,
             synthetic: Vec::new(),
+            administration: Administration::Absent,
             faults: FaultPlan::default(),
         }
     }
@@ -127,11 +132,13 @@ impl Sandbox {
             // The limit is the service's, which knows the status that Firestore gives.
             .max_decoding_message_size(256 << 20)
             .max_encoding_message_size(usize::MAX);
+        let admin_methods = admin::FirestoreAdminServer::new(service.clone());
         let serving = Server::builder()
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(32 << 20)
             .max_concurrent_streams(None)
             .add_service(methods)
+            .add_service(admin_methods)
             .serve_with_incoming(incoming);
         let task = tokio::spawn(async move {
             tokio::select! {
@@ -164,6 +171,11 @@ impl Sandbox {
     /// The handle by which its faults are changed.
     pub fn faults(&self) -> Faults {
         self.service.faults().clone()
+    }
+
+    /// Has the administration API answer otherwise from now on.
+    pub fn administer(&self, administration: Administration) {
+        self.service.administer(administration);
     }
 
     /// Stops the server and closes every connection.

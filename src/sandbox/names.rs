@@ -2,8 +2,8 @@
 
 use tonic::Status;
 
-use super::keys;
 use crate::document::DatabaseName;
+use crate::document::key as keys;
 
 /// The longest id of a document or a collection, in bytes.
 const MAX_ID_BYTES: usize = 1500;
@@ -105,7 +105,7 @@ fn check_path(path: &str) -> Result<(), Status> {
 
 /// Checks a document's id. Of the reserved form, Datastore's numbers are allowed; zero is none of them.
 pub(crate) fn check_document_id(id: &str) -> Result<(), Status> {
-    let is_number = matches!(keys::key_of(id).first(), Some(1)) && id != "__id0__";
+    let is_number = keys::numeric_id(id).is_some_and(|number| number != 0);
     if is_reserved(id) && !is_number {
         return Err(Status::invalid_argument(format!(
             "Resource id \"{id}\" is invalid because it is reserved."

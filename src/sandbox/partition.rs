@@ -6,8 +6,8 @@ use ::firestore::gcloud_sdk::google::firestore::v1::{Cursor, Value, value::Value
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::database::{Database, Micros, Run};
-use super::keys;
 use super::query::{Plan, look};
+use crate::document::key as keys;
 
 /// The fewest documents that a part holds, about: Firestore does not cut finer.
 const MIN_PART: u64 = 128;

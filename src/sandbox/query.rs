@@ -1,7 +1,7 @@
 //! Queries: what a `StructuredQuery` means, and the walk over the documents that answers it.
 //!
-//! A query in the order of names streams pages from the store and holds nothing. Any other order needs all results
-//! before the first can be told, and sorts them in memory.
+//! A query in the order of names streams pages from the store and holds nothing. Any other order needs all
+//! results before the first can be told, and sorts them in memory.
 
 use std::cmp::Ordering;
 use std::ops::Bound;
@@ -13,9 +13,10 @@ use tonic::Status;
 
 use super::database::{Database, Found, Micros, Position};
 use super::filter::{Filter, Looked};
+use super::names;
 use super::values::{self, FieldPath};
-use super::{keys, names};
 use crate::document::DatabaseName;
+use crate::document::key as keys;
 
 /// Which documents a query looks at, by their keys.
 #[derive(Clone, Debug)]
@@ -126,7 +127,7 @@ impl Plan {
         };
         if !parent.is_empty() {
             position.start = Bound::Excluded(parent.to_vec());
-            position.end = Bound::Excluded(keys::after_subtree(parent));
+            position.end = Bound::Excluded(keys::prefix_end(parent));
         }
         let selector = match (kindless, from.all_descendants) {
             (true, true) => Selector::All,
@@ -139,7 +140,7 @@ impl Plan {
                 names::check_collection_id(&from.collection_id)?;
                 let mut collection = parent.to_vec();
                 collection.extend(keys::key_of(&from.collection_id));
-                position.end = Bound::Excluded(keys::after_subtree(&collection));
+                position.end = Bound::Excluded(keys::prefix_end(&collection));
                 position.start = Bound::Excluded(collection);
                 Selector::Depth(depth + 2)
             }
@@ -240,8 +241,9 @@ impl Plan {
                 .is_none_or(|filter| filter.matches(&look(found)))
     }
 
-    /// The next results at a time, and whether there may be more. The offset and the limit are the caller's to apply
-    /// while `position` is walked, except where the order is not that of names: then everything is in one page.
+    /// The next results at a time, and whether there may be more. The offset and the limit are the caller's
+    /// to apply while `position` is walked, except where the order is not that of names: then everything is
+    /// in one page.
     pub(crate) fn page(
         &self,
         database: &Database,

@@ -373,8 +373,8 @@ impl Shop {
             _ => f64::from(self.random.random_range(-100i32..100)) / 100.0,
         };
         self.put(
-            // Numeric ids as a database that came from Datastore has them cannot be written today; these are the rest
-            // of what makes ids awkward.
+            // Numeric ids as a database that came from Datastore has them cannot be written today; these are
+            // the rest of what makes ids awkward.
             format!("feedback/{index} ünïcödé %2F.x"),
             [
                 ("text", text(&body)),

@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 
 use super::codec::{Answer, Received};
 use super::database::timestamp;
-use super::faults::Rpc;
+use super::faults::{Rpc, WriteFate};
 use super::list::Listing;
 use super::messages;
 use super::query::{Plan, Walk};
@@ -18,7 +18,8 @@ use super::stream::Source;
 use super::transaction;
 use super::usage::add;
 use super::write::{self, Staging};
-use super::{aggregate, keys, list, names, partition};
+use super::{aggregate, list, names, partition};
+use crate::document::key as keys;
 
 #[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
 mod generated {
@@ -357,7 +358,10 @@ impl Firestore for Service {
         if self.config().accept_and_discard {
             let now = Some(timestamp(database.read_time()));
             for write in &writes {
-                let status = self.faults().write_status(write.name()).map_or(Ok(()), Err);
+                let status = match self.faults().write_fate(write.name()) {
+                    WriteFate::Usual => Ok(()),
+                    WriteFate::NotDone(status) | WriteFate::Done(status) => Err(status),
+                };
                 let update_time = status.is_ok().then_some(now).flatten();
                 answer.write_results.push(proto::WriteResult {
                     update_time,
@@ -371,13 +375,17 @@ impl Firestore for Service {
         let history = self.history();
         for write in writes {
             let one = || {
-                if let Some(status) = self.faults().write_status(write.name()) {
+                let fate = self.faults().write_fate(write.name());
+                if let WriteFate::NotDone(status) = fate {
                     return Err(status);
                 }
                 let mut staging = Staging::new(&mut commit);
                 let result = staging.write(write)?;
                 staging.apply(history);
-                Ok(result)
+                match fate {
+                    WriteFate::Done(status) => Err(status),
+                    _ => Ok(result),
+                }
             };
             let (result, status) = match one() {
                 Ok(result) => (result, Ok(())),

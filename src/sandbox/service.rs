@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 
 use ::firestore::gcloud_sdk::google::firestore::v1 as proto;
 use ::firestore::gcloud_sdk::prost_types::Timestamp;
@@ -10,6 +10,7 @@ use futures::Stream;
 use tonic::{Request, Response, Status};
 
 use super::SandboxConfig;
+use super::admin::Administration;
 use super::codec::{Answer, Received};
 use super::connections::ConnectionId;
 use super::database::{Clock, Database, Micros, Position, Stored, micros};
@@ -33,6 +34,7 @@ pub(crate) struct Service(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     config: SandboxConfig,
+    administration: RwLock<Administration>,
     clock: Arc<Clock>,
     databases: Mutex<BTreeMap<(String, String), Arc<Database>>>,
     transactions: Transactions,
@@ -75,6 +77,7 @@ consistency_selectors! {
 impl Service {
     pub(crate) fn new(config: SandboxConfig, faults: Faults) -> Self {
         Self(Arc::new(Shared {
+            administration: RwLock::new(config.administration.clone()),
             config,
             clock: Arc::default(),
             databases: Mutex::default(),
@@ -115,6 +118,18 @@ impl Service {
 
     pub(crate) fn config(&self) -> &SandboxConfig {
         &self.0.config
+    }
+
+    pub(crate) fn administration(&self) -> Administration {
+        let administration = self.0.administration.read();
+        administration
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .clone()
+    }
+
+    pub(crate) fn administer(&self, administration: Administration) {
+        let held = self.0.administration.write();
+        *held.unwrap_or_else(|poisoned| poisoned.into_inner()) = administration;
     }
 
     pub(crate) fn transactions(&self) -> &Transactions {

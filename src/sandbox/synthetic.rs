@@ -1,10 +1,10 @@
 //! Documents that are made when they are read: millions of them, of which nothing is held.
 //!
 //! A document is its index. The index gives the id, by an ascending map onto twenty characters that look like
-//! Firestore's random ids, and picks one of the bodies that were made at the start, in which a few values of fixed width
-//! are replaced. So a document costs a copy, no two are equal, and any of them can be found by name. Everything follows
-//! from the seed: the same specification serves the same bytes in every process, as long as the random generator of the
-//! `rand` crate stays.
+//! Firestore's random ids, and picks one of the bodies that were made at the start, in which a few values of
+//! fixed width are replaced. So a document costs a copy, no two are equal, and any of them can be found by
+//! name. Everything follows from the seed: the same specification serves the same bytes in every process, as
+//! long as the random generator of the `rand` crate stays.
 
 use std::sync::OnceLock;
 
@@ -14,9 +14,9 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::codec::put_bytes_field;
 use super::database::{Micros, Stored, put_time_field};
-use super::keys;
 use super::synthetic_body::{Body, make_body};
 use crate::document::DatabaseName;
+use crate::document::key::{self as keys, TAG_TEXT, TEXT_END};
 
 /// A root collection of made-up documents.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,8 +54,8 @@ const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnop
 const LEADING: u64 = 62u64.pow(10);
 /// The length of an id.
 const ID_LENGTH: usize = 20;
-/// Bytes of bodies to choose from: much more than the 2 MiB that zstd -3 looks back, so that a repetition of a body
-/// does not make the data compress better than real data.
+/// Bytes of bodies to choose from: much more than the 2 MiB that zstd -3 looks back, so that a repetition of
+/// a body does not make the data compress better than real data.
 const POOL_BYTES: usize = 16 << 20;
 
 /// The documents of a specification in one database.
@@ -120,9 +120,9 @@ impl Synthetic {
     pub(crate) fn key(&self, index: u64) -> Vec<u8> {
         let mut key = Vec::with_capacity(self.prefix.len() + ID_LENGTH + 2);
         key.extend_from_slice(&self.prefix);
-        key.push(2);
+        key.push(TAG_TEXT);
         key.extend_from_slice(&self.id(index));
-        key.push(0);
+        key.push(TEXT_END);
         key
     }
 

@@ -69,8 +69,8 @@ const CITIES: &[&str] = &[
 ];
 const STATES: &[&str] = &["new", "paid", "packed", "shipped", "delivered", "returned"];
 
-/// Values are put together encoded, because a map's fields would be encoded in any order, and the same seed must give the
-/// same bytes.
+/// Values are put together encoded, because a map's fields would be encoded in any order, and the same seed
+/// must give the same bytes.
 type Encoded = Vec<u8>;
 
 fn value(value: ValueType) -> Encoded {

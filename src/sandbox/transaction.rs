@@ -1,8 +1,9 @@
 //! Transactions: optimistic, as the server's own clients have them.
 //!
-//! A transaction reads at the time at which it began and remembers what it read. Its commit is refused with ABORTED when
-//! any of that has changed since. Nothing is locked, so other writers never wait for it. Google's emulator locks what a
-//! transaction reads instead and lets the *other* writer fail, with ABORTED too: clients must retry in both worlds.
+//! A transaction reads at the time at which it began and remembers what it read. Its commit is refused with
+//! ABORTED when any of that has changed since. Nothing is locked, so other writers never wait for it.
+//! Google's emulator locks what a transaction reads instead and lets the *other* writer fail, with ABORTED
+//! too: clients must retry in both worlds.
 
 use std::collections::HashMap;
 use std::ops::Bound;

@@ -1,8 +1,9 @@
 //! What the server was asked for: operations as Firestore bills them, requests, documents, bytes.
 //!
-//! The prices' rules are those of <https://firebase.google.com/docs/firestore/pricing>: a read for each document that is
-//! returned or skipped by an offset, one for a query without results, one for a thousand index entries that an
-//! aggregation counts, one for a request that lists collections; a write for each document written, changed or not.
+//! The prices' rules are those of <https://firebase.google.com/docs/firestore/pricing>: a read for each
+//! document that is returned or skipped by an offset, one for a query without results, one for a thousand
+//! index entries that an aggregation counts, one for a request that lists collections; a write for each
+//! document written, changed or not.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,14 +1,14 @@
 //! Firestore's order of values, which comparisons, sorting and cursors share.
 //!
-//! Null, booleans, numbers (NaN first, integers and doubles by their value), timestamps, strings, bytes, references,
-//! geographical points, arrays, vectors, maps:
+//! Null, booleans, numbers (NaN first, integers and doubles by their value), timestamps, strings, bytes,
+//! references, geographical points, arrays, vectors, maps:
 //! <https://firebase.google.com/docs/firestore/manage-data/data-types#value_type_ordering>.
 
 use std::cmp::Ordering;
 
 use ::firestore::gcloud_sdk::google::firestore::v1::{MapValue, Value, value::ValueType};
 
-use super::keys;
+use crate::document::key as keys;
 
 /// The rank of a value's type. Comparisons in filters match within a rank only.
 pub(crate) fn rank(value: &Value) -> u8 {

@@ -278,7 +278,8 @@ pub(crate) fn same_fields(a: &[u8], b: &[u8]) -> bool {
         return true;
     }
     if a.len() != b.len() {
-        // An encoding that is not the shortest could differ in length and say the same; clients do not write such.
+        // An encoding that is not the shortest could differ in length and say the same; clients do not write
+        // such.
         return false;
     }
     let (a, b) = (stored_tree(a), stored_tree(b));

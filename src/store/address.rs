@@ -1,7 +1,7 @@
 //! Where a repository is, as a user writes it: a folder, or a bucket with a prefix.
 //!
-//! An address names a place and holds no secret: one that carries a password or a signature is refused, and not repeated
-//! in the message, for addresses end up in logs, in shell histories and in `--json` output.
+//! An address names a place and holds no secret: one that carries a password or a signature is refused, and
+//! not repeated in the message, for addresses end up in logs, in shell histories and in `--json` output.
 
 use std::fmt;
 use std::path::PathBuf;

@@ -1,8 +1,8 @@
 //! Buckets of the three big services, by their usual environment variables.
 //!
-//! The client library reads most variables by itself; here are those that users of each service's own tools expect besides,
-//! and the time-outs, retries and refusals that a backup wants. The variables are taken as a map and not from the process,
-//! so that tests can connect to several services at once.
+//! The client library reads most variables by itself; here are those that users of each service's own tools
+//! expect besides, and the time-outs, retries and refusals that a backup wants. The variables are taken as a
+//! map and not from the process, so that tests can connect to several services at once.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -168,8 +168,8 @@ fn s3(address: &BucketAddress, options: &BucketOptions) -> Result<Built, String>
     let endpoint = endpoint.or(profile.endpoint.as_deref());
     let mut builder = AmazonS3Builder::new().with_client_options(options.client(endpoint));
     if endpoint.is_none() {
-        // Amazon wants a checksum where a bucket locks its objects, and this one is made for the signature anyway. Other
-        // services need not know the header.
+        // Amazon wants a checksum where a bucket locks its objects, and this one is made for the signature
+        // anyway. Other services need not know the header.
         builder = builder.with_checksum_algorithm(Checksum::SHA256);
     }
     for (key, value) in profile.settings() {

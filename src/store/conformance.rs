@@ -1,7 +1,8 @@
 //! What every store must do for a repository to rest on it: one suite, for each kind of store.
 //!
-//! The stores of this crate are tested with it. Whoever passes another [`ObjectStore`](object_store::ObjectStore) to
-//! [`Store::new`] finds out here what it lacks, before a backup rests on it.
+//! The stores of this crate are tested with it. Whoever passes another
+//! [`ObjectStore`](object_store::ObjectStore) to [`Store::new`] finds out here what it lacks, before a backup
+//! rests on it.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;

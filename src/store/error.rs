@@ -253,7 +253,8 @@ fn of_bucket(
             }
         });
     }
-    // Azure deletes by a batch, which is accepted as a whole; the library tells what became of the object in words only.
+    // Azure deletes by a batch, which is accepted as a whole; the library tells what became of the object in
+    // words only.
     if provider == Provider::Azure && operation == "delete" && error.to_string().contains("(code: 403)") {
         return Some(StoreError::NoPermission {
             advice: advice(Some(provider), operation),

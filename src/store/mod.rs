@@ -1,16 +1,18 @@
 //! The objects of a repository: named byte strings that are written once, on a disk, in memory or in a bucket.
 //!
-//! Everything above relies on three promises and no more: a create-only put lets exactly one writer win, what was
-//! written can be read at once, and listing shows it at once. [`Store`] wraps any [`ObjectStore`] that keeps them, counts
-//! the requests (tests and `--json` output say what an operation asked for), turns failures into the decisions that a
-//! caller makes ([`StoreError`]), and syncs what it writes to a local disk.
+//! Everything above relies on three promises and no more: a create-only put lets exactly one writer win, what
+//! was written can be read at once, and listing shows it at once. [`Store`] wraps any [`ObjectStore`] that
+//! keeps them, counts the requests (tests and `--json` output say what an operation asked for), turns
+//! failures into the decisions that a caller makes ([`StoreError`]), and syncs what it writes to a local
+//! disk.
 //!
-//! A create-only put may be told that the object exists although nobody else wrote it: the answer to the first
-//! attempt was lost and the client library tried again. [`Store::put_new`] therefore reads the object back and calls it
-//! a success when the bytes are its own.
+//! A create-only put may be told that the object exists although nobody else wrote it: the answer to the
+//! first attempt was lost and the client library tried again. [`Store::put_new`] therefore reads the object
+//! back and calls it a success when the bytes are its own.
 //!
-//! A bucket's address ([`Address`]) and the environment ([`BucketOptions`]) say which service to talk to; requests to it
-//! are tried again with back-off where that can help, and refused ones say which right is missing.
+//! A bucket's address ([`Address`]) and the environment ([`BucketOptions`]) say which service to talk to;
+//! requests to it are tried again with back-off where that can help, and refused ones say which right is
+//! missing.
 
 mod address;
 mod bucket;
@@ -92,7 +94,8 @@ impl Store {
     /// The objects at an address. A folder must exist; a bucket is asked nothing yet.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`] for a missing folder, [`StoreError::Settings`] when `options` say too little about a bucket.
+    /// [`StoreError::NotFound`] for a missing folder, [`StoreError::Settings`] when `options` say too little
+    /// about a bucket.
     pub fn open(address: &Address, options: &BucketOptions) -> Result<Self, StoreError> {
         match address {
             Address::Folder(folder) => Self::local(folder),
@@ -201,8 +204,8 @@ impl Store {
         self.counters.read()
     }
 
-    /// Creates an object. An object of that name with the very same bytes counts as created: it is our own write whose
-    /// answer was lost, or an equal one.
+    /// Creates an object. An object of that name with the very same bytes counts as created: it is our own
+    /// write whose answer was lost, or an equal one.
     ///
     /// # Errors
     /// [`StoreError::AlreadyExists`] when the name holds other bytes; they are left as they are.
@@ -274,8 +277,9 @@ impl Store {
         Ok(bytes)
     }
 
-    /// Like [`get_at_most`](Self::get_at_most), into a buffer that is cleared first and given back: who reads many large
-    /// objects keeps its memory, instead of leaving pieces of it to every thread's allocator. The buffer is lost on an error.
+    /// Like [`get_at_most`](Self::get_at_most), into a buffer that is cleared first and given back: who reads
+    /// many large objects keeps its memory, instead of leaving pieces of it to every thread's allocator. The
+    /// buffer is lost on an error.
     pub async fn get_into(&self, name: &str, limit: u64, mut buffer: Vec<u8>) -> Result<Vec<u8>, StoreError> {
         let path = object_path(name)?;
         self.counters.get();
@@ -402,8 +406,9 @@ impl Store {
         }
     }
 
-    /// Tries out the promises that the archive rests on: that a second create of a name is refused, that the first one's
-    /// bytes stay, and that a listing shows them at once. Some S3 clones take any conditional put and overwrite.
+    /// Tries out the promises that the archive rests on: that a second create of a name is refused, that the
+    /// first one's bytes stay, and that a listing shows them at once. Some S3 clones take any conditional put
+    /// and overwrite.
     ///
     /// Leaves one small object below `probes/` behind where this identity may not delete.
     ///

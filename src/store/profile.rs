@@ -1,9 +1,10 @@
 //! The files in which Amazon's tools keep credentials, as far as they hold them.
 //!
-//! The client library knows only environment variables and what a machine is told about itself. A person at a desk has
-//! `~/.aws/credentials` and `~/.aws/config`
-//! (<https://docs.aws.amazon.com/sdkref/latest/guide/file-format.html>). Keys that stand there are used; a profile that
-//! says how to get keys (single sign-on, another role, a helper program) is refused with the command that gets them.
+//! The client library knows only environment variables and what a machine is told about itself. A person at a
+//! desk has `~/.aws/credentials` and `~/.aws/config`
+//! (<https://docs.aws.amazon.com/sdkref/latest/guide/file-format.html>). Keys that stand there are used; a
+//! profile that says how to get keys (single sign-on, another role, a helper program) is refused with the
+//! command that gets them.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -20,8 +21,8 @@ pub(super) struct Profile {
 }
 
 impl Profile {
-    /// The profile that `AWS_PROFILE` names, or the default one. Empty where the variables hold keys or there are no
-    /// files.
+    /// The profile that `AWS_PROFILE` names, or the default one. Empty where the variables hold keys or there
+    /// are no files.
     pub(super) fn find(variables: &BTreeMap<String, String>) -> Result<Self, String> {
         let named = variables.get("AWS_PROFILE").map(String::as_str);
         let read = |variable: &str, usual: &str| {

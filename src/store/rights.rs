@@ -1,4 +1,5 @@
-//! What a bucket's owner grants for each kind of request, by the service's own names: error messages say which is missing.
+//! What a bucket's owner grants for each kind of request, by the service's own names: error messages say
+//! which is missing.
 
 use super::Provider;
 

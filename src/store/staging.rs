@@ -1,5 +1,5 @@
-//! What a crash leaves of a write to a local disk: object_store writes `<name>#<number>` first and links it into place when it
-//! is whole. Listings do not show such files.
+//! What a crash leaves of a write to a local disk: object_store writes `<name>#<number>` first and links it
+//! into place when it is whole. Listings do not show such files.
 
 use std::fs;
 use std::io;
@@ -10,8 +10,8 @@ use chrono::{DateTime, Utc};
 use super::{Store, StoreError};
 
 impl Store {
-    /// Removes half-written files of a local store that were last written before `before`, by the file system's times.
-    /// Returns how many. Other stores have none.
+    /// Removes half-written files of a local store that were last written before `before`, by the file
+    /// system's times. Returns how many. Other stores have none.
     pub async fn remove_staging_files(&self, before: DateTime<Utc>) -> Result<u64, StoreError> {
         let Some(folder) = self.local_folder() else {
             return Ok(0);

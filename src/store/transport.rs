@@ -1,9 +1,10 @@
 //! HTTP to a bucket with time-outs that fit what is sent, and with refusals that keep what the service said.
 //!
-//! The client library knows one time-out for a whole request, which is too short for 16 MiB over a slow line or too long for
-//! a connection that died, and gives up on a create whose answer was lost. So its requests pass through here: a download
-//! may take as long as bytes keep coming, an upload as long as its size at the slowest useful rate; whatever then fails is
-//! tried again by the library with its back-off. Answers that no second try changes come out as a [`Refusal`].
+//! The client library knows one time-out for a whole request, which is too short for 16 MiB over a slow line
+//! or too long for a connection that died, and gives up on a create whose answer was lost. So its requests
+//! pass through here: a download may take as long as bytes keep coming, an upload as long as its size at the
+//! slowest useful rate; whatever then fails is tried again by the library with its back-off. Answers that no
+//! second try changes come out as a [`Refusal`].
 
 use std::fmt;
 use std::pin::Pin;
@@ -164,7 +165,8 @@ impl Requests {
             _ => false,
         };
         if !refused && (kind.is_listing || kind.of_credentials) {
-            // The library reads these whole and does not ask again when they are cut; it does when no answer came.
+            // The library reads these whole and does not ask again when they are cut; it does when no answer
+            // came.
             let cut = |error| HttpError::new(HttpErrorKind::Interrupted, error);
             return Ok(HttpResponse::from_parts(
                 parts,
@@ -324,8 +326,8 @@ fn element(text: &str, name: &str) -> Option<String> {
     Some(plain)
 }
 
-/// A body that fails when nothing comes for a while. The clock runs only while somebody waits: a slow reader is no fault of
-/// the service.
+/// A body that fails when nothing comes for a while. The clock runs only while somebody waits: a slow reader
+/// is no fault of the service.
 struct Watched {
     body: HttpResponseBody,
     stall: Duration,

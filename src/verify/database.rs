@@ -15,10 +15,10 @@ use futures::{Stream, StreamExt, TryStreamExt, stream};
 use tokio::task::JoinSet;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::archive::{ChangeKind, Lease, RecordBatch, SnapshotReader};
+use crate::archive::{ChangeKind, Lease, RangeTime, RecordBatch, SnapshotReader};
 use crate::compare::{Comparison, DifferenceKind, NAMED_DIFFERENCES};
 use crate::diff::joined::{Joined, ReferencesThere, ranges_of};
-use crate::diff::{DiffError, DocumentChange, fields_between};
+use crate::diff::{DiffError, DocumentChange, ReadTimes, fields_between};
 use crate::document::{KeyRange, Timestamp};
 use crate::firestore::Firestore;
 use crate::path_filter::PathFilter;
@@ -59,6 +59,8 @@ impl Default for CompareOptions {
 pub struct DatabaseStats {
     /// The moment that the database was looked at.
     pub read_time: Timestamp,
+    /// What was looked at later, ascending, because that moment could be read no longer.
+    pub later: Vec<RangeTime>,
     /// What differs: the snapshot is what is expected, the database what is found.
     pub comparison: Comparison,
     /// Documents that differ, are missing or extra, by root collection; collections without any are left out.
@@ -167,12 +169,12 @@ impl<'a> Proof<'a> {
         let started = Instant::now();
         let before = database.stats().counts();
         progress.watch(database.pace());
-        let read_time = database.current_read_time().await?;
+        let times = ReadTimes::now(database).await?;
         let source = &snapshot.snapshot().database;
         let joined = Joined {
             snapshot: snapshot.clone(),
             database: database.clone(),
-            read_time,
+            times,
             trust_times: false,
             fields: false,
             filter: options.filter.clone(),
@@ -313,7 +315,8 @@ impl<'a> Proof<'a> {
         comparison.equal = self.joined.equal.load(Ordering::Relaxed);
         let after = self.joined.database.stats().counts();
         Ok(DatabaseStats {
-            read_time: self.joined.read_time,
+            read_time: self.joined.times.first(),
+            later: self.joined.times.later(),
             documents: comparison.equal + comparison.differences(),
             comparison,
             collections,
@@ -329,6 +332,7 @@ impl<'a> Proof<'a> {
             snapshot,
             database,
             references,
+            times,
             ..
         } = &self.joined;
         let differing = comparison
@@ -338,7 +342,7 @@ impl<'a> Proof<'a> {
         for difference in differing {
             let path = &difference.path;
             let names = std::slice::from_ref(path);
-            let there = database.get_documents(names, Some(self.joined.read_time)).await?;
+            let there = times.fetch(database, names, times.at(path)).await?;
             let expected = snapshot.get(path).await?;
             let expected = expected.as_ref().and_then(|batch| batch.get(0));
             if let (Some(expected), Some(found)) = (expected, there.found.get(0)) {

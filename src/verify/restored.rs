@@ -2,7 +2,7 @@
 //!
 //! Where documents were restored as they are, they are compared one by one. Where they were not, because only some fields were
 //! restored, or merged, or under other names, what a restore with the same options would still have to do is the difference:
-//! the plan of one that is complete is empty.
+//! the plan of one that is complete is empty. So it is where a damaged index was gone around: what could not be read is not compared.
 
 use std::time::Instant;
 
@@ -31,7 +31,8 @@ pub enum VerifyRestoreError {
 /// Compares what a restore with these options was to leave in a database with what is there now. What was there and was to stay,
 /// because of [`RestoreMode::CreateOnly`] or [`RestoreOptions::unmodified_since`], is a difference too: the question is what
 /// the database holds. Extra documents are counted; whether they matter, the caller knows (only after a mirror there must be
-/// none). After a restore of some fields, or under other names, extra ones are counted after a mirror only.
+/// none). After a restore of some fields, under other names, or [around damage](RestoreOptions::skip_damaged), extra ones are
+/// counted after a mirror only.
 ///
 /// # Errors
 /// When either side cannot be read. A difference is none.
@@ -50,7 +51,13 @@ pub async fn verify_restore(
             parallel: options.parallel,
             ..CompareOptions::default()
         };
-        return Ok(verify_database(snapshot, database, &compare, progress).await?);
+        match verify_database(snapshot, database, &compare, progress).await {
+            Err(DiffError::Archive(error)) if options.skip_damaged => {
+                // Anything else is an error all the same.
+                error.into_damage().map_err(DiffError::Archive)?;
+            }
+            verified => return Ok(verified?),
+        }
     }
     let started = Instant::now();
     let before = database.stats().counts();
@@ -72,6 +79,8 @@ pub async fn verify_restore(
     let differing = |fates: &crate::restore::Fates| fates.created + fates.changed + fates.deleted;
     Ok(DatabaseStats {
         read_time,
+        // A plan looks at every document when it comes to it, and keeps no record of when.
+        later: Vec::new(),
         comparison: Comparison {
             equal: plan.fates.unchanged,
             different: plan.fates.changed,

@@ -131,7 +131,12 @@ pub(crate) fn tile(boundaries: &[Vec<u8>]) -> Vec<KeyRange> {
 }
 
 /// Feeds a writer as an operation does: from the range's start, until it is done or nothing is left.
-pub(crate) async fn feed(mut writer: RangeWriter, docs: &Docs) -> RangeOutput {
+pub(crate) async fn feed(writer: RangeWriter, docs: &Docs) -> RangeOutput {
+    try_feed(writer, docs).await.unwrap()
+}
+
+/// The same where the store may fail.
+pub(crate) async fn try_feed(mut writer: RangeWriter, docs: &Docs) -> Result<RangeOutput> {
     for (key, doc) in docs {
         if !writer.reads().contains(key) {
             continue;
@@ -142,11 +147,11 @@ pub(crate) async fn feed(mut writer: RangeWriter, docs: &Docs) -> RangeOutput {
             update_time: doc.update_time,
             body: &doc.body,
         };
-        if writer.push(document).await.unwrap() == Flow::Done {
+        if writer.push(document).await? == Flow::Done {
             break;
         }
     }
-    writer.finish().await.unwrap()
+    writer.finish().await
 }
 
 /// A full backup in ranges between these keys.

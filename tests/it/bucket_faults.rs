@@ -47,7 +47,7 @@ async fn shop() -> (Sandbox, Firestore) {
         ..SandboxConfig::default()
     })
     .await;
-    let database = connect(&sandbox.address().to_string(), "demo-buckets", "(default)").await;
+    let database = client(&sandbox, "demo-buckets").await;
     (sandbox, database)
 }
 
@@ -57,7 +57,7 @@ type Rule = fn(&Asked) -> Option<Trouble>;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn trouble_that_passes_is_sat_out() {
     let (sandbox, database) = shop().await;
-    let copy = connect(&sandbox.address().to_string(), "demo-buckets-copy", "(default)").await;
+    let copy = client(&sandbox, "demo-buckets-copy").await;
     let servers = servers().await;
     let all = servers.iter().map(|server| sit_out(server, &database, &copy));
     futures::future::join_all(all).await;

@@ -4,10 +4,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-use firebank::archive::{ArchiveError, Repository};
+use firebank::archive::{ArchiveError, Repository, SweepOptions};
 use firebank::backup::BackupError;
 use firebank::firestore::Firestore;
 use firebank::progress::Progress;
+use firebank::prune::{Choice, Policy, PruneError, PruneFilter, PruneStats, plan, prune};
 use firebank::sandbox::{Sandbox, SandboxConfig, SyntheticSpec};
 use firebank::store::{Store, StoreError};
 use firebank::verify::{VerifyOptions, verify};
@@ -37,6 +38,7 @@ enum Right {
 use Right::{Create, Delete, Get, List};
 
 const BACKUP: [Right; 3] = [Create, Get, List];
+const PRUNE: [Right; 4] = [Create, Get, List, Delete];
 const RESTORE: [Right; 2] = [Get, List];
 
 /// Objects in memory, seen by an identity with these rights.
@@ -132,7 +134,7 @@ impl Scene {
         .await;
         Self {
             objects: Arc::default(),
-            database: connect(&sandbox.address().to_string(), "demo-rights", "(default)").await,
+            database: client(&sandbox, "demo-rights").await,
             sandbox,
         }
     }
@@ -167,6 +169,47 @@ async fn each_identity_does_its_work() {
     let asked = repository.store().requests();
     // The leases of the verification and of the restore were refused, and both went on without.
     assert_eq!((asked.put, asked.put_create, asked.delete), (0, 2, 0));
+
+    let repository = scene.repository(&PRUNE).await;
+    let stats = prune_all_but_one(&repository).await.unwrap();
+    assert_eq!(stats.forgotten, 1);
+    assert!(stats.sweep.finished_sessions > 0 && repository.store().requests().delete > 0);
+    assert_intact(&repository, 1).await;
+    assert_snapshot_is(&repository, &snapshot, &scene.database).await;
+}
+
+async fn prune_all_but_one(repository: &Repository) -> std::result::Result<PruneStats, PruneError> {
+    let choice = Choice::Policy(Policy::last(1));
+    let plan = plan(Some(repository), None, &choice, &PruneFilter::default()).await?;
+    prune(Some(repository), &plan, &SweepOptions::default()).await
+}
+
+/// Without one of its rights a prune deletes nothing that anybody needs, and says which right is missing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_right_of_a_prune_is_needed() {
+    let scene = Scene::new().await;
+    repository_in(scene.store(&BACKUP), small_segments()).await;
+    for _ in 0..3 {
+        back_up(&scene.database, &scene.repository(&BACKUP).await, 2).await;
+    }
+    for missing in [Create, List, Delete] {
+        let rights: Vec<Right> = PRUNE.into_iter().filter(|right| *right != missing).collect();
+        let repository = scene.repository(&rights).await;
+        let error = prune_all_but_one(&repository).await.unwrap_err();
+        match (&error, missing) {
+            (PruneError::Archive(ArchiveError::NotDeleted { .. }), Delete) => {}
+            (PruneError::Archive(ArchiveError::Store(StoreError::NoPermission { .. })), Create | List) => {}
+            _ => panic!("without {missing:?}: {error:?}"),
+        }
+        assert!(error.to_string().contains("permission"), "{error}");
+        let repository = scene.repository(&RESTORE).await;
+        // What was given up before the first refusal stays so.
+        let standing = repository.snapshots().await.unwrap().snapshots.len() as u64;
+        assert_eq!(standing, if missing == Delete { 1 } else { 3 });
+        assert_intact(&repository, standing).await;
+    }
+    prune_all_but_one(&scene.repository(&PRUNE).await).await.unwrap();
+    assert_intact(&scene.repository(&RESTORE).await, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -230,6 +273,12 @@ fn each_identity_does_its_work_in_a_bucket() {
         firebank(&["doctor", "--for", "backup"]).done();
         firebank(&["backup"]).done();
         firebank(&["list-backups"]).done();
+        firebank(&["backup", "--full"]).done();
+        let refused = firebank(&["clean", "--keep-last", "1"]);
+        assert_eq!(refused.code, 1, "{refused}");
+        assert!(refused.stderr.contains("right that `clean` needs"), "{refused}");
+        may(&["CREATE", "GET", "RANGE", "HEAD", "LIST", "DELETE", "OTHER"]);
+        firebank(&["clean", "--keep-last", "1"]).done();
         may(&["GET", "RANGE", "HEAD", "LIST"]);
         firebank(&["show", "latest"]).done();
         firebank(&["verify", "--read-data"]).done();

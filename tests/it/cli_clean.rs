@@ -158,6 +158,88 @@ fn policies_that_cannot_be_meant_are_refused() {
     assert_eq!(shop.snapshots().len(), 2);
 }
 
+/// A session that was left is given up by its id, and all that it wrote goes.
+#[test]
+fn clean_gives_a_session_up() {
+    let (shop, first) = Shop::backed_up();
+    let leave = || {
+        let store = firebank::store::Store::local(shop.repository()).unwrap();
+        let stop = firebank::stop::Stop::default();
+        stop.request();
+        let options = firebank::backup::BackupOptions {
+            stop,
+            ..Default::default()
+        };
+        let connection = shop.connect(SHOP, "(default)");
+        let stopped = shop.runtime.block_on(async {
+            let repository = firebank::archive::Repository::open(store).await.unwrap();
+            firebank::backup::backup(&connection, &repository, options, &Default::default()).await
+        });
+        match stopped {
+            Err(firebank::backup::BackupError::Stopped { session, .. }) => session.to_string(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let (one, other) = (leave(), leave());
+    let listed = || {
+        shop.run(["sessions", "--json"]).json()["sessions"]
+            .as_array()
+            .unwrap()
+            .len()
+    };
+    assert_eq!(listed(), 2);
+    shop.run(["clean", &one]).fails(2, &["--yes"]);
+    let planned = shop.run(["clean", &one, "-n", "--json"]).json();
+    assert_eq!(
+        (&planned["aborted_sessions"], &planned["forgotten_snapshots"]),
+        (&1.into(), &0.into())
+    );
+    assert!(
+        shop.run(["clean", &one, "-n"])
+            .done()
+            .contains(&format!("give up the session {one}"))
+    );
+    assert_eq!(listed(), 2);
+    let done = shop.run(["clean", &one, "--yes", "--json"]).json();
+    assert_eq!(done["aborted_sessions"], 1);
+    assert_eq!(listed(), 1);
+    let left = files_below(&shop.repository());
+    assert!(
+        !left
+            .iter()
+            .any(|name| name.starts_with(&format!("sessions/{one}"))),
+        "{left:?}"
+    );
+    shop.run(["clean", &one, "--yes"]).fails(1, &["aborted"]);
+
+    // One whose plan is damaged holds up nobody, and goes in the same way.
+    std::fs::write(shop.repository().join(format!("sessions/{other}/plan.json")), "{").unwrap();
+    let third = leave();
+    let sessions = shop.run(["sessions", "--json"]);
+    assert!(sessions.stderr.contains(&format!("clean {other}")), "{sessions}");
+    assert_eq!(sessions.json()["sessions"][0]["id"], third.as_str());
+    let resumed = shop.firebank(["backup", "--resume", "--json"]).json();
+    assert_eq!(resumed["snapshot"], third.as_str());
+    assert_eq!(resumed["parent"], first.as_str());
+    shop.run(["clean", &other, "--yes"]).done();
+    let left = files_below(&shop.repository());
+    assert!(!left.iter().any(|name| name.starts_with("sessions/")), "{left:?}");
+    shop.run(["verify", "--read-data"]).done();
+}
+
+/// A file of which no rule can say anything stays, and stops nobody from cleaning the rest.
+#[test]
+fn a_json_backup_without_a_time_is_no_reason_to_clean_nothing() {
+    let (shop, first) = Shop::backed_up();
+    shop.back_up();
+    let made = shop.write(
+        "backups/backup_x.json",
+        r#"{"collection": "x", "document_count": 0, "documents": []}"#,
+    );
+    shop.run(["clean", "--keep-last", "1"]).done();
+    assert!(!shop.snapshots().contains(&first) && made.exists());
+}
+
 #[test]
 fn json_backups_are_cleaned_by_the_same_rules() {
     let shop = Shop::open();

@@ -1,10 +1,10 @@
 //! `diff` and `history`: what changed between two snapshots, since one, and one document through all of them.
 
 use firebank::document::{DocumentPath, canonical, typed_json};
-use firebank::firestore::{BulkWriter, WriteFailure, WriteOptions};
 use serde_json::{Value as Json, json};
 
 use crate::cli_support::*;
+use crate::support::operations::change_all;
 
 fn document(path: &str, fields: &str) -> (DocumentPath, Vec<u8>) {
     let body = canonical::encode(&typed_json::fields_from_str(fields).unwrap());
@@ -13,14 +13,10 @@ fn document(path: &str, fields: &str) -> (DocumentPath, Vec<u8>) {
 
 fn delete(shop: &Shop, paths: &[&str]) {
     let connection = shop.connect(SHOP, "(default)");
-    shop.runtime.block_on(async {
-        let options = WriteOptions::new(&connection);
-        let mut writer = BulkWriter::new(&connection, options, Vec::<WriteFailure>::new());
-        for path in paths {
-            writer.delete(&DocumentPath::parse(*path).unwrap()).await.unwrap();
-        }
-        assert_eq!(writer.finish().await.unwrap().failed, 0);
-    });
+    let gone = paths
+        .iter()
+        .map(|path| (DocumentPath::parse(*path).unwrap(), None));
+    shop.runtime.block_on(change_all(&connection, gone));
 }
 
 /// A small shop on three days, and the ids of their snapshots.
@@ -148,7 +144,11 @@ fn the_live_database_is_a_side_too() {
     expected.insert(1, "R products/p2");
     assert_eq!(lines, expected);
     let live = shop.firebank(["diff", &first, "live", "users", "--json"]).json();
-    assert_eq!(keys(&live), ["documents", "new", "old", "read_time", "summary"]);
+    assert_eq!(
+        keys(&live),
+        ["documents", "later_ranges", "new", "old", "read_time", "summary"]
+    );
+    assert_eq!(live["later_ranges"], json!([]));
     assert_eq!(live["documents"].as_array().map(Vec::len), Some(2));
 }
 

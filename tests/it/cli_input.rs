@@ -414,3 +414,62 @@ fn a_log_that_cannot_be_written_is_said_before_anything_else() {
         .fails(1, &["no/such/folder.log"]);
     assert_eq!(desk.files(), [""; 0]);
 }
+
+/// `firebase-credentials.json` in the working folder is used last, and announced.
+#[test]
+fn the_working_folders_credentials_are_used_last() {
+    let desk = Desk::new();
+    std::fs::create_dir(desk.file("migrations")).unwrap();
+    let run = |arguments: &[&str], credentials: Option<&str>| {
+        let mut command = desk.std_command();
+        command.args(["list-migrations", "--project", "some-project"]);
+        command.env("HOME", desk.file("home"));
+        command.args(arguments);
+        if let Some(credentials) = credentials {
+            command.env("GOOGLE_APPLICATION_CREDENTIALS", credentials);
+        }
+        let ended = finish(command);
+        assert_eq!(ended.code, 1, "{ended}");
+        ended
+    };
+    let name = "firebase-credentials.json";
+    desk.write(
+        name,
+        r#"{"type": "service_account", "project_id": "some-project"}"#,
+    );
+    let used = [
+        "using firebase-credentials.json of the working folder",
+        "the key file firebase-credentials.json has no `client_email`",
+    ];
+    run(&[], None).fails(1, &used);
+    // A variable that is empty says nothing.
+    run(&[], Some("")).fails(1, &used);
+    for (arguments, variable) in [
+        (&["--credentials", "flag.json"][..], None),
+        (&[], Some("variable.json")),
+        (&["--credentials", "flag.json"], Some("variable.json")),
+    ] {
+        let ended = run(arguments, variable);
+        let named = arguments.last().copied().or(variable).unwrap();
+        ended.fails(1, &[&format!("cannot read the key file {named}")]);
+        assert!(!ended.stderr.contains(name), "{ended}");
+    }
+    // What gcloud has left comes first.
+    let gcloud = desk.file("home/.config/gcloud");
+    std::fs::create_dir_all(&gcloud).unwrap();
+    std::fs::write(
+        gcloud.join("application_default_credentials.json"),
+        r#"{"type": "nothing known"}"#,
+    )
+    .unwrap();
+    let ended = run(&[], None);
+    ended.fails(1, &["application default credentials"]);
+    assert!(!ended.stderr.contains(name), "{ended}");
+    // An emulator takes none.
+    let shop = Shop::empty();
+    shop.write(name, "{");
+    std::fs::create_dir(shop.file("migrations")).unwrap();
+    let listed = shop.firebank(["list-migrations"]);
+    assert_eq!(listed.code, 0, "{listed}");
+    assert!(!listed.stderr.contains(name), "{listed}");
+}

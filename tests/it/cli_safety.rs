@@ -45,8 +45,10 @@ fn production_is_confirmed_by_name() {
     // The source's name is not the target's.
     restore(&shop, &id, &[], &["--confirm-project", SHOP]).fails(2, &[SHOP, PRODUCTION]);
     connects(&restore(&shop, &id, &[], &["--confirm-project", PRODUCTION]));
-    // Not destructive: it overwrites nothing.
-    connects(&restore(&shop, &id, &[], &["--mode", "create-only"]));
+    // It overwrites nothing, and writes all the same.
+    restore(&shop, &id, &[], &["--mode", "create-only"]).fails(2, &["create documents in", PRODUCTION]);
+    let create = ["--mode", "create-only", "--confirm-project", PRODUCTION];
+    connects(&restore(&shop, &id, &[], &create));
     connects(&restore(&shop, &id, &[], &["--dry-run"]));
 }
 
@@ -133,6 +135,80 @@ fn an_import_is_guarded_like_a_restore() {
         desk.run(arguments).fails(2, &["--confirm-project retail-prod"]);
         let confirmed = [&arguments[..], &["--confirm-project", PRODUCTION]].concat();
         connects(&desk.run(confirmed));
+    }
+}
+
+/// A second attempt writes and deletes what its file says, whatever a mode would.
+#[test]
+fn a_second_attempt_is_guarded_and_takes_no_option_that_it_would_not_heed() {
+    let desk = Desk::new();
+    desk.write(
+        "dead.ndjson",
+        r#"{"path": "users/u1", "operation": "delete", "status": "ABORTED", "reason": "", "document": null}"#,
+    );
+    let retry = |environment: &[(&str, &str)], more: &[&str]| {
+        let all = [
+            "restore",
+            "--retry",
+            "dead.ndjson",
+            "--project",
+            PRODUCTION,
+            "--credentials",
+            "none.json",
+        ];
+        desk.run_with(environment, [&all, more].concat())
+    };
+    retry(&[], &[]).fails(
+        2,
+        &["write and DELETE documents in", "--confirm-project retail-prod"],
+    );
+    let confirmed = ["--confirm-project", PRODUCTION];
+    // The variable is there for other commands, too.
+    connects(&retry(&[("FIREBANK_STATE", "state")], &confirmed));
+    connects(&retry(
+        &[],
+        &[&confirmed[..], &["--only", "users", "--rate", "5"]].concat(),
+    ));
+    for ignored in [
+        &["--mode", "create-only"][..],
+        &["--mode", "overwrite"],
+        &["--if-unmodified-since", "2026-01-01T00:00:00Z"],
+        &["--rename-collection", "a=b"],
+        &["--fields", "a"],
+        &["--references", "rewrite"],
+        &["--ttl-field", "a"],
+        &["--no-check"],
+        &["--verify"],
+        &["--in-place"],
+        &["--skip-damaged"],
+        &["--resume"],
+        &["--dry-run"],
+        &["--state", "state"],
+        &["--tag", "a"],
+        &["--host", "a"],
+    ] {
+        let refused = retry(&[], &[&confirmed[..], ignored].concat());
+        assert_eq!(refused.code, 2, "{ignored:?}: {refused}");
+        assert!(refused.stderr.contains(ignored[0]), "{ignored:?}: {refused}");
+    }
+}
+
+/// A file has no damage to go around, and its import keeps no record.
+#[test]
+fn a_file_takes_no_option_of_snapshots() {
+    let shop = Shop::empty();
+    shop.write("x.json", r#"{"collection": "x", "documents": [{"id": "a"}]}"#);
+    for option in [
+        &["--resume"][..],
+        &["--skip-damaged"],
+        &["--state", "state"],
+        &["--verify"],
+        &["--tag", "a"],
+    ] {
+        let refused = shop.firebank([&["restore", "x.json"], option].concat());
+        assert_eq!(refused.code, 2, "{option:?}: {refused}");
+        assert!(refused.stderr.contains(option[0]), "{option:?}: {refused}");
+        assert!(shop.contents(SHOP).is_empty());
     }
 }
 

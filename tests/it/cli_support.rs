@@ -7,15 +7,14 @@ use std::process::Output;
 use std::time::Duration;
 
 use firebank::document::{DatabaseName, DocumentPath, KeyRange, canonical};
-use firebank::firestore::{
-    BulkWriter, ConnectOptions, Firestore, ScanOptions, Target, WriteFailure, WriteOptions,
-};
+use firebank::firestore::{ConnectOptions, Firestore, ScanOptions, Target};
 use firebank::sandbox::retail::{self, RetailSize};
 use firebank::sandbox::{Fault, Sandbox};
 use futures::TryStreamExt;
 use serde_json::Value as Json;
 
 use crate::support;
+use crate::support::operations::put_all;
 
 /// The project that tests back up from.
 pub(crate) const SHOP: &str = "demo-shop";
@@ -268,14 +267,7 @@ impl Shop {
 
     pub(crate) fn put(&self, project: &str, documents: Vec<(DocumentPath, Vec<u8>)>) {
         let connection = self.connect(project, "(default)");
-        self.runtime.block_on(async {
-            let options = WriteOptions::new(&connection);
-            let mut writer = BulkWriter::new(&connection, options, Vec::<WriteFailure>::new());
-            for (path, body) in documents {
-                writer.put(&path, &body).await.unwrap();
-            }
-            assert_eq!(writer.finish().await.unwrap().failed, 0);
-        });
+        self.runtime.block_on(put_all(&connection, documents));
     }
 
     /// What a database holds.
@@ -316,4 +308,36 @@ impl Shop {
             .map(|snapshot| snapshot["id"].as_str().unwrap().to_owned())
             .collect()
     }
+}
+
+/// What a plan says, beside what it is a plan of.
+const PLAN_KEYS: [&str; 21] = [
+    "billed_deletes",
+    "billed_reads",
+    "billed_writes",
+    "bytes",
+    "changed",
+    "collections",
+    "conflicting",
+    "conflicts",
+    "created",
+    "deleted",
+    "documents",
+    "dry_run",
+    "existing",
+    "gaps",
+    "left_out",
+    "references",
+    "seconds",
+    "some_differences",
+    "target",
+    "unchanged",
+    "warnings",
+];
+
+/// The keys of a plan's JSON, of a `snapshot` or of `files`.
+pub(crate) fn plan_keys(source: &'static str) -> Vec<&'static str> {
+    let mut keys = [&PLAN_KEYS[..], &[source]].concat();
+    keys.sort_unstable();
+    keys
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use firebank::archive::{ReadMode, Repository, Selection, Snapshot};
 use firebank::backup::{BackupOptions, BackupStats, backup};
-use firebank::diff::{DiffOptions, diff_live};
+use firebank::diff::{DiffOptions, ReadTimes, diff_live};
 use firebank::document::{CollectionPath, DocumentPath, Fields, Value, canonical};
 use firebank::firestore::{BulkWriter, Firestore, WriteFailure, WriteOptions};
 use firebank::progress::Progress;
@@ -123,7 +123,9 @@ impl World {
         let reader = self.repository.reader(snapshot).await.unwrap();
         let now = self.database.current_read_time().await.unwrap();
         let options = DiffOptions::default();
-        let differences = diff_live(&reader, &self.database, now, &options).await.unwrap();
+        let differences = diff_live(&reader, &self.database, &ReadTimes::beginning_at(now), &options)
+            .await
+            .unwrap();
         let batches: Vec<Vec<_>> = differences.try_collect().await.unwrap();
         batches.iter().map(Vec::len).sum()
     }

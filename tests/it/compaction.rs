@@ -1,10 +1,14 @@
 //! Compaction as a whole: by the command, at the end of a backup, and next to snapshots that keep their layers.
 
-use firebank::archive::Repository;
-use firebank::document::{DocumentPath, canonical, typed_json};
+use firebank::archive::{ReadMode, Repository, SweepOptions, sweep};
+use firebank::document::{DocumentBatch, DocumentPath, canonical, typed_json};
+use firebank::firestore::{BulkWriter, WriteFailure, WriteOptions};
 use firebank::store::Store;
+use futures::{StreamExt, TryStreamExt};
 
 use crate::cli_support::*;
+use crate::support::operations::*;
+use crate::support::{project, sandbox};
 
 fn document(number: u32, night: u32) -> (DocumentPath, Vec<u8>) {
     let fields = format!(r#"{{"number": {number}, "night": {night}}}"#);
@@ -103,6 +107,123 @@ fn a_backup_merges_layers_that_have_grown_too_large() {
         assert_restores(&shop, snapshot, contents);
     }
     shop.run(["verify", "--read-data"]).done();
+}
+
+/// Whatever looks into a snapshot sees the newest of each document, and none that is gone, over all of its layers.
+#[test]
+fn layers_are_looked_into_and_exported() {
+    let (shop, _) = nights(60, 3, 2);
+    let (gone, kept) = ("things/t0001", "things/t0050");
+    let connection = shop.connect(SHOP, "(default)");
+    shop.runtime.block_on(async {
+        let options = WriteOptions::new(&connection);
+        let mut writer = BulkWriter::new(&connection, options, Vec::<WriteFailure>::new());
+        writer.delete(&DocumentPath::parse(gone).unwrap()).await.unwrap();
+        // Gone, and there again.
+        writer
+            .delete(&DocumentPath::parse("things/t0002").unwrap())
+            .await
+            .unwrap();
+        assert_eq!(writer.finish().await.unwrap().failed, 0);
+    });
+    shop.back_up();
+    shop.put(SHOP, vec![document(2, 9), document(7, 9), document(77, 9)]);
+    let newest = shop.back_up();
+    assert_eq!(shop.run(["show", &newest, "--json"]).json()["layers"], 5);
+    let contents = shop.contents(SHOP);
+    assert_eq!(contents.len(), 60);
+
+    let listed = shop.run(["ls", &newest]).done();
+    let listed: Vec<&str> = listed.lines().collect();
+    assert_eq!(listed, contents.keys().collect::<Vec<_>>());
+    let below = shop.run(["ls", &newest, "things", "--json"]).json();
+    assert_eq!(below["documents"].as_array().unwrap().len(), 60);
+    let night = |path: &str| shop.run(["show", &newest, path, "--json"]).json()["fields"]["night"].clone();
+    assert_eq!(
+        [
+            night("things/t0007"),
+            night("things/t0002"),
+            night("things/t0077"),
+            night(kept)
+        ],
+        [9, 9, 9, 0]
+    );
+    shop.run(["show", &newest, gone]).fails(1, &[gone]);
+
+    for format in ["json", "ndjson"] {
+        shop.run(["export", &newest, "--format", format, "-o", format])
+            .done();
+        let files: Vec<String> = std::fs::read_dir(shop.file(format))
+            .unwrap()
+            .map(|entry| entry.unwrap().path().display().to_string())
+            .filter(|file| !file.contains("summary"))
+            .collect();
+        let project = format!("demo-{format}");
+        for file in &files {
+            shop.firebank(["import", file, "--project", &project]).done();
+        }
+        assert_eq!(shop.contents(&project), contents, "{files:?}");
+    }
+}
+
+/// The only bound that these nights come to is that of the number of layers: some are merged, and what is deleted stays so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stack_that_grows_too_deep_is_merged_in_part() {
+    let sandbox = sandbox().await;
+    let database = connect(&sandbox.address().to_string(), &project("deep"), "(default)").await;
+    let repository = repository(small_segments()).await;
+    let write = async |numbers: std::ops::Range<u32>, night, deleted: Option<u32>| {
+        let options = WriteOptions::new(&database);
+        let mut writer = BulkWriter::new(&database, options, Vec::<WriteFailure>::new());
+        for number in numbers {
+            let (path, body) = document(number, night);
+            writer.put(&path, &body).await.unwrap();
+        }
+        if let Some(number) = deleted {
+            writer.delete(&document(number, 0).0).await.unwrap();
+        }
+        assert_eq!(writer.finish().await.unwrap().failed, 0);
+    };
+    let contents = async |documents| {
+        let batches: Vec<DocumentBatch> = TryStreamExt::try_collect(documents).await.unwrap();
+        let all = batches.iter().flat_map(DocumentBatch::iter);
+        all.map(|document| (document.key.to_vec(), document.body.to_vec()))
+            .collect::<Vec<_>>()
+    };
+    write(0..600, 0, None).await;
+    let (mut taken, mut merged) = (Vec::new(), 0);
+    for night in 0..40 {
+        if night > 0 {
+            // One changes, and one that was changed some nights ago goes away, from under the layers that are merged first.
+            write(night..night + 1, night, (night % 3 == 0).then_some(night / 2)).await;
+        }
+        let stats = try_back_up_changes(&database, &repository, ReadMode::Names, 2)
+            .await
+            .unwrap();
+        let snapshot = stats.snapshot;
+        assert!(snapshot.runs.len() <= 32, "{} layers", snapshot.runs.len());
+        merged += usize::from(snapshot.replaces.is_some());
+        let is_partial = snapshot.replaces.is_none() || snapshot.runs.len() > 1;
+        assert!(is_partial, "it is not the base that is due");
+        taken.push((snapshot, contents(scan(&database).await.boxed()).await));
+    }
+    assert!(merged >= 1);
+    let tombstones: u64 = taken
+        .iter()
+        .flat_map(|(snapshot, _)| &snapshot.runs)
+        .map(|run| run.tombstones)
+        .sum();
+    assert!(tombstones > 0);
+    for (snapshot, expected) in &taken {
+        let found = contents(documents(&repository, snapshot).await).await;
+        assert!(found == *expected, "snapshot {} is not what it was", snapshot.id);
+        assert_eq!(snapshot.documents, expected.len() as u64);
+    }
+    assert_intact(&repository, 40).await;
+    sweep(&repository, &SweepOptions::default()).await.unwrap();
+    assert_intact(&repository, 40).await;
+    let (last, _) = taken.last().unwrap();
+    assert_snapshot_is(&repository, last, &database).await;
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use firebank::archive::{Parameters, Repository, Snapshot};
 use firebank::document::{DatabaseName, KeyRange};
-use firebank::firestore::{BulkWriter, Firestore, ScanOptions, WriteFailure, WriteOptions};
+use firebank::firestore::{Firestore, ScanOptions};
 use firebank::sandbox::{Sandbox, SandboxConfig, SyntheticSpec};
 use futures::TryStreamExt;
 
@@ -26,8 +26,18 @@ async fn synthetic(large: u64, small: u64) -> Sandbox {
     .await
 }
 
-async fn client(sandbox: &Sandbox, project: &str) -> Firestore {
-    connect(&sandbox.address().to_string(), project, "(default)").await
+/// Documents that make many chunks, and nothing in the repository.
+async fn small_chunks() -> (Sandbox, Firestore, Repository) {
+    let sandbox = synthetic(400, 5_000).await;
+    let database = client(&sandbox, "demo-dedup").await;
+    let parameters = Parameters {
+        frame_len: 16 << 10,
+        cut_target: 64 << 10,
+        cut_max: 128 << 10,
+        ..Parameters::with_seed(1)
+    };
+    let repository = repository(parameters).await;
+    (sandbox, database, repository)
 }
 
 /// The names of all chunks.
@@ -57,15 +67,7 @@ fn assert_nothing_new(first: &Snapshot, again: &Snapshot) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_backup_stores_no_data_whatever_the_ranges() {
-    let sandbox = synthetic(400, 5_000).await;
-    let database = client(&sandbox, "demo-dedup").await;
-    let parameters = Parameters {
-        frame_len: 16 << 10,
-        cut_target: 64 << 10,
-        cut_max: 128 << 10,
-        ..Parameters::with_seed(1)
-    };
-    let repository = repository(parameters).await;
+    let (_sandbox, database, repository) = small_chunks().await;
     let first = back_up(&database, &repository, 3).await;
     assert_eq!(first.documents, 5_400);
     assert!(first.stats.chunks_written > 64, "{:?}", first.stats);
@@ -85,15 +87,7 @@ async fn a_second_backup_stores_no_data_whatever_the_ranges() {
 /// reads it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn neighbouring_ranges_read_nothing_twice() {
-    let sandbox = synthetic(400, 5_000).await;
-    let database = client(&sandbox, "demo-dedup").await;
-    let parameters = Parameters {
-        frame_len: 16 << 10,
-        cut_target: 64 << 10,
-        cut_max: 128 << 10,
-        ..Parameters::with_seed(1)
-    };
-    let repository = repository(parameters).await;
+    let (sandbox, database, repository) = small_chunks().await;
     let mut sent = Vec::new();
     for ranges in [1, 16] {
         let before = sandbox.usage();
@@ -170,12 +164,13 @@ async fn a_change_costs_the_segments_around_it() {
         .await
         .unwrap();
     let documents: Vec<_> = batches.iter().flat_map(|batch| batch.iter()).collect();
-    let mut writer = BulkWriter::new(&copy, WriteOptions::new(&copy), Vec::<WriteFailure>::new());
-    writer.delete(&documents[500].path().unwrap()).await.unwrap();
+    let deleted = (documents[500].path().unwrap(), None);
     // Another document's fields, of about the same length.
-    let path = documents[1500].path().unwrap();
-    writer.put(&path, documents[1501].body).await.unwrap();
-    writer.finish().await.unwrap();
+    let changed = (
+        documents[1500].path().unwrap(),
+        Some(documents[1501].body.to_vec()),
+    );
+    change_all(&copy, [deleted, changed]).await;
 
     let again = back_up(&copy, &repository, 3).await;
     let (all, new) = (data_chunks(&first), again.stats.chunks_written);

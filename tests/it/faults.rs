@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use firebank::archive::{ReadMode, Repository};
 use firebank::document::{DatabaseName, DocumentPath, Value, canonical};
-use firebank::firestore::{BulkWriter, Error, Firestore, WriteFailure, WriteOptions};
+use firebank::firestore::{Error, Firestore};
 use firebank::progress::Progress;
 use firebank::restore::{RestoreError, restore};
 use firebank::sandbox::{Effect, Fault, FaultPlan, Rpc, Sandbox, SandboxConfig, SyntheticSpec, When};
+use tokio::task::JoinHandle;
 use tonic::Code;
 
 use crate::support::operations::*;
@@ -28,29 +29,28 @@ async fn scene() -> (Sandbox, Firestore) {
     })
     .await;
     let database = client(&sandbox, "demo-shop").await;
-    let mut writer = BulkWriter::new(
-        &database,
-        WriteOptions::new(&database),
-        Vec::<WriteFailure>::new(),
-    );
-    for number in 0..90 {
+    let documents = (0..90).map(|number| {
         let path = match number % 3 {
             0 => format!("orders/{number}"),
             1 => format!("orders/{}/items/{number}", number - 1),
             _ => format!("missing/{number}/items/{number}"),
         };
         let fields = [("number".to_owned(), Value::Integer(number))].into();
-        writer
-            .put(&DocumentPath::parse(path).unwrap(), &canonical::encode(&fields))
-            .await
-            .unwrap();
-    }
-    assert_eq!(writer.finish().await.unwrap().written, 90);
+        (DocumentPath::parse(path).unwrap(), canonical::encode(&fields))
+    });
+    put_all(&database, documents).await;
     (sandbox, database)
 }
 
-async fn client(sandbox: &Sandbox, project: &str) -> Firestore {
-    connect(&sandbox.address().to_string(), project, "(default)").await
+/// Breaks all connections again and again, until it is aborted.
+fn keep_breaking(sandbox: &Sandbox, every: Duration) -> JoinHandle<()> {
+    let faults = sandbox.faults();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(every).await;
+            faults.kill_connections();
+        }
+    })
 }
 
 fn plan(faults: impl IntoIterator<Item = Fault>) -> FaultPlan {
@@ -195,13 +195,7 @@ async fn a_backup_outlives_its_connections() {
         When::Always,
         Effect::Delay(Duration::from_millis(25)),
     )]));
-    let faults = sandbox.faults();
-    let killer = tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(Duration::from_millis(40)).await;
-            faults.kill_connections();
-        }
-    });
+    let killer = keep_breaking(&sandbox, Duration::from_millis(40));
     let repository = repository(small_segments()).await;
     for ranges in [1, 8] {
         let snapshot = back_up(&database, &repository, ranges).await;
@@ -368,13 +362,7 @@ async fn a_restore_outlives_its_connections() {
         When::Always,
         Effect::Delay(Duration::from_millis(25)),
     )]));
-    let faults = sandbox.faults();
-    let killer = tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(Duration::from_millis(60)).await;
-            faults.kill_connections();
-        }
-    });
+    let killer = keep_breaking(&sandbox, Duration::from_millis(60));
     restore_all(&repository, &snapshot, &copy).await;
     killer.abort();
     let _ = killer.await;

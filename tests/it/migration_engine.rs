@@ -13,6 +13,7 @@ use firebank::migration::{
 };
 use firebank::progress::Progress;
 use firebank::sandbox::{Effect, Fault, FaultPlan, Rpc, SandboxConfig, When};
+use tonic::Code;
 
 use crate::migration_support::{capture, get, json, load, migrate, path, put, run, run_function, run_ok};
 use crate::support::operations::connect;
@@ -130,9 +131,9 @@ async fn check_single_documents(database: &Firestore) {
     }
     assert_eq!(
         hashes.last().unwrap().after,
-        Some(BodyHash::of_fields(
+        Some(BodyHash::of(&canonical::encode(
             &get(database, "settings/main").await.unwrap()
-        ))
+        )))
     );
     let old = ran
         .images
@@ -752,4 +753,102 @@ async fn a_scan_outlives_the_past() {
     )
     .await;
     assert_eq!(log, ["24000 numbers/0023999", "25000 25000"]);
+}
+
+/// The database may have done a write whose status says that it timed out. What is done once is not done again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_done_in_spite_of_its_status_is_not_done_again() {
+    for code in [Code::DeadlineExceeded, Code::Internal, Code::Unavailable] {
+        let sandbox = sandbox().await;
+        let database = connect(&sandbox.address().to_string(), "demo-engine", "(default)").await;
+        let items = (0..40).map(|number| (format!("items/i{number}"), fields(r#"{"n": 1, "m": 1}"#)));
+        put(&database, items).await;
+        let done = Fault::done_write(code, "", When::EveryNth(3));
+        sandbox.faults().add(done);
+        let (stats, _) = run_ok(
+            &database,
+            r#"
+            for (const item of db.documents("items")) item.update({ n: FieldValue.increment(1) });
+            db.transform("items", (item) => ({ ...item, m: item.m + 1 }));
+            db.create("items/new", { n: 2, m: 2 });
+            "#,
+        )
+        .await;
+        assert_eq!(stats.created, 1);
+        sandbox.faults().clear();
+        for number in 0..40 {
+            let name = format!("items/i{number}");
+            assert_eq!(
+                json(&database, &name).await,
+                r#"{"m":2,"n":2}"#,
+                "{code:?} {name}"
+            );
+        }
+    }
+}
+
+/// The declarations that editors complete from have what scripts find, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_scripts_find_is_declared() {
+    let sandbox = sandbox().await;
+    let database = connect(&sandbox.address().to_string(), "demo-declared", "(default)").await;
+    let script = "
+        const members = (...objects) => [...new Set(objects.flatMap((one) => Object.getOwnPropertyNames(one)))];
+        const of = (one) => members(one, Object.getPrototypeOf(one));
+        const statics = (one) => members(one).filter((name) => !['length', 'name', 'prototype'].includes(name));
+        const found = {
+          Timestamp: [...of(new Timestamp(1)), ...statics(Timestamp)],
+          GeoPoint: [...of(new GeoPoint(1, 2)), ...statics(GeoPoint)],
+          DocumentReference: [...of(new DocumentReference('a/b')), ...statics(DocumentReference)],
+          Bytes: [...of(Bytes.fromBase64String('AA==')), ...statics(Bytes)],
+          Vector: [...of(new Vector([1])), ...statics(Vector)],
+          Double: of(Double(1)),
+          FieldValue: statics(FieldValue),
+          Database: of(db),
+        };
+        db.create('a/b', {});
+        found.Document = of(db.get('a/b'));
+        const inherent = ['constructor', 'toJSON', 'toString', 'valueOf'];
+        for (const name of Object.keys(found)) {
+          const names = [...new Set(found[name])].filter((member) => !inherent.includes(member)).sort();
+          db.log(`${name}: ${names.join(' ')}`);
+        }
+        ";
+    let (_, mut found) = run_ok(&database, script).await;
+    let mut declared: Vec<String> = Vec::new();
+    // The class or interface whose members come, and how far in it is.
+    let mut open: Option<(String, Vec<String>, usize)> = None;
+    for line in include_str!("../../migrations/firebank.d.ts").lines() {
+        let indent = line.len() - line.trim_start().len();
+        let line = line.trim_start();
+        let words: Vec<&str> = line.split(|char: char| !char.is_alphanumeric()).collect();
+        match &mut open {
+            None => {
+                if let ["class" | "interface", name, ..] = words[..] {
+                    open = Some((name.to_owned(), Vec::new(), indent));
+                }
+            }
+            Some((name, members, at)) if indent == *at && line == "}" => {
+                members.sort();
+                members.dedup();
+                if !["SetOptions", "QueryOptions"].contains(&name.as_str()) {
+                    declared.push(format!("{name}: {}", members.join(" ")));
+                }
+                open = None;
+            }
+            Some((_, members, at)) if indent == *at + 2 => {
+                let modifiers = ["static", "readonly", "private"];
+                let name = words.iter().find(|word| !modifiers.contains(word));
+                let name = name.filter(|name| name.starts_with(char::is_alphabetic));
+                members.extend(
+                    name.filter(|name| !["constructor", "valueOf"].contains(name))
+                        .map(|name| (*name).to_owned()),
+                );
+            }
+            Some(_) => {}
+        }
+    }
+    found.sort();
+    declared.sort();
+    assert_eq!(found, declared);
 }

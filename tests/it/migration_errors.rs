@@ -12,7 +12,7 @@ use firebank::migration::{
 use firebank::progress::Progress;
 
 use crate::migration_support::{get, load, load_with, migrate, run, run_err, run_function};
-use crate::support::operations::connect;
+use crate::support::operations::client;
 use crate::support::sandbox;
 
 #[test]
@@ -104,7 +104,7 @@ fn loading_has_no_database_and_ends() {
 
 async fn database(name: &str) -> (firebank::sandbox::Sandbox, Firestore) {
     let sandbox = sandbox().await;
-    let database = connect(&sandbox.address().to_string(), name, "(default)").await;
+    let database = client(&sandbox, name).await;
     (sandbox, database)
 }
 

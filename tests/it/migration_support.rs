@@ -5,12 +5,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use firebank::document::{DocumentPath, Fields, canonical};
-use firebank::firestore::{BulkWriter, Firestore, WriteFailure, WriteOptions};
+use firebank::firestore::Firestore;
 use firebank::migration::{
     BeforeImage, Function, Journal, JournalError, Limits, LogLine, RunMode, RunOptions, RunStats, Script,
     ScriptError,
 };
 use firebank::progress::Progress;
+
+use crate::support::operations::put_all;
 
 /// Keeps images in memory.
 #[derive(Default)]
@@ -92,16 +94,9 @@ pub(crate) fn path(text: impl Into<String>) -> DocumentPath {
 
 /// Writes documents.
 pub(crate) async fn put(database: &Firestore, documents: impl IntoIterator<Item = (String, Fields)>) {
-    let failures = Arc::<Mutex<Vec<WriteFailure>>>::default();
-    let mut writer = BulkWriter::new(database, WriteOptions::new(database), failures.clone());
-    for (name, fields) in documents {
-        writer
-            .put(&path(name), &canonical::encode(&fields))
-            .await
-            .unwrap();
-    }
-    writer.finish().await.unwrap();
-    assert_eq!(*failures.lock().unwrap(), []);
+    let documents = documents.into_iter();
+    let documents = documents.map(|(name, fields)| (path(name), canonical::encode(&fields)));
+    put_all(database, documents).await;
 }
 
 /// A document's fields, `None` where there is none.

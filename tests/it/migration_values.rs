@@ -6,7 +6,7 @@ use firebank::migration::{Function, RunMode, RunOptions};
 use firebank::progress::Progress;
 
 use crate::migration_support::{get, load, migrate, path, put, run, run_err, run_ok};
-use crate::support::operations::connect;
+use crate::support::operations::{client, connect};
 use crate::support::{emulator, project, sandbox};
 
 fn reference(name: &str) -> Value {
@@ -132,7 +132,7 @@ async fn untouched(database: &Firestore, for_emulator: bool) {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_value_survives_javascript() {
     let sandbox = sandbox().await;
-    let database = connect(&sandbox.address().to_string(), "demo-values", "(default)").await;
+    let database = client(&sandbox, "demo-values").await;
     untouched(&database, false).await;
 }
 
@@ -147,7 +147,7 @@ async fn every_value_survives_javascript_on_the_emulator() {
 #[tokio::test(flavor = "multi_thread")]
 async fn scripts_see_values_as_classes_and_make_them() {
     let sandbox = sandbox().await;
-    let database = connect(&sandbox.address().to_string(), "demo-classes", "(default)").await;
+    let database = client(&sandbox, "demo-classes").await;
     put(&database, [("values/all".to_owned(), everything(false))]).await;
     run_ok(
         &database,
@@ -222,7 +222,7 @@ async fn scripts_see_values_as_classes_and_make_them() {
 #[tokio::test(flavor = "multi_thread")]
 async fn numbers_keep_the_stored_type() {
     let sandbox = sandbox().await;
-    let database = connect(&sandbox.address().to_string(), "demo-numbers", "(default)").await;
+    let database = client(&sandbox, "demo-numbers").await;
     let fields: Fields = [
         ("price".to_owned(), Value::Double(10.0)),
         ("stock".to_owned(), Value::Integer(10)),
@@ -262,7 +262,7 @@ async fn numbers_keep_the_stored_type() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_value_is_refused() {
     let sandbox = sandbox().await;
-    let database = connect(&sandbox.address().to_string(), "demo-refused", "(default)").await;
+    let database = client(&sandbox, "demo-refused").await;
     let cases = [
         ("undefined", "undefined is no value"),
         ("() => 1", "a function is no value"),
@@ -298,7 +298,7 @@ async fn what_is_no_value_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_field_proto_is_a_field() {
     let sandbox = sandbox().await;
-    let database = connect(&sandbox.address().to_string(), "demo-proto", "(default)").await;
+    let database = client(&sandbox, "demo-proto").await;
     let script = load(migrate(
         r#"
         db.create("a/b", { ["__proto__"]: { x: 1 }, y: 2 });

@@ -4,6 +4,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use firebank::archive::{Repository, SweepOptions, sweep};
+use firebank::document::canonical;
 use firebank::store::Store;
 
 use crate::cli_support::*;
@@ -120,14 +121,25 @@ fn a_killed_migration_is_undone_by_the_next_run() {
 fn the_undo_may_be_killed_as_well() {
     let project = Project::with_items(ITEMS);
     let known = known(&project);
-    for delay in moments(2, known.migrating) {
+    let mut undoing = 0;
+    // At least twice, and until a kill has met the undo.
+    for round in 0..20 {
+        if round >= 2 && undoing > 0 {
+            break;
+        }
         // Killed at work, and then while it is undone, again and again.
-        project.kill_after(&["migrate", "--to", "1"], known.migrating.mul_f64(0.8));
-        for delay in moments(2, delay) {
+        let part = 0.6 + 0.35 * rand::random::<f64>();
+        project.kill_after(&["migrate", "--to", "1"], known.migrating.mul_f64(part));
+        let mut half = project.documents();
+        for delay in moments(2, known.migrating.mul_f64(rand::random())) {
             project.kill_after(
                 &["migrate", "--to", "0", "--wait", "1min"],
                 delay + Duration::from_millis(700),
             );
+            let documents = project.documents();
+            let begun = documents != half && documents != known.before && documents != known.after;
+            undoing += usize::from(begun && project.status("v1_long") == "running");
+            half = documents;
         }
         project.recover();
         match project.status("v1_long").as_str() {
@@ -138,15 +150,22 @@ fn the_undo_may_be_killed_as_well() {
             _ => assert!(project.documents() == known.before),
         }
     }
+    assert!(undoing > 0, "no kill met the undo at work");
 }
 
 #[test]
 fn a_killed_rollback_is_finished_by_the_next_run() {
     let project = Project::with_items(ITEMS);
     let known = known(&project);
-    for delay in moments(5, known.rolling_back) {
+    let mut half = 0;
+    let more = std::iter::repeat_with(|| known.rolling_back.mul_f64(rand::random())).take(20);
+    for (round, delay) in moments(5, known.rolling_back).chain(more).enumerate() {
+        if round >= 5 && half > 0 {
+            break;
+        }
         project.firebank(["migrate"]).done();
         project.kill_after(&["rollback"], delay);
+        half += usize::from(![&known.before, &known.after].contains(&&project.documents()));
         project.recover();
         let documents = project.documents();
         match project.status("v1_long").as_str() {
@@ -157,6 +176,7 @@ fn a_killed_rollback_is_finished_by_the_next_run() {
             project.firebank(["rollback"]).done();
         }
     }
+    assert!(half > 0, "no kill met the rollback at work");
 }
 
 #[test]
@@ -166,21 +186,34 @@ fn a_killed_rollback_by_script_is_undone() {
         "{ADD_STATE}\nexport function rollback(db) {{ db.removeField('items', 'state'); db.addField('items', 'back', 1); }}"
     );
     project.script("v1_state", &script);
+    let before: Vec<_> = (0..ITEMS)
+        .map(|number| (item(number), canonical::encode(&fields(number))))
+        .collect();
     let start = Instant::now();
     project.firebank(["migrate"]).done();
     let duration = start.elapsed();
     let applied = project.documents();
-    for delay in moments(4, duration) {
+    let mut half = 0;
+    let more = std::iter::repeat_with(|| duration.mul_f64(1.5 * rand::random::<f64>())).take(20);
+    for (round, delay) in moments(4, duration).chain(more).enumerate() {
+        if round >= 4 && half > 0 {
+            break;
+        }
         project.kill_after(&["rollback"], delay);
+        half += usize::from(project.status("v1_state") == "rolling_back" && project.documents() != applied);
         project.recover();
         match project.status("v1_state").as_str() {
             "completed" => assert!(project.documents() == applied, "killed after {delay:?}"),
-            _ => {
-                assert_eq!(project.status("v1_state"), "rolled_back");
-                return;
+            // It came too late.
+            status => {
+                assert_eq!(status, "rolled_back");
+                project.put(SHOP, before.clone());
+                project.firebank(["migrate"]).done();
+                assert!(project.documents() == applied);
             }
         }
     }
+    assert!(half > 0, "no kill met the rollback at work");
 }
 
 #[test]

@@ -1,98 +1,14 @@
 //! Migrations through the library, on the sandbox and on Google's emulator alike.
 
-use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
-use firebank::archive::Repository;
 use firebank::document::{DocumentPath, Value, canonical};
-use firebank::firestore::{BulkWriter, Firestore, WriteFailure, WriteOptions};
-use firebank::migration::{
-    History, MigrateOptions, MigrationError, RecordStatus, RollbackOptions, RollbackTarget, Runner,
-    RunnerOptions, Version,
-};
+use firebank::firestore::{BulkWriter, WriteFailure, WriteOptions};
+use firebank::migration::{MigrateOptions, MigrationError, RecordStatus, Version};
 use firebank::progress::Progress;
-use futures::TryStreamExt;
 
-use crate::migrations_support::{ADD_STATE, FAILS_LATE, fields, item};
-use crate::support::operations::{connect, repository, scan, small_segments};
-use crate::support::{emulator, project, sandbox};
-
-struct Bench {
-    database: Firestore,
-    repository: Repository,
-    folder: tempfile::TempDir,
-}
-
-impl Bench {
-    async fn new(address: &str, name: &str, items: i64) -> Self {
-        let database = connect(address, &project(name), "(default)").await;
-        let mut writer = BulkWriter::new(
-            &database,
-            WriteOptions::new(&database),
-            Vec::<WriteFailure>::new(),
-        );
-        for number in 0..items {
-            let body = canonical::encode(&fields(number));
-            writer.put(&item(number), &body).await.unwrap();
-        }
-        assert_eq!(writer.finish().await.unwrap().failed, 0);
-        Self {
-            database,
-            repository: repository(small_segments()).await,
-            folder: tempfile::tempdir().unwrap(),
-        }
-    }
-
-    fn script(&self, id: &str, text: &str) {
-        std::fs::write(self.folder.path().join(format!("{id}.js")), text).unwrap();
-    }
-
-    fn runner(&self) -> Runner {
-        self.runner_in(self.folder.path())
-    }
-
-    fn runner_in(&self, folder: &Path) -> Runner {
-        let mut options = RunnerOptions::new(&self.database, folder, "a test");
-        options.lock.expiry = Duration::from_secs(2);
-        Runner::new(self.database.clone(), Some(self.repository.clone()), options)
-    }
-
-    async fn documents(&self) -> BTreeMap<String, Vec<u8>> {
-        let mut batches = std::pin::pin!(scan(&self.database).await);
-        let mut documents = BTreeMap::new();
-        while let Some(batch) = batches.try_next().await.unwrap() {
-            for document in batch.iter() {
-                let path = document.path().unwrap();
-                if !path.root_collection().starts_with("_migrations") {
-                    documents.insert(path.to_string(), document.body.to_vec());
-                }
-            }
-        }
-        documents
-    }
-
-    async fn status(&self, id: &str) -> RecordStatus {
-        let history = History::read(&self.database).await.unwrap();
-        history.get(&id.parse().unwrap()).unwrap().status.clone()
-    }
-
-    async fn migrate(&self) -> Result<Vec<String>, MigrationError> {
-        let stats = self
-            .runner()
-            .migrate(MigrateOptions::default(), &Progress::new())
-            .await?;
-        Ok(stats.applied.into_iter().map(|applied| applied.id).collect())
-    }
-
-    async fn roll_back_all(&self) {
-        let options = RollbackOptions {
-            target: RollbackTarget::To(Version(0)),
-            force: false,
-        };
-        self.runner().rollback(options, &Progress::new()).await.unwrap();
-    }
-}
+use crate::migrations_support::{ADD_STATE, Bench, FAILS_LATE, fields, item};
+use crate::support::{emulator, sandbox};
 
 async fn there_and_back(address: &str) {
     let bench = Bench::new(address, "there", 1200).await;

@@ -1,4 +1,4 @@
-//! The lock on migrations: one holder at a time, whatever happens to him.
+//! The lock on migrations: one holder at a time, whatever happens to it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,10 +7,13 @@ use std::time::Duration;
 use firebank::document::{DocumentPath, Fields, Value};
 use firebank::firestore::{CommitWrite, Firestore, Precondition};
 use firebank::migration::{Lock, LockError, LockOptions};
+use firebank::sandbox::Sandbox;
 use firebank::stop::Stop;
 
-use crate::support::operations::connect;
+use crate::support::operations::{client, connect};
 use crate::support::{emulator, project, sandbox};
+
+const LONG: Duration = Duration::from_secs(60);
 
 fn options(owner: &str, wait: Duration, expiry: Duration) -> LockOptions {
     LockOptions {
@@ -24,7 +27,20 @@ async fn acquire(database: &Firestore, options: LockOptions) -> Result<Lock, Loc
     Lock::acquire(database, options, &Stop::default(), |_| {}).await
 }
 
-const LONG: Duration = Duration::from_secs(60);
+async fn scene() -> (Sandbox, Firestore) {
+    let sandbox = sandbox().await;
+    let database = client(&sandbox, "demo-lock").await;
+    (sandbox, database)
+}
+
+/// The lock of the runner "first", and what tells it to stop.
+async fn taken(database: &Firestore, expiry: Duration) -> (Lock, Stop) {
+    let stop = Stop::default();
+    let lock = Lock::acquire(database, options("first", LONG, expiry), &stop, |_| {})
+        .await
+        .unwrap();
+    (lock, stop)
+}
 
 async fn one_holder_at_a_time(database: Firestore) {
     let holders = Arc::new(AtomicUsize::new(0));
@@ -50,8 +66,7 @@ async fn one_holder_at_a_time(database: Firestore) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_holder_at_a_time_on_the_sandbox() {
-    let sandbox = sandbox().await;
-    let database = connect(&sandbox.address().to_string(), "demo-lock", "(default)").await;
+    let (_sandbox, database) = scene().await;
     one_holder_at_a_time(database).await;
 }
 
@@ -63,8 +78,7 @@ async fn one_holder_at_a_time_on_the_emulator() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_has_to_wait_is_told_for_whom() {
-    let sandbox = sandbox().await;
-    let database = connect(&sandbox.address().to_string(), "demo-lock", "(default)").await;
+    let (_sandbox, database) = scene().await;
     let lock = acquire(&database, options("Ada on tower", LONG, LONG))
         .await
         .unwrap();
@@ -96,8 +110,7 @@ async fn who_has_to_wait_is_told_for_whom() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_holders_lock_expires_and_a_living_one_keeps_it() {
-    let sandbox = sandbox().await;
-    let database = connect(&sandbox.address().to_string(), "demo-lock", "(default)").await;
+    let (_sandbox, database) = scene().await;
     let short = Duration::from_millis(600);
     let living = acquire(&database, options("living", LONG, short)).await.unwrap();
     tokio::time::sleep(short * 3).await;
@@ -115,13 +128,9 @@ async fn a_dead_holders_lock_expires_and_a_living_one_keeps_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_loses_the_lock_notices_and_writes_nothing_more() {
-    let sandbox = sandbox().await;
-    let database = connect(&sandbox.address().to_string(), "demo-lock", "(default)").await;
-    let stop = Stop::default();
+    let (_sandbox, database) = scene().await;
     let expiry = Duration::from_millis(600);
-    let lock = Lock::acquire(&database, options("first", LONG, expiry), &stop, |_| {})
-        .await
-        .unwrap();
+    let (lock, stop) = taken(&database, expiry).await;
     let write = |text: &str| {
         vec![CommitWrite {
             path: DocumentPath::parse("_migrations/v1_a").unwrap(),
@@ -163,13 +172,9 @@ async fn who_loses_the_lock_notices_and_writes_nothing_more() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_heartbeat_alone_notices_a_removed_lock() {
-    let sandbox = sandbox().await;
-    let database = connect(&sandbox.address().to_string(), "demo-lock", "(default)").await;
-    let stop = Stop::default();
+    let (_sandbox, database) = scene().await;
     let expiry = Duration::from_millis(600);
-    let lock = Lock::acquire(&database, options("first", LONG, expiry), &stop, |_| {})
-        .await
-        .unwrap();
+    let (lock, stop) = taken(&database, expiry).await;
     Lock::remove(&database).await.unwrap();
     tokio::time::sleep(expiry).await;
     assert!(stop.is_requested());
@@ -179,13 +184,9 @@ async fn a_heartbeat_alone_notices_a_removed_lock() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_cannot_reach_the_database_gives_up_before_another_may_begin() {
-    let sandbox = sandbox().await;
-    let database = connect(&sandbox.address().to_string(), "demo-lock", "(default)").await;
-    let stop = Stop::default();
+    let (sandbox, database) = scene().await;
     let expiry = Duration::from_millis(900);
-    let lock = Lock::acquire(&database, options("first", LONG, expiry), &stop, |_| {})
-        .await
-        .unwrap();
+    let (lock, stop) = taken(&database, expiry).await;
     let start = std::time::Instant::now();
     sandbox.shutdown().await;
     while lock.check().is_ok() {

@@ -134,6 +134,55 @@ fn setup_test_makes_what_tests_need() {
 }
 
 #[test]
+fn init_takes_what_is_for_scripts_only_with_one() {
+    let shop = Shop::empty();
+    for alone in [
+        ["--set", "a=b"],
+        ["--wait", "1s"],
+        ["--rate", "5"],
+        ["--script-memory", "64"],
+    ] {
+        shop.run(["init"].iter().chain(&alone)).fails(2, &["--schema"]);
+    }
+    assert_eq!(shop.files(), Vec::<String>::new());
+    let mut named = shop.std_command();
+    named.args(["init"]).env("FIREBANK_MIGRATIONS", "elsewhere");
+    finish(named).done();
+}
+
+#[test]
+fn listings_say_what_pending_scripts_are_for() {
+    let shop = Shop::empty();
+    shop.run(["init"]).done();
+    std::fs::create_dir(shop.file("migrations")).unwrap();
+    shop.write(
+        "migrations/v1_first.js",
+        "export const description = 'Makes one';\nexport function migrate(db) { db.create('fresh/one', {}); }",
+    );
+    shop.firebank(["migrate"]).done();
+    shop.write(
+        "migrations/v2_second.js",
+        "export const description = `Makes ${1 + 1}`;\nexport function migrate(db) {}",
+    );
+    shop.write("migrations/v3_broken.js", "export const description = ;");
+    shop.write(
+        "migrations/v4_endless.js",
+        "for (;;) {}\nexport function migrate(db) {}",
+    );
+    for command in ["list-migrations", "migration-status"] {
+        let listed = shop.firebank([command, "--json"]).json();
+        let descriptions: Vec<_> = listed["migrations"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| one["description"].as_str())
+            .collect();
+        assert_eq!(descriptions, [Some("Makes one"), Some("Makes 2"), None, None]);
+    }
+    assert!(shop.firebank(["list-migrations"]).done().contains("Makes 2"));
+}
+
+#[test]
 fn init_can_make_the_schema() {
     let shop = Shop::empty();
     std::fs::create_dir(shop.file("migrations")).unwrap();
@@ -170,6 +219,16 @@ fn the_status_shows_everything_at_a_glance() {
     assert_eq!(status["migrations"]["pending"], serde_json::json!(["v2_b"]));
     assert_eq!(status["migrations"]["drift"], false);
     assert_eq!(status["last_backups"].as_array().unwrap().len(), 1);
+    let age = status["last_backups"][0]["age_seconds"].as_i64().unwrap();
+    assert!((0..600).contains(&age), "{status}");
+    assert_eq!(status["last_backups"][0]["documents"], 4);
+    let counts: Vec<_> = status["collections"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| (one["id"].as_str().unwrap(), one["documents"].as_u64().unwrap()))
+        .collect();
+    assert_eq!(counts, [("_migrations", 1), ("items", 3)]);
     assert_eq!(status["last_verification"]["damage_count"], 0);
     assert_eq!(status["last_verification"]["data_read"], 1.0);
     let shown = project.firebank(["status"]).done();

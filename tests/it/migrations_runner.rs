@@ -75,6 +75,125 @@ fn a_failure_in_the_middle_leaves_the_database_as_it_was() {
     project.run(["verify", "--read-data"]).done();
 }
 
+/// What each of the bad scripts does before it goes wrong: all of it is written by then.
+const BEGIN: &str = "export function migrate(db) {
+  db.addField('items', 'state', 'new'); db.create('extra/e1', { n: 1 }); db.delete('items/i00001');
+  if (db.count('extra') !== 1) throw new Error('nothing was written');
+";
+
+#[test]
+fn bad_scripts_leave_nothing_behind() {
+    let project = Project::with_items(1200);
+    let before = project.documents();
+    // The script after `BEGIN`, and what is said about it; the first bad line is the fourth.
+    let at_work = [
+        // The engine knows the function, and not always how far it was.
+        ("  for (;;) {}\n}", &["v1_bad.js:", "at migrate", "computed"][..]),
+        (
+            "  const all = [];\n  for (;;) all.push(new Array(1000).fill('x'));\n}",
+            &["v1_bad.js:5", "at migrate", "memory"],
+        ),
+        (
+            "  const deep = (item) => { throw new RangeError(`bad ${item.number}`); };\n  \
+             db.transform('items', (item) => deep(item));\n}",
+            &[
+                "v1_bad.js:4",
+                "RangeError: bad 0",
+                "at deep",
+                "v1_bad.js:5",
+                "at migrate",
+            ],
+        ),
+        (
+            "  return new Promise(() => {});\n}",
+            &["v1_bad.js:4", "at migrate", "promise"],
+        ),
+        (
+            "  (async () => {\n    await new Promise(() => {});\n  })();\n}",
+            &["v1_bad.js:5", "at migrate", "promises"],
+        ),
+        (
+            "  Promise.reject(new Error('nobody looks'));\n}",
+            &["v1_bad.js:4", "nobody looks", "at migrate"],
+        ),
+        (
+            "  db.set('extra/e2', { f: () => 1 });\n}",
+            &["v1_bad.js:4", "at migrate", "(at f)"],
+        ),
+        (
+            "  db.set('extra/e2', { n: 2n ** 64n });\n}",
+            &["v1_bad.js:4", "at migrate", "(at n)"],
+        ),
+        (
+            "  db.set('extra/e2', { text: 'x'.repeat(1100000) });\n  db.count('extra');\n}",
+            &["v1_bad.js:4", "at migrate", "extra/e2"],
+        ),
+        (
+            "  db.set('extra/__bad__', { n: 1 });\n  db.count('extra');\n}",
+            &["v1_bad.js:4", "at migrate", "extra/__bad__"],
+        ),
+    ];
+    for (rest, says) in at_work {
+        project.script("v1_bad", &format!("{BEGIN}{rest}"));
+        let limits = ["--script-time", "1s", "--script-memory", "16", "--wait", "0"];
+        let failed = project.firebank(["migrate"].iter().chain(&limits));
+        failed.fails(1, says);
+        failed.fails(1, &["v1_bad failed", "undone"]);
+        assert!(project.documents() == before, "{rest}: {failed}");
+        assert_eq!(project.status("v1_bad"), "failed", "{rest}");
+        let Value::String(error) = &project.record("v1_bad")["error"] else {
+            panic!("{rest}");
+        };
+        for part in says {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        assert_no_lock(&project);
+    }
+    // What is not run is not recorded.
+    for (script, says) in [
+        (
+            "export function migrate(db) {\n  const x = ;\n}",
+            &["v1_bad.js:2", "v1_bad cannot be run"][..],
+        ),
+        (
+            "export const description = 'x';",
+            &["v1_bad.js", "does not export a function `migrate`"],
+        ),
+        (
+            "await new Promise(() => {});\nexport function migrate() {}",
+            &["v1_bad.js:1", "promise"],
+        ),
+        (
+            "export function migrate() {}\nfor (;;) {}",
+            &["v1_bad.js:", "computed"],
+        ),
+        (
+            "export function migrate() {}\nfunction f() { null.x; }\nf();",
+            &["v1_bad.js:2", "TypeError", "v1_bad.js:3"],
+        ),
+    ] {
+        project.script("v1_bad", script);
+        let failed = project.firebank(["migrate", "--script-time", "1s"]);
+        failed.fails(1, says);
+        assert!(project.documents() == before, "{script}: {failed}");
+        assert_no_lock(&project);
+    }
+    project.run(["clean", "--yes"]).done();
+    project.run(["verify", "--read-data"]).done();
+    let journals = project
+        .files()
+        .into_iter()
+        .filter(|name| name.contains("/journal/"));
+    assert_eq!(journals.collect::<Vec<_>>(), Vec::<String>::new());
+    project.script("v1_bad", ADD_STATE);
+    assert_eq!(project.applied(), ["v1_bad"]);
+}
+
+fn assert_no_lock(project: &Project) {
+    let contents = project.contents(SHOP);
+    assert!(!contents.keys().any(|path| path.starts_with("_migrations_lock")));
+}
+
 #[test]
 fn validation_fails_a_migration() {
     for validate in [
@@ -219,6 +338,14 @@ fn a_script_may_know_its_own_way_back() {
     );
     project.script("v1_state", &script);
     project.migrate();
+    let applied = project.contents(SHOP);
+    let planned = project.firebank(["rollback", "--dry-run", "--json"]).json();
+    let planned = &planned["rolled_back"][0];
+    assert_eq!(
+        (&planned["by_script"], &planned["restored"]),
+        (&true.into(), &21.into())
+    );
+    assert!(project.contents(SHOP) == applied);
     let rolled_back = project.firebank(["rollback", "--json"]).json();
     assert_eq!(rolled_back["rolled_back"][0]["by_script"], true);
     let mut after = project.documents();
@@ -393,4 +520,77 @@ fn the_template_runs_as_it_is() {
     assert_eq!(listed["migrations"][0]["description"], "Adds \"analytics\"");
     assert_eq!(listed["migrations"][0]["state"], "applied");
     shop.firebank(["rollback", "--to", "0"]).done();
+}
+
+/// Runs a command to its end. Says how it ended and the most memory that it had, in bytes.
+#[cfg(target_os = "linux")]
+fn run_measured(project: &Project, arguments: &[&str]) -> (Option<i32>, u64) {
+    let mut child = project
+        .std_command()
+        .args(["--emulator", &project.address(), "--project", SHOP])
+        .args(arguments)
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let file = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    loop {
+        let ended = child.try_wait().unwrap();
+        let status = std::fs::read_to_string(&file).unwrap_or_default();
+        // One that has just ended has no memory any more.
+        if let Some(line) = status.lines().find(|line| line.starts_with("VmHWM")) {
+            let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+            peak = peak.max(kib << 10);
+        }
+        if let Some(ended) = ended {
+            return (ended.code(), peak);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
+/// A migration, one that fails at its end and is undone, and a rollback, all over so many documents.
+#[cfg(target_os = "linux")]
+fn there_and_back_in_memory(items: i64, most: u64) {
+    let project = Project::with_items(items);
+    let before = project.documents();
+    let transform =
+        "db.transform('items', (item) => ({ ...item, name: item.name + '!', half: item.half * 2 }));";
+    project.script(
+        "v1_all",
+        &format!("export function migrate(db) {{ {transform} }}"),
+    );
+    let (code, migrated) = run_measured(&project, &["migrate"]);
+    assert_eq!(code, Some(0));
+    let after = project.documents();
+    assert!(after != before);
+    project.script(
+        "v2_fails",
+        &format!("export function migrate(db) {{ {transform} throw new Error('on purpose'); }}"),
+    );
+    let (code, undone) = run_measured(&project, &["migrate"]);
+    assert_eq!(code, Some(1));
+    assert!(project.documents() == after);
+    let (code, rolled_back) = run_measured(&project, &["rollback"]);
+    assert_eq!(code, Some(0));
+    assert!(project.documents() == before);
+    for (what, peak) in [("run", migrated), ("undo", undone), ("rollback", rolled_back)] {
+        assert!(peak > 1 << 20 && peak < most, "{what}: {} MiB", peak >> 20);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn some_thousand_documents_there_and_back_in_bounded_memory() {
+    there_and_back_in_memory(4_000, 256 << 20);
+}
+
+/// By itself: `cargo test --test it -- --ignored a_hundred_thousand_documents_there_and_back`.
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "takes minutes"]
+fn a_hundred_thousand_documents_there_and_back_in_bounded_memory() {
+    there_and_back_in_memory(100_000, 256 << 20);
 }

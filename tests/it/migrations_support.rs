@@ -1,9 +1,23 @@
 //! What the tests of migrations have in common: a shop, a folder with scripts, and a repository.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use firebank::archive::Repository;
 use firebank::document::{DocumentPath, Fields, Value, canonical};
+use firebank::firestore::{BulkWriter, Firestore, WriteFailure, WriteOptions};
+use firebank::migration::{
+    History, MigrateOptions, MigrationError, RecordStatus, RollbackOptions, RollbackTarget, Runner,
+    RunnerOptions, Version,
+};
+use firebank::progress::Progress;
+use futures::TryStreamExt;
 use serde_json::Value as Json;
 
 use crate::cli_support::*;
+use crate::support::operations::{connect, repository, scan, small_segments};
+use crate::support::project;
 
 /// A shop with so many small documents `items/i0000`, a repository and an empty folder of scripts.
 pub(crate) struct Project {
@@ -107,3 +121,112 @@ export function migrate(db) {
   throw new Error("on purpose, at the end");
 }
 "#;
+
+/// A database with so many items, a repository in memory and a folder of scripts, for tests of the library.
+pub(crate) struct Bench {
+    pub(crate) database: Firestore,
+    pub(crate) repository: Repository,
+    pub(crate) folder: tempfile::TempDir,
+    /// When the lock of a runner that is gone expires.
+    pub(crate) lock_expiry: Duration,
+}
+
+impl Bench {
+    pub(crate) async fn new(address: &str, name: &str, items: i64) -> Self {
+        let repository = repository(small_segments()).await;
+        Self::with_repository(address, name, items, repository).await
+    }
+
+    pub(crate) async fn with_repository(
+        address: &str,
+        name: &str,
+        items: i64,
+        repository: Repository,
+    ) -> Self {
+        let database = connect(address, &project(name), "(default)").await;
+        let mut writer = BulkWriter::new(
+            &database,
+            WriteOptions::new(&database),
+            Vec::<WriteFailure>::new(),
+        );
+        for number in 0..items {
+            let body = canonical::encode(&fields(number));
+            writer.put(&item(number), &body).await.unwrap();
+        }
+        assert_eq!(writer.finish().await.unwrap().failed, 0);
+        Self {
+            database,
+            repository,
+            folder: tempfile::tempdir().unwrap(),
+            lock_expiry: Duration::from_secs(4),
+        }
+    }
+
+    pub(crate) fn script(&self, id: &str, text: &str) {
+        std::fs::write(self.folder.path().join(format!("{id}.js")), text).unwrap();
+    }
+
+    pub(crate) fn runner(&self) -> Runner {
+        self.runner_in(self.folder.path())
+    }
+
+    pub(crate) fn runner_in(&self, folder: &Path) -> Runner {
+        let mut options = RunnerOptions::new(&self.database, folder, "a test");
+        options.lock.expiry = self.lock_expiry;
+        Runner::new(self.database.clone(), Some(self.repository.clone()), options)
+    }
+
+    pub(crate) async fn documents(&self) -> BTreeMap<String, Vec<u8>> {
+        let mut batches = std::pin::pin!(scan(&self.database).await);
+        let mut documents = BTreeMap::new();
+        while let Some(batch) = batches.try_next().await.unwrap() {
+            for document in batch.iter() {
+                let path = document.path().unwrap();
+                if !path.root_collection().starts_with("_migrations") {
+                    documents.insert(path.to_string(), document.body.to_vec());
+                }
+            }
+        }
+        documents
+    }
+
+    pub(crate) async fn status(&self, id: &str) -> RecordStatus {
+        let history = History::read(&self.database).await.unwrap();
+        history.get(&id.parse().unwrap()).unwrap().status.clone()
+    }
+
+    pub(crate) async fn migrate(&self) -> Result<Vec<String>, MigrationError> {
+        let stats = self
+            .runner()
+            .migrate(MigrateOptions::default(), &Progress::new())
+            .await?;
+        Ok(stats.applied.into_iter().map(|applied| applied.id).collect())
+    }
+
+    /// Undoes what is half done, and applies nothing.
+    pub(crate) async fn recover(&self) -> Result<(), MigrationError> {
+        let options = MigrateOptions {
+            to: Some(Version(0)),
+            ..MigrateOptions::default()
+        };
+        let recovered = self.runner().migrate(options, &Progress::new()).await;
+        recovered.map(|_| ())
+    }
+
+    /// Waits until the database is as asked for.
+    pub(crate) async fn until(&self, wanted: impl Fn(&BTreeMap<String, Vec<u8>>) -> bool) {
+        let start = std::time::Instant::now();
+        while !wanted(&self.documents().await) {
+            assert!(start.elapsed() < Duration::from_secs(60));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    pub(crate) async fn roll_back_all(&self) {
+        let options = RollbackOptions {
+            target: RollbackTarget::To(Version(0)),
+            force: false,
+        };
+        self.runner().rollback(options, &Progress::new()).await.unwrap();
+    }
+}

@@ -249,6 +249,71 @@ fn a_dead_letter_file_can_be_imported() {
     assert_eq!(shop.contents("demo-copy"), shop.contents(SHOP));
 }
 
+/// A patch is no document: written as one, it would take the document's other fields away. And what was only to be created must
+/// not replace what somebody else has created.
+#[test]
+fn dead_letters_that_are_more_than_a_document_are_refused() {
+    let (shop, id) = Shop::backed_up();
+    shop.firebank(["restore", &id, "--to-project", "demo-copy"])
+        .done();
+    let original = shop.contents("demo-copy");
+    let left_over = |file: &str, options: &[&str]| {
+        shop.add_fault(firebank::sandbox::Fault::write(
+            tonic::Code::InvalidArgument,
+            "/products/p000001",
+            firebank::sandbox::When::Always,
+        ));
+        let all = [
+            "restore",
+            &id,
+            "--to-project",
+            "demo-copy",
+            "--only",
+            "products/p000001",
+        ];
+        let restored = shop.firebank([&all[..], &["--dead-letter-file", file], options].concat());
+        assert_eq!(restored.code, 3, "{restored}");
+        shop.sandbox.faults().clear();
+    };
+    left_over("patch.ndjson", &["--fields", "price"]);
+    left_over("new.ndjson", &["--mode", "create-only"]);
+    shop.write(
+        "deletion.ndjson",
+        r#"{"path": "users/u000001", "operation": "delete", "status": "ABORTED", "reason": "", "document": null}"#,
+    );
+    for file in ["patch.ndjson", "new.ndjson", "deletion.ndjson"] {
+        for command in ["import", "restore"] {
+            if command == "import" || file == "patch.ndjson" {
+                let says = [file, "line 1", "firebank restore --retry", "Nothing was written"];
+                shop.firebank_on("demo-copy", [command, file]).fails(1, &says);
+            }
+        }
+        assert_eq!(shop.contents("demo-copy"), original, "{file}");
+    }
+    for file in ["patch.ndjson", "deletion.ndjson"] {
+        shop.firebank_on("demo-copy", ["restore", "--retry", file]).done();
+    }
+    let mut without = original;
+    without.remove("users/u000001");
+    assert_eq!(shop.contents("demo-copy"), without);
+}
+
+#[test]
+fn a_restore_takes_files_of_lines_as_an_import_does() {
+    let shop = Shop::empty();
+    for name in ["x.ndjson", "y.jsonl"] {
+        let text = format!("{{\"path\": \"a/{name}/b/1\", \"document\": {{\"n\": 5}}}}\n");
+        shop.write(name, text);
+        shop.firebank(["restore", name]).done();
+        assert!(
+            shop.contents(SHOP).contains_key(&format!("a/{name}/b/1")),
+            "{name}"
+        );
+    }
+    shop.firebank(["restore", "none.ndjson"])
+        .fails(1, &["there is no file none.ndjson"]);
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn any_number_of_lines_takes_little_memory() {

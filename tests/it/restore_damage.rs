@@ -4,7 +4,7 @@ use std::path::Path;
 
 use firebank::archive::{ReadMode, Repository, Snapshot};
 use firebank::document::{DatabaseName, DocumentPath, Value, canonical};
-use firebank::firestore::{BulkWriter, Firestore, WriteFailure, WriteOptions};
+use firebank::firestore::Firestore;
 use firebank::progress::Progress;
 use firebank::restore::{Gap, RestoreError, RestoreStats, restore};
 use firebank::sandbox::{Sandbox, SandboxConfig, SyntheticSpec};
@@ -27,7 +27,7 @@ async fn scene(folder: &Path) -> (Sandbox, Firestore, Repository) {
         ..SandboxConfig::default()
     })
     .await;
-    let database = connect(&sandbox.address().to_string(), "demo-shop", "(default)").await;
+    let database = client(&sandbox, "demo-shop").await;
     let store = Store::create_local(folder).unwrap();
     let repository = repository_in(store, small_segments()).await;
     (sandbox, database, repository)
@@ -78,12 +78,7 @@ async fn check(
     snapshot: &Snapshot,
     case: &str,
 ) {
-    let copy = connect(
-        &sandbox.address().to_string(),
-        &format!("demo-{case}"),
-        "(default)",
-    )
-    .await;
+    let copy = client(sandbox, &format!("demo-{case}")).await;
     let refused = try_skipping(repository, snapshot, &copy, false)
         .await
         .unwrap_err();
@@ -94,7 +89,7 @@ async fn check(
     );
 
     let project = format!("demo-{case}-skipping");
-    let copy = connect(&sandbox.address().to_string(), &project, "(default)").await;
+    let copy = client(sandbox, &project).await;
     let stats = try_skipping(repository, snapshot, &copy, true).await.unwrap();
     assert!(!stats.gaps.is_empty(), "{case}");
     let written = paths(&copy).await;
@@ -176,16 +171,9 @@ async fn damage_in_layers_and_in_the_index_is_gone_around() {
     let (sandbox, database, repository) = scene(folder).await;
     back_up(&database, &repository, 1).await;
     let first = chunks(folder, DATA);
-    let mut writer = BulkWriter::new(
-        &database,
-        WriteOptions::new(&database),
-        Vec::<WriteFailure>::new(),
-    );
-    for path in paths(&database).await.iter().step_by(4) {
-        let body = canonical::encode(&[("new".to_owned(), Value::String("x".repeat(300)))].into());
-        writer.put(path, &body).await.unwrap();
-    }
-    writer.finish().await.unwrap();
+    let changed = paths(&database).await.into_iter().step_by(4);
+    let body = canonical::encode(&[("new".to_owned(), Value::String("x".repeat(300)))].into());
+    put_all(&database, changed.map(|path| (path, body.clone()))).await;
     let night = try_back_up_changes(&database, &repository, ReadMode::Names, 1)
         .await
         .unwrap()
@@ -211,7 +199,7 @@ async fn damage_in_layers_and_in_the_index_is_gone_around() {
     // A page of names that cannot be read hides which documents there are.
     let index = chunks(folder, INDEX);
     flip(&index[0]);
-    let copy = connect(&sandbox.address().to_string(), "demo-index", "(default)").await;
+    let copy = client(&sandbox, "demo-index").await;
     let stats = try_skipping(&repository, &night, &copy, true).await.unwrap();
     assert!(
         stats.gaps.iter().any(|gap| gap.documents.is_none()),

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use firebank::document::typed_json::{fields_from_str, fields_to_json};
 use firebank::document::{DocumentPath, Timestamp, canonical};
-use firebank::firestore::{BulkWriter, Firestore, WriteFailure, WriteOptions};
+use firebank::firestore::Firestore;
 use firebank::progress::Progress;
 use firebank::restore::{RestoreMode, RestoreOptions, RestoreStats, plan_restore, restore};
 use firebank::sandbox::Sandbox;
@@ -25,14 +25,12 @@ pub(crate) fn documents_of(json: Json) -> Documents {
 
 /// Writes documents into a database.
 pub(crate) async fn put(database: &Firestore, documents: &Documents) {
-    let options = WriteOptions::new(database);
-    let mut writer = BulkWriter::new(database, options, Vec::<WriteFailure>::new());
-    for (path, fields) in documents {
+    let documents = documents.iter().map(|(path, fields)| {
         let path = DocumentPath::parse(path.as_str()).unwrap();
         let body = canonical::encode(&fields_from_str(&fields.to_string()).unwrap());
-        writer.put(&path, &body).await.unwrap();
-    }
-    assert_eq!(writer.finish().await.unwrap().failed, 0);
+        (path, body)
+    });
+    put_all(database, documents).await;
 }
 
 /// What a database has, with the times of the last changes.

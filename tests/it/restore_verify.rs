@@ -82,7 +82,136 @@ fn extra_documents_matter_after_a_mirror_only() {
     ));
     let view = restore(&shop, &id, &["--mode", "mirror", "--json"]);
     assert_eq!(view.code, 3);
-    assert_eq!(view.json()["verification"]["extra"], 1);
+    let view = view.json();
+    assert_eq!(view["verification"]["extra"], 1);
+    // What was decided did not come to pass.
+    assert_eq!(
+        ["written", "failed", "deleted", "billed_writes", "billed_deletes"].map(|name| &view[name]),
+        [0, 1, 0, 0, 0]
+    );
+}
+
+/// What is counted is what became of the documents, and what is billed is what the database bills.
+#[test]
+fn the_report_tells_what_came_to_pass() {
+    let (shop, id) = Shop::backed_up();
+    let original = shop.contents(SHOP);
+    let below = |part: &str| original.keys().filter(|path| path.starts_with(part)).count() as u64;
+    let products = below("products/");
+    // With what lies below them.
+    let (missing, there) = (below("products/p000001"), below("products/p000002"));
+    // Among many, one that is to be created and one that is to be changed are refused, and a deletion.
+    for path in ["products/p000002", "extra/1", "extra/2"] {
+        put(&shop, path, r#"{"old": true}"#);
+    }
+    let refuse = |paths: &[&str]| {
+        for path in paths {
+            shop.add_fault(Fault::write(tonic::Code::InvalidArgument, *path, When::Always));
+        }
+    };
+    let report = |arguments: &[&str]| {
+        let before = shop.sandbox.usage();
+        let all = ["restore", &id, "--to-project", COPY, "--json"];
+        let report = shop.firebank([&all, arguments].concat()).json();
+        let usage = shop.sandbox.usage().since(&before);
+        let number = |name: &str| report[name].as_u64().unwrap();
+        // The sandbox bills what it refuses on demand, too.
+        if number("failed") == 0 {
+            assert_eq!(
+                ["billed_reads", "billed_writes", "billed_deletes"].map(number),
+                [usage.reads, usage.writes, usage.deletes],
+                "{arguments:?}: {report}"
+            );
+        } else {
+            assert_eq!(
+                number("billed_writes") + number("billed_deletes"),
+                number("written"),
+                "{report}"
+            );
+            assert_eq!(number("billed_deletes"), number("deleted"), "{report}");
+        }
+        shop.sandbox.faults().clear();
+        report
+    };
+    refuse(&["/products/p000001", "/products/p000002", "/extra/1"]);
+    let mirror = ["--only", "products", "--only", "extra", "--mode", "mirror"];
+    let done = report(&mirror);
+    assert_eq!(
+        ["written", "failed", "created", "changed", "deleted"].map(|name| &done[name]),
+        [
+            products + 1 - missing - there,
+            missing + there + 1,
+            products - missing - there,
+            0,
+            1
+        ]
+        .map(|count| json!(count))
+        .each_ref(),
+        "{done}"
+    );
+    let done = report(&mirror);
+    assert_eq!(
+        ["written", "failed", "created", "changed", "deleted", "unchanged"].map(|name| &done[name]),
+        [
+            missing + there + 1,
+            0,
+            missing + there - 1,
+            1,
+            1,
+            products - missing - there
+        ]
+        .map(|count| json!(count))
+        .each_ref(),
+        "{done}"
+    );
+    // What is only asked for is billed as well.
+    let create = ["--only", "products", "--mode", "create-only"];
+    let done = report(&create);
+    assert_eq!(
+        (&done["existing"], &done["billed_writes"]),
+        (&json!(products), &json!(products)),
+        "{done}"
+    );
+
+    // The same of an import.
+    shop.firebank([
+        "export",
+        &id,
+        "products",
+        "--format",
+        "ndjson",
+        "-o",
+        "lines.ndjson",
+    ])
+    .done();
+    let import = |arguments: &[&str]| {
+        let before = shop.sandbox.usage();
+        let all = ["import", "lines.ndjson", "--json"];
+        let report = shop.firebank_on("demo-import", [&all, arguments].concat()).json();
+        let usage = shop.sandbox.usage().since(&before);
+        if report["failed"] == 0 {
+            assert_eq!(
+                ["billed_reads", "billed_writes"].map(|name| report[name].as_u64().unwrap()),
+                [usage.reads, usage.writes],
+                "{arguments:?}: {report}"
+            );
+        }
+        shop.sandbox.faults().clear();
+        report
+    };
+    refuse(&["/products/p000001"]);
+    let done = import(&["--mode", "skip-identical"]);
+    assert_eq!(
+        (&done["created"], &done["failed"]),
+        (&json!(products - missing), &json!(missing)),
+        "{done}"
+    );
+    let done = import(&["--mode", "create-only"]);
+    assert_eq!(
+        (&done["existing"], &done["written"]),
+        (&json!(products - missing), &json!(missing)),
+        "{done}"
+    );
 }
 
 #[test]

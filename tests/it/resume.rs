@@ -66,7 +66,8 @@ fn signal(child: &Child, signal: &str) {
 
 fn checkpoints(shop: &Shop) -> Vec<String> {
     let mut names = files_below(&shop.repository());
-    names.retain(|name| name.contains("/checkpoints/"));
+    // One that is being written has a name of its own.
+    names.retain(|name| name.contains("/checkpoints/") && !name.contains('#'));
     names
 }
 
@@ -148,6 +149,84 @@ fn stops_at_a_checkpoint(name: &str) {
     shop.run(["verify", "--read-data"]).done();
     let whole = shop.firebank(["backup", "--full", "--json"]).json();
     assert_eq!(whole["new_bytes"], 0, "{whole}");
+}
+
+/// Where the next cut in the data is far, the checkpoint does not wait for it.
+#[test]
+fn a_slow_source_stops_in_time() {
+    // Segments of some 8 MB, and 4 MB of documents that take eight seconds.
+    let shop = Shop::empty();
+    shop.run(["init"]).done();
+    shop.put(SHOP, (0..DOCUMENTS).map(document).collect());
+    shop.sandbox.faults().set(FaultPlan {
+        bytes_per_second: Some(SLOW),
+        ..FaultPlan::default()
+    });
+    let sent = documents_sent(&shop);
+    let child = start_backup(&shop, &["--ranges", "1"]);
+    let start = Instant::now();
+    while documents_sent(&shop) < sent + u64::from(DOCUMENTS) / 8 {
+        assert!(start.elapsed() < Duration::from_secs(60), "it does not read");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    signal(&child, "-TERM");
+    let ended = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(130), "{said}");
+    assert!(said.contains("0 of 1 key ranges finished"), "{said}");
+    assert_eq!(checkpoints(&shop).len(), 1, "{said}");
+    shop.sandbox.faults().clear();
+    let before = documents_sent(&shop);
+    let resumed = shop.firebank(["backup", "--resume", "--json"]).json();
+    assert_eq!(resumed["documents"], DOCUMENTS);
+    let read = documents_sent(&shop) - before;
+    assert!(read < u64::from(DOCUMENTS) * 15 / 16, "{read} read again");
+    shop.run(["verify", "--read-data"]).done();
+    shop.firebank(["verify", "--live"]).done();
+}
+
+/// Documents of several moments are a backup, and one that somebody should look at.
+#[test]
+fn a_backup_of_several_moments_needs_a_look() {
+    const WINDOW: Duration = Duration::from_secs(2);
+    let shop = slow_shop();
+    let slow = FaultPlan {
+        bytes_per_second: Some(SLOW),
+        ..FaultPlan::default()
+    };
+    for (strict, code) in [(true, 1), (false, 3)] {
+        shop.sandbox.faults().set(slow.clone());
+        let more: &[&str] = match strict {
+            true => &["--ranges", "4", "--parallel", "2", "--require-consistent"],
+            false => &["--ranges", "4", "--parallel", "2"],
+        };
+        let sent = documents_sent(&shop);
+        let begun = Instant::now();
+        let child = start_backup(&shop, more);
+        while documents_sent(&shop) < sent + u64::from(DOCUMENTS) / 4 || begun.elapsed() < WINDOW {
+            assert!(begun.elapsed() < Duration::from_secs(60), "it does not read");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        shop.sandbox.faults().set(FaultPlan {
+            history: Some(WINDOW),
+            ..FaultPlan::default()
+        });
+        let ended = child.wait_with_output().unwrap();
+        shop.sandbox.faults().clear();
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert_eq!(ended.status.code(), Some(code), "{said}");
+        match strict {
+            true => assert!(
+                said.contains("--require-consistent") && shop.snapshots().is_empty(),
+                "{said}"
+            ),
+            false => assert!(said.contains("of several moments"), "{said}"),
+        }
+    }
+    let shown = shop.run(["show", "latest", "--json"]).json();
+    assert_eq!(shown["consistency"]["state"], "mixed", "{shown}");
+    assert_eq!(shown["documents"], DOCUMENTS);
+    shop.run(["verify", "--read-data"]).done();
 }
 
 #[test]

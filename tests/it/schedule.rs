@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use croner::Cron;
 
-use crate::cli_support::{Desk, World};
+use crate::cli_support::{Desk, SHOP, Shop};
 use crate::support::tools;
 
 const BUCKET: [&str; 4] = ["--repository", "gs://my-backups/shop", "--project", "shop-prod"];
@@ -80,18 +80,18 @@ fn as_cron_passes_it(command: &str) -> String {
 
 #[test]
 fn the_lines_of_a_crontab_do_what_they_say() {
-    let world = World::open();
-    let quoted = world.desk.file("back 'ups");
+    let shop = Shop::open();
+    let quoted = shop.desk.file("back 'ups");
     let repository = quoted.to_str().unwrap();
-    let ended = world.desk.run(["init", "--repository", repository]);
+    let ended = shop.desk.run(["init", "--repository", repository]);
     ended.done();
-    let crontab = world.desk.run([
+    let crontab = shop.desk.run([
         "schedule",
         "cron",
         "--repository",
         repository,
         "--project",
-        "demo-shop",
+        SHOP,
         "--program",
         env!("CARGO_BIN_EXE_firebank"),
         "--backup-arguments",
@@ -123,9 +123,9 @@ fn the_lines_of_a_crontab_do_what_they_say() {
             .args(["-c", &as_cron_passes_it(command)])
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .env("FIRESTORE_EMULATOR_HOST", world.address())
+            .env("FIRESTORE_EMULATOR_HOST", shop.address())
             .envs(environment.iter().copied())
-            .current_dir(world.desk.path());
+            .current_dir(shop.desk.path());
         let ended = shell.output().unwrap();
         (
             ended.status.code(),
@@ -381,28 +381,30 @@ fn the_script_for_cloud_run_can_be_run_twice() {
 
 #[test]
 fn the_tasks_of_an_execution_share_a_session() {
-    let world = World::open();
-    world.firebank(["init"]).done();
+    let shop = Shop::open();
+    shop.run(["init"]).done();
     let back_up = |execution: &str| {
-        let given = [
-            "backup",
-            "--project",
-            "demo-shop",
-            "--emulator",
-            &world.address(),
-            "--repository",
+        let address = shop.address();
+        let environment = [
+            ("CLOUD_RUN_EXECUTION", execution),
+            ("FIRESTORE_EMULATOR_HOST", address.as_str()),
+            ("FIREBASE_PROJECT_ID", SHOP),
         ];
-        let repository = world.repository();
-        let given = given.into_iter().chain([repository.to_str().unwrap()]);
-        world.desk.run_with(&[("CLOUD_RUN_EXECUTION", execution)], given)
+        shop.run_with(&environment, ["backup"])
+    };
+    let snapshots = || {
+        shop.run(["list-backups", "--json"]).json()["snapshots"]
+            .as_array()
+            .unwrap()
+            .len()
     };
     back_up("firebank-backup-x1").done();
-    assert_eq!(world.snapshots().len(), 1);
+    assert_eq!(snapshots(), 1);
     // A task that is started again after the end takes no second backup.
     back_up("firebank-backup-x1");
-    assert_eq!(world.snapshots().len(), 1);
+    assert_eq!(snapshots(), 1);
     back_up("firebank-backup-x2").done();
-    assert_eq!(world.snapshots().len(), 2);
+    assert_eq!(snapshots(), 2);
 }
 
 #[test]

@@ -1,15 +1,22 @@
 //! Named sessions: processes that know nothing but a name take one backup together.
 
+use std::time::Duration;
+
+use chrono::TimeDelta;
 use firebank::archive::{
-    NamedSession, Plan, ReadMode, Repository, Selection, Session, SessionOptions, SnapshotKind,
+    ArchiveError, NamedSession, Plan, ReadMode, Repository, Selection, Session, SessionOptions, SnapshotKind,
+    SweepOptions, sweep,
 };
 use firebank::backup::{BackupError, BackupOptions, BackupStats, Parent, backup};
 use firebank::document::{DocumentPath, canonical, typed_json};
-use firebank::firestore::{BulkWriter, Firestore, WriteFailure, WriteOptions};
+use firebank::firestore::Firestore;
 use firebank::progress::Progress;
 use firebank::sandbox::{FaultPlan, Sandbox};
+use firebank::stop::Stop;
 
+use crate::archive_support::object_names;
 use crate::cli_support::Shop;
+use crate::strange_store::{Habits, StrangeStore};
 use crate::support::operations::*;
 use crate::support::{project, sandbox};
 
@@ -25,7 +32,7 @@ impl World {
     async fn new() -> Self {
         let sandbox = sandbox().await;
         let world = Self {
-            database: connect(&sandbox.address().to_string(), &project("names"), "(default)").await,
+            database: client(&sandbox, &project("names")).await,
             repository: repository(small_segments()).await,
             sandbox,
         };
@@ -34,16 +41,14 @@ impl World {
     }
 
     async fn write(&self, documents: impl Iterator<Item = u64>, version: u64) {
-        let options = WriteOptions::new(&self.database);
-        let mut writer = BulkWriter::new(&self.database, options, Vec::<WriteFailure>::new());
-        for number in documents {
+        let documents = documents.map(|number| {
             let path = DocumentPath::parse(format!("orders/{:06}", number * 7919 % 1_000_003)).unwrap();
             let text = format!("{path}{version}").repeat(20);
             let body =
                 canonical::encode(&typed_json::fields_from_str(&format!(r#"{{"text": "{text}"}}"#)).unwrap());
-            writer.put(&path, &body).await.unwrap();
-        }
-        assert_eq!(writer.finish().await.unwrap().failed, 0);
+            (path, body)
+        });
+        put_all(&self.database, documents).await;
     }
 
     /// A process of its own.
@@ -182,13 +187,20 @@ fn plan(
     parent: Option<firebank::archive::SnapshotId>,
 ) -> Plan {
     Plan {
+        parent,
+        ..plan_of(&world.database, read_time)
+    }
+}
+
+fn plan_of(database: &Firestore, read_time: firebank::document::Timestamp) -> Plan {
+    Plan {
         kind: SnapshotKind::Backup,
-        database: world.database.database().clone(),
+        database: database.database().clone(),
         database_uid: None,
         read_time,
         started_at: firebank::clock::now(),
         selection: Selection::all(),
-        parent,
+        parent: None,
         read: ReadMode::Names,
         ranges: vec![firebank::document::KeyRange::all()],
         extra: Default::default(),
@@ -217,6 +229,110 @@ async fn workers_of_one_session_must_want_the_same() {
     };
     let error = world.work("one", other).await.unwrap_err();
     assert!(matches!(error, BackupError::OtherPlan { .. }), "{error}");
+}
+
+/// How old a name is the store says: machines' clocks may be a day apart.
+#[tokio::test]
+async fn whether_a_name_is_old_is_told_by_the_stores_clock() {
+    let objects = StrangeStore::new();
+    let repository = repository_in(objects.store(), small_segments()).await;
+    let since = |hours| {
+        objects.habits(Habits {
+            ahead: TimeDelta::hours(hours),
+            ..Habits::default()
+        });
+    };
+    since(-30);
+    let NamedSession::New(id) = repository.session_named("nightly").await.unwrap() else {
+        panic!("the name is new")
+    };
+    // The store's clock says that it is young; that of this machine is of no interest.
+    since(-10);
+    let again = repository.session_named("nightly").await.unwrap();
+    assert!(
+        matches!(again, NamedSession::New(same) if same == id),
+        "{again:?}"
+    );
+    since(0);
+    let late = repository.session_named("nightly").await;
+    assert!(matches!(late, Err(ArchiveError::Aborted { .. })), "{late:?}");
+}
+
+/// Names of sessions that are at their end go with the other records, and those of sessions that may live do not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_are_swept_when_their_time_is_up() {
+    let sandbox = sandbox().await;
+    let database = connect(&sandbox.address().to_string(), &project("names"), "(default)").await;
+    let objects = StrangeStore::new();
+    let repository = repository_in(objects.store(), small_segments()).await;
+    let ahead = |days| {
+        objects.habits(Habits {
+            ahead: TimeDelta::days(days),
+            ..Habits::default()
+        });
+    };
+    let names = async || {
+        let mut names = object_names(repository.store(), "sessions").await;
+        names.retain(|name| name.contains("/by-name/"));
+        names
+    };
+    let work = async |name: &str, stop: Stop| {
+        let options = BackupOptions {
+            session: Some(name.to_owned()),
+            stop,
+            ..BackupOptions::default()
+        };
+        backup(&database, &repository, options, &Progress::new()).await
+    };
+    work("done", Stop::default()).await.unwrap();
+    // One that lost what it was to build upon, and the one that took its place.
+    let taken = repository.snapshots().await.unwrap().snapshots.remove(0);
+    let NamedSession::New(id) = repository.session_named("lost").await.unwrap() else {
+        panic!("the name is new")
+    };
+    let doomed = Plan {
+        parent: Some(taken.id),
+        ..plan_of(&database, database.current_read_time().await.unwrap())
+    };
+    repository.forget(taken.id, "a test").await.unwrap();
+    let options = SessionOptions {
+        id: Some(id),
+        ..SessionOptions::new(doomed)
+    };
+    let begun = Session::begin(&repository, options).await;
+    assert!(matches!(begun, Err(ArchiveError::PinGone { .. })), "{begun:?}");
+    work("lost", Stop::default()).await.unwrap();
+    let all = [
+        "sessions/by-name/done.json",
+        "sessions/by-name/lost.json",
+        "sessions/by-name/lost@2.json",
+    ];
+    assert_eq!(names().await, all);
+
+    ahead(29);
+    let stop = Stop::default();
+    stop.request();
+    let left = work("left", stop).await;
+    assert!(matches!(left, Err(BackupError::Stopped { .. })), "{left:?}");
+    sweep(&repository, &SweepOptions::default()).await.unwrap();
+    assert_eq!(names().await.len(), 4, "their time is not up");
+    let late = work("done", Stop::default()).await;
+    assert!(matches!(late, Err(BackupError::NameUsed { .. })), "{late:?}");
+    ahead(31);
+    let patient = SweepOptions {
+        expiry: Duration::from_secs(90 * 86_400),
+        ..SweepOptions::default()
+    };
+    sweep(&repository, &patient).await.unwrap();
+    assert_eq!(names().await, ["sessions/by-name/left.json"]);
+    // However old: it is not decided, and may be gone on with.
+    ahead(62);
+    sweep(&repository, &patient).await.unwrap();
+    assert_eq!(names().await, ["sessions/by-name/left.json"]);
+    work("left", Stop::default()).await.unwrap();
+    sweep(&repository, &patient).await.unwrap();
+    assert!(names().await.is_empty());
+    work("done", Stop::default()).await.unwrap();
 }
 
 #[test]

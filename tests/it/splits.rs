@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use firebank::archive::{ArchiveError, ReadMode, Repository, Selection, Session};
 use firebank::backup::{BackupError, BackupOptions, BackupStats, Parent, backup};
 use firebank::document::{DocumentPath, canonical, typed_json};
-use firebank::firestore::{BulkWriter, Firestore, WriteFailure, WriteOptions};
+use firebank::firestore::Firestore;
 use firebank::progress::Progress;
 use firebank::sandbox::{FaultPlan, Sandbox};
 use firebank::stop::Stop;
@@ -40,7 +40,7 @@ impl World {
     async fn new() -> Self {
         let sandbox = sandbox().await;
         let world = Self {
-            database: connect(&sandbox.address().to_string(), &project("splits"), "(default)").await,
+            database: client(&sandbox, &project("splits")).await,
             repository: repository(small_segments()).await,
             sandbox,
         };
@@ -49,15 +49,13 @@ impl World {
     }
 
     async fn write(&self, documents: impl Iterator<Item = (DocumentPath, u64)>) {
-        let options = WriteOptions::new(&self.database);
-        let mut writer = BulkWriter::new(&self.database, options, Vec::<WriteFailure>::new());
-        for (path, number) in documents {
+        let documents = documents.map(|(path, number)| {
             let text = format!("{path}{number}").repeat(40);
             let fields = format!(r#"{{"number": {number}, "text": "{text}"}}"#);
             let body = canonical::encode(&typed_json::fields_from_str(&fields).unwrap());
-            writer.put(&path, &body).await.unwrap();
-        }
-        assert_eq!(writer.finish().await.unwrap().failed, 0);
+            (path, body)
+        });
+        put_all(&self.database, documents).await;
     }
 
     fn slow_down(&self, bytes_per_second: u64) {

@@ -192,7 +192,7 @@ impl Scene {
             ..SandboxConfig::default()
         })
         .await;
-        let database = connect(&sandbox.address().to_string(), "demo-store", "(default)").await;
+        let database = client(&sandbox, "demo-store").await;
         let objects = Arc::new(FailingStore::default());
         let store = Store::new(objects.clone(), "failing");
         let repository = repository_in(store, small_segments()).await;

@@ -447,6 +447,7 @@ fn the_command_tells_and_exits() {
             "equal",
             "extra",
             "first_differences",
+            "later_ranges",
             "matches",
             "missing",
             "read_time",

@@ -4,15 +4,17 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use firebank::archive::{Consistency, ReadMode, Repository, Snapshot};
+use firebank::archive::{ChangeKind, Consistency, RangeTime, ReadMode, Repository, Snapshot};
 use firebank::backup::{BackupError, BackupOptions, BackupStats, backup};
-use firebank::document::{DocumentKey, DocumentPath, Timestamp, canonical, typed_json};
+use firebank::diff::{DiffOptions, ReadTimes, diff_live};
+use firebank::document::{DocumentKey, DocumentPath, KeyRange, Timestamp, canonical, typed_json};
 use firebank::firestore::{BulkWriter, Firestore, WriteFailure, WriteOptions};
 use firebank::progress::Progress;
 use firebank::sandbox::{FaultPlan, Sandbox, SandboxConfig};
+use firebank::verify::{CompareOptions, Sample, verify_database, verify_sample};
 use futures::TryStreamExt;
 
-use crate::cli_support::Shop;
+use crate::cli_support::{SHOP, Shop};
 use crate::support::operations::*;
 use crate::support::{project, sandbox, sandbox_with};
 
@@ -105,16 +107,27 @@ impl World {
         bytes_per_second: u64,
         documents: u64,
     ) -> (Result<BackupStats, BackupError>, Model) {
+        let (database, repository) = (self.database.clone(), self.repository.clone());
+        let work = async move { backup(&database, &repository, options, &Progress::new()).await };
+        self.while_it_closes(work, bytes_per_second, documents).await
+    }
+
+    /// Does something while the database changes, and closes the window of the past once so many documents were read. What the
+    /// database held before comes along.
+    async fn while_it_closes<T: Send + 'static>(
+        &mut self,
+        work: impl Future<Output = T> + Send + 'static,
+        bytes_per_second: u64,
+        documents: u64,
+    ) -> (T, Model) {
         let before = self.model.clone();
         self.sandbox.faults().set(FaultPlan {
             bytes_per_second: Some(bytes_per_second),
             ..FaultPlan::default()
         });
-        let (database, repository) = (self.database.clone(), self.repository.clone());
         let sent = self.sandbox.usage().documents_sent;
         let begun = std::time::Instant::now();
-        let running =
-            tokio::spawn(async move { backup(&database, &repository, options, &Progress::new()).await });
+        let running = tokio::spawn(work);
         while self.sandbox.usage().documents_sent < sent + documents {
             assert!(begun.elapsed() < Duration::from_secs(60) && !running.is_finished());
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -326,6 +339,192 @@ async fn the_past_is_backed_up() {
         let error = at(options).await.unwrap_err();
         assert!(matches!(error, BackupError::ReadTime { .. }), "{error}");
         assert!(error.to_string().contains(why), "{error}");
+    }
+}
+
+/// What a comparison finds where the database is looked at later than at first: documents that were changed meanwhile.
+fn changed_in(later: &[RangeTime], before: &Model, after: &Model) -> Vec<DocumentKey> {
+    let is_later = |key: &&DocumentKey| later.iter().any(|later| later.range.contains(key.as_bytes()));
+    let all: std::collections::BTreeSet<&DocumentKey> = before.keys().chain(after.keys()).collect();
+    let changed = all.into_iter().filter(|key| before.get(*key) != after.get(*key));
+    changed.filter(is_later).cloned().collect()
+}
+
+fn check_later(later: &[RangeTime], first: Timestamp) {
+    assert!(!later.is_empty());
+    assert!(later.iter().all(|later| later.read_time > first));
+    for pair in later.windows(2) {
+        assert!(pair[0].range.end.is_some() && pair[0].range.end <= pair[1].range.start);
+    }
+}
+
+/// A comparison takes longer than the database can be read at one moment: the rest is compared as it is later, and the report
+/// says what.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_rest_is_compared_later_when_the_window_closes() {
+    let mut world = World::new().await;
+    let snapshot = back_up(&world.database, &world.repository, 2).await;
+    let reader = world.repository.reader(&snapshot).await.unwrap();
+    let database = world.database.clone();
+    let work = async move {
+        let options = CompareOptions {
+            parallel: 3,
+            named: 10_000,
+            ..CompareOptions::default()
+        };
+        verify_database(&reader, &database, &options, &Progress::new()).await
+    };
+    let (stats, before) = world.while_it_closes(work, 100_000, DOCUMENTS / 3).await;
+    let stats = stats.unwrap();
+    check_later(&stats.later, stats.read_time);
+    let found = stats.comparison.first_differences.iter();
+    let found: Vec<DocumentKey> = found.map(|difference| difference.path.key()).collect();
+    let expected = changed_in(&stats.later, &before, &world.model);
+    assert_eq!(found, expected);
+    let all = changed_in(
+        &[RangeTime {
+            range: KeyRange::all(),
+            read_time: stats.read_time,
+        }],
+        &before,
+        &world.model,
+    );
+    assert!(
+        expected.len() > 100 && expected.len() < all.len(),
+        "{}",
+        expected.len()
+    );
+    assert_eq!(
+        stats.comparison.equal + stats.comparison.differences(),
+        stats.documents
+    );
+
+    // In the database that the snapshot is of, where only names are read, and what changed is fetched.
+    let snapshot = back_up(&world.database, &world.repository, 2).await;
+    let reader = world.repository.reader(&snapshot).await.unwrap();
+    let of_snapshot = world.model.clone();
+    world.change(7).await;
+    let database = world.database.clone();
+    let times = ReadTimes::now(&database).await.unwrap();
+    let told = times.clone();
+    let work = async move {
+        let options = DiffOptions {
+            parallel: 3,
+            ..DiffOptions::default()
+        };
+        let changes = diff_live(&reader, &database, &times, &options).await?;
+        changes.try_collect::<Vec<_>>().await
+    };
+    let (changes, before) = world.while_it_closes(work, 100_000, 2300).await;
+    let changes = changes.unwrap().into_iter().flatten();
+    let changes: BTreeMap<DocumentKey, ChangeKind> =
+        changes.map(|change| (change.path.key(), change.kind)).collect();
+    let later = told.later();
+    check_later(&later, told.first());
+    let is_later = |key: &DocumentKey| later.iter().any(|later| later.range.contains(key.as_bytes()));
+    let mut met = [0, 0];
+    for key in (0..DOCUMENTS + 300).map(|number| path(number).key()) {
+        let now = match is_later(&key) {
+            true => world.model.get(&key),
+            false => before.get(&key),
+        };
+        let expected = match (of_snapshot.get(&key), now) {
+            (None, Some(_)) => Some(ChangeKind::Added),
+            (Some(_), None) => Some(ChangeKind::Deleted),
+            (Some(old), Some(new)) if old != new => Some(ChangeKind::Changed),
+            _ => None,
+        };
+        let found = changes
+            .get(&key)
+            .copied()
+            .filter(|kind| *kind != ChangeKind::Rewritten);
+        assert_eq!(found, expected, "{key:?}");
+        met[usize::from(is_later(&key))] += u64::from(expected.is_some());
+    }
+    assert!(met.iter().all(|met| *met > 50), "{met:?}");
+}
+
+/// A sample as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_rest_of_a_sample_is_compared_later_when_the_window_closes() {
+    let mut world = World::new().await;
+    let snapshot = back_up(&world.database, &world.repository, 2).await;
+    let reader = world.repository.reader(&snapshot).await.unwrap();
+    let database = world.database.clone();
+    let work = async move {
+        let options = CompareOptions {
+            named: 10_000,
+            ..CompareOptions::default()
+        };
+        let everything = Sample::Percent(100.0);
+        verify_sample(&reader, &database, everything, &options, &Progress::new()).await
+    };
+    let (stats, before) = world.while_it_closes(work, 100_000, DOCUMENTS / 6).await;
+    let stats = stats.unwrap();
+    check_later(&stats.later, stats.read_time);
+    assert_eq!(stats.documents, DOCUMENTS);
+    let found = stats.comparison.first_differences.iter();
+    let found: Vec<DocumentKey> = found.map(|difference| difference.path.key()).collect();
+    // A sample does not see what only the database has.
+    let mut expected = changed_in(&stats.later, &before, &world.model);
+    expected.retain(|key| before.contains_key(key));
+    assert_eq!(found, expected);
+}
+
+/// The command says from which document on.
+#[test]
+fn the_command_tells_what_was_compared_later() {
+    let shop = Shop::open();
+    shop.put(SHOP, (0..1500).map(|number| (path(number), body(7))).collect());
+    shop.run(["init"]).done();
+    let id = shop.back_up();
+    let address = shop.address();
+    let run = |bytes_per_second, arguments: &[&str]| {
+        shop.sandbox.faults().set(FaultPlan {
+            bytes_per_second: Some(bytes_per_second),
+            ..FaultPlan::default()
+        });
+        let sent = shop.sandbox.usage().documents_sent;
+        let ended = std::thread::scope(|scope| {
+            let running = scope.spawn(|| {
+                let all = ["--emulator", &address, "--project", SHOP].into_iter();
+                shop.desk.run(all.chain(arguments.iter().copied()))
+            });
+            while shop.sandbox.usage().documents_sent < sent + 900 && !running.is_finished() {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            std::thread::sleep(WINDOW);
+            shop.sandbox.faults().set(FaultPlan {
+                history: Some(WINDOW),
+                ..FaultPlan::default()
+            });
+            running.join().unwrap()
+        });
+        shop.sandbox.faults().clear();
+        assert_eq!(ended.code, 0, "{ended}");
+        assert!(ended.stderr.contains("newer ones in part: "), "{ended}");
+        assert!(ended.stderr.contains(": as of 2"), "{ended}");
+        ended.json()
+    };
+    let verified = run(80_000, &["verify", &id, "--live", "--parallel", "2", "--json"]);
+    assert_eq!(verified["matches"], true);
+    let differences = run(30_000, &["diff", &id, "live", "--parallel", "2", "--json"]);
+    assert_eq!(differences["documents"], serde_json::json!([]));
+    for view in [verified, differences] {
+        let later = view["later_ranges"].as_array().unwrap();
+        assert!(!later.is_empty(), "{view}");
+        for range in later {
+            let begin = range.get("after").or(range.get("from"));
+            assert!(
+                begin.is_none_or(|path| path.as_str().unwrap().contains('/')),
+                "{range}"
+            );
+            assert!(
+                range["read_time"].as_str() > view["read_time"].as_str(),
+                "{range}"
+            );
+        }
+        assert!(later.iter().any(|range| range.get("after").is_some()), "{view}");
     }
 }
 

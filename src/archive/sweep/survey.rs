@@ -15,7 +15,9 @@ use crate::archive::journal::is_of_journal;
 use crate::archive::lease::{self, LeaseRecord};
 use crate::archive::repository::Repository;
 use crate::archive::session::{Pins, abort};
-use crate::archive::snapshot::Decision;
+use crate::archive::session_name;
+use crate::archive::snapshot::{Decision, SILENT};
+use crate::archive::store_time::store_time_or_before;
 use crate::store::{Store, StoreError};
 
 /// Small objects that are fetched at a time.
@@ -40,6 +42,8 @@ pub(super) struct Findings {
     pub(super) finished_sessions: Vec<SessionId>,
     /// Records that were kept long enough.
     pub(super) old_records: Vec<SessionId>,
+    /// Objects that say what a name of a session stands for, kept long enough.
+    pub(super) old_names: Vec<String>,
     /// The store's time.
     pub(super) now: DateTime<Utc>,
     snapshots: u64,
@@ -60,11 +64,14 @@ impl Findings {
             aborted_sessions: self.aborted_sessions,
             finished_sessions: self.finished_sessions.len() as u64,
             expired_leases: self.expired_leases,
-            deleted_records: self.old_records.len() as u64,
+            deleted_records: (self.old_records.len() + self.old_names.len()) as u64,
             deleted_staging_files: 0,
         }
     }
 }
+
+/// What is named: the objects that say so, and when the last of them was written.
+type Names = BTreeMap<String, (Vec<String>, DateTime<Utc>)>;
 
 /// A session's objects, as a listing showed them.
 struct SessionSeen {
@@ -78,6 +85,7 @@ struct Surveyor<'a> {
     options: &'a SweepOptions,
     mode: Mode<'a>,
     now: DateTime<Utc>,
+    names: Names,
     aborted_sessions: u64,
     expired_leases: u64,
 }
@@ -90,7 +98,7 @@ pub(super) async fn survey(
 ) -> Result<Findings> {
     repository.check_prunable()?;
     let now = match mode {
-        Mode::Act => store_time(repository.store()).await?,
+        Mode::Act => store_time_or_before(repository.store()).await?,
         Mode::Plan { .. } => crate::clock::now(),
     };
     let mut surveyor = Surveyor {
@@ -98,6 +106,7 @@ pub(super) async fn survey(
         options,
         mode,
         now,
+        names: Names::new(),
         aborted_sessions: 0,
         expired_leases: 0,
     };
@@ -109,18 +118,6 @@ pub(super) async fn survey(
     surveyor
         .follow(candidates, &writers, marks, sessions, leased)
         .await
-}
-
-/// What time it is for the store: that of an object which is written for it.
-async fn store_time(store: &Store) -> Result<DateTime<Utc>> {
-    let name = format!("probes/{:016x}", rand::random::<u64>());
-    store.put_new(&name, bytes::Bytes::from_static(b"now\n")).await?;
-    let now = store.head(&name).await?.last_modified;
-    match store.delete(&name).await {
-        // A later sweep tries again, and what matters is refused by name.
-        Ok(()) | Err(StoreError::NoPermission { .. }) => Ok(now),
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// The session that an object below `sessions/` belongs to. Names of sessions (`sessions/by-name/…`) belong to none.
@@ -190,6 +187,7 @@ impl Surveyor<'_> {
         let mut objects = self.repository.store().list("sessions");
         while let Some(object) = objects.try_next().await? {
             let Some(session) = session_of(&object.name) else {
+                self.note_name(object.name, object.last_modified);
                 continue;
             };
             let (last_sign, has_plan) = listed.entry(session).or_insert((object.last_modified, false));
@@ -228,8 +226,14 @@ impl Surveyor<'_> {
             }
             if let Mode::Act = self.mode {
                 let hours = self.options.expiry.as_secs() / 3600;
-                let reason = format!("it showed no sign of life for {hours} hours");
-                abort(self.repository, session, &reason).await?;
+                let reason = format!("{SILENT}{hours} hours");
+                match abort(self.repository, session, &reason).await {
+                    Err(ArchiveError::Store(error @ StoreError::Full { .. })) => {
+                        tracing::warn!("session {session} is left to the next `clean`: {error}");
+                        continue;
+                    }
+                    given_up => given_up.map(drop)?,
+                }
             } else {
                 sessions.remove(&session);
             }
@@ -340,10 +344,12 @@ impl Surveyor<'_> {
             }
         }
         let old_records = self.old_records(&marks, &records, &sessions, writers, &claimed);
+        let old_names = self.old_names(&records, &sessions).await?;
         Ok(Findings {
             candidates: reach.candidates,
             finished_sessions,
             old_records,
+            old_names,
             now: self.now,
             snapshots: standing.len() as u64,
             aborted_sessions: self.aborted_sessions,
@@ -386,6 +392,54 @@ impl Surveyor<'_> {
         }
     }
 
+    fn note_name(&mut self, object: String, written: DateTime<Utc>) {
+        let Some(name) = session_name::name_of(&object).map(str::to_owned) else {
+            return;
+        };
+        let (objects, last) = self.names.entry(name).or_insert_with(|| (Vec::new(), written));
+        *last = written.max(*last);
+        objects.push(object);
+    }
+
+    /// Names that were kept as long as records are, of sessions that are at their end: nobody comes late any more, and who wants the
+    /// name may have it.
+    async fn old_names(
+        &self,
+        records: &HashMap<SessionId, Record>,
+        sessions: &BTreeMap<SessionId, SessionSeen>,
+    ) -> Result<Vec<String>> {
+        let store = self.repository.store();
+        let mut old = Vec::new();
+        for (objects, _) in self.names.values().filter(|(_, written)| self.is_old(*written)) {
+            let mut at_their_end = true;
+            for object in objects {
+                let session = match store.get_at_most(object, MAX_JSON_LEN).await {
+                    Ok(bytes) => session_name::decode(object, &bytes),
+                    // Another sweep was faster.
+                    Err(StoreError::NotFound { .. }) => continue,
+                    Err(error) => return Err(error.into()),
+                };
+                at_their_end &= match session {
+                    Ok(session) => records.contains_key(&session) || !sessions.contains_key(&session),
+                    Err(error) => {
+                        tracing::warn!("`{object}` stays: {error}");
+                        false
+                    }
+                };
+            }
+            if at_their_end {
+                old.extend(objects.iter().cloned());
+            }
+        }
+        Ok(old)
+    }
+
+    /// Whether records are not kept any longer that were written then.
+    fn is_old(&self, written: DateTime<Utc>) -> bool {
+        let age = (self.now - written).to_std();
+        age.is_ok_and(|age| age >= self.options.keep_records)
+    }
+
     /// Records that were kept long enough and that nobody can need: of sessions that have left nothing else, and of forgotten
     /// snapshots that nobody claims.
     fn old_records(
@@ -396,21 +450,16 @@ impl Surveyor<'_> {
         writers: &HashSet<SessionId>,
         claimed: &HashSet<SnapshotId>,
     ) -> Vec<SessionId> {
-        let is_old = |since: DateTime<Utc>| {
-            (self.now - since)
-                .to_std()
-                .is_ok_and(|age| age >= self.options.keep_records)
-        };
         let aborted = records
             .iter()
             .filter(|(session, record)| {
-                record.aborted && is_old(record.modified) && !writers.contains(session)
+                record.aborted && self.is_old(record.modified) && !writers.contains(session)
             })
             .map(|(session, _)| *session);
         let forgotten = marks
             .forgotten
             .iter()
-            .filter(|(_, since)| is_old(**since))
+            .filter(|(_, since)| self.is_old(**since))
             .map(|(snapshot, _)| *snapshot);
         let mut old: Vec<SessionId> = aborted
             .chain(forgotten)

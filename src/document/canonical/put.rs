@@ -108,8 +108,8 @@ pub(crate) fn put_map_header(count: usize, out: &mut Vec<u8>) {
     }
 }
 
-/// A length in 16 bits after one tag or in 32 after the other. MessagePack has no longer ones, and nothing that Firestore
-/// holds comes near: a document has 4 MiB at most.
+/// A length in 16 bits after one tag or in 32 after the other. MessagePack has no longer ones, and nothing
+/// that Firestore holds comes near: a document has 4 MiB at most.
 fn put_long(length: usize, tag16: u8, tag32: u8, out: &mut Vec<u8>) {
     match u16::try_from(length) {
         Ok(length) => put_tagged(tag16, length.to_be_bytes(), out),

@@ -42,7 +42,8 @@ fn precedes(a: &[u8], b: &[u8]) -> bool {
     }
 }
 
-/// A text whose bytes nobody has looked at yet: whoever reads a body for the first time must [`check`](Self::check) it.
+/// A text whose bytes nobody has looked at yet: whoever reads a body for the first time must
+/// [`check`](Self::check) it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Text<'a>(&'a [u8]);
 
@@ -91,8 +92,8 @@ pub(crate) enum Token<'a> {
     Map(usize),
 }
 
-/// Reads canonical values one after the other. Strict about each; [`check_depth`] and [`finish`](Self::finish) are the
-/// caller's.
+/// Reads canonical values one after the other. Strict about each; [`check_depth`] and
+/// [`finish`](Self::finish) are the caller's.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reader<'a> {
     rest: &'a [u8],
@@ -254,7 +255,8 @@ impl<'a> Reader<'a> {
         at_least(usize::try_from(length).map_err(|_| Defect::Truncated)?, 0x1_0000)
     }
 
-    /// Every element takes a byte at least, so a count beyond the rest is known to be wrong before anything is read.
+    /// Every element takes a byte at least, so a count beyond the rest is known to be wrong before anything
+    /// is read.
     fn array_of(&self, count: usize) -> Result<Token<'a>, Defect> {
         if count > self.rest.len() {
             return Err(Defect::Truncated);

@@ -1,9 +1,9 @@
 //! From typed JSON to values.
 //!
-//! A value's text is first taken as a whole ([`RawValue`]), then read with serde_json. That costs a second look at the
-//! bytes, and it is what makes reading exact: serde_json turns an integer beyond 64 bits into a double, and only the
-//! text tells the two apart. It also lets an object with one `$` key be looked at twice: as a typed form, or, when a second
-//! key follows, as the ordinary map that it then is.
+//! A value's text is first taken as a whole ([`RawValue`]), then read with serde_json. That costs a second
+//! look at the bytes, and it is what makes reading exact: serde_json turns an integer beyond 64 bits into a
+//! double, and only the text tells the two apart. It also lets an object with one `$` key be looked at twice:
+//! as a typed form, or, when a second key follows, as the ordinary map that it then is.
 
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
@@ -48,8 +48,8 @@ pub(crate) fn fields_from_raw(raw: &RawValue) -> Result<Fields, TypedJsonError> 
 
 /// Reads a value from a JSON tree.
 ///
-/// A tree that was itself read from text has lost the digits of integers beyond 64 bits; [`value_from_str`] refuses
-/// those.
+/// A tree that was itself read from text has lost the digits of integers beyond 64 bits; [`value_from_str`]
+/// refuses those.
 pub fn value_from_json(json: &serde_json::Value) -> Result<Value, TypedJsonError> {
     value_from_str(&json.to_string())
 }
@@ -83,8 +83,8 @@ impl<'de> DeserializeSeed<'de> for FieldsSeed {
     }
 }
 
-/// What is shared while one text is read. serde's errors are opaque and carry positions within the part of the text
-/// that happens to be read; so what is wrong, and where, is kept here.
+/// What is shared while one text is read. serde's errors are opaque and carry positions within the part of
+/// the text that happens to be read; so what is wrong, and where, is kept here.
 #[derive(Default)]
 struct Reading {
     fault: RefCell<Option<String>>,
@@ -160,8 +160,8 @@ fn is_huge(value: f64) -> bool {
     value.abs() >= 9_223_372_036_854_775_808.0
 }
 
-/// The first integer in a valid JSON text that has no place in 64 bits and that serde_json therefore reads as a double:
-/// its text, and how many huge doubles come before it.
+/// The first integer in a valid JSON text that has no place in 64 bits and that serde_json therefore reads as
+/// a double: its text, and how many huge doubles come before it.
 fn integer_beyond_64_bits(text: &str) -> Option<(usize, String)> {
     let bytes = text.as_bytes();
     let mut huge_numbers = 0;

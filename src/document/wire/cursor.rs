@@ -108,8 +108,8 @@ impl<'w> Cursor<'w> {
         }
     }
 
-    /// The next field, if it is the delimited one with this tag and its length takes two bytes at most; else nothing has been
-    /// read, and [`field`](Self::field) knows what it is.
+    /// The next field, if it is the delimited one with this tag and its length takes two bytes at most; else
+    /// nothing has been read, and [`field`](Self::field) knows what it is.
     #[inline]
     pub(super) fn delimited(&mut self, tag: u8) -> Option<Span> {
         let (start, length) = match self.window.get(self.at..)? {

@@ -6,15 +6,16 @@ use std::cmp::Ordering;
 use super::cursor::{Cursor, Span, tag};
 use super::{BatchGetAnswer, ListAnswer, ListedDocument, QueryAnswer, ValueKind, WireError, number};
 use crate::document::canonical::{self, MAX_DEPTH, is_utf8};
-use crate::document::path::{append_key, is_document_path};
+use crate::document::key::append_key;
+use crate::document::path::is_document_path;
 use crate::document::{DocumentBatch, FieldPath, Timestamp};
 
-/// Appends the document in `wire`, a `google.firestore.v1.Document`, to `batch`: its path's key, its times (the epoch where
-/// the message has none) and its fields in canonical form.
+/// Appends the document in `wire`, a `google.firestore.v1.Document`, to `batch`: its path's key, its times
+/// (the epoch where the message has none) and its fields in canonical form.
 ///
 /// `root` is the database's document root, `projects/P/databases/D/documents`; see
-/// [`DatabaseName::root`](crate::document::DatabaseName::root). References to documents below it become relative, all
-/// others are kept as they stand.
+/// [`DatabaseName::root`](crate::document::DatabaseName::root). References to documents below it become
+/// relative, all others are kept as they stand.
 ///
 /// On an error the batch is as it was before.
 pub fn append_document(wire: &[u8], root: &str, batch: &mut DocumentBatch) -> Result<(), WireError> {
@@ -52,7 +53,8 @@ pub fn append_document(wire: &[u8], root: &str, batch: &mut DocumentBatch) -> Re
     })
 }
 
-/// One document in a million has this many entries in nested maps: no reason for every thread to keep room for it.
+/// One document in a million has this many entries in nested maps: no reason for every thread to keep room
+/// for it.
 const MAX_KEPT_ENTRIES: usize = 16 * 1024;
 
 /// Takes a `RunQueryResponse` apart.
@@ -206,7 +208,8 @@ struct Envelope<'w> {
 
 impl<'w> Envelope<'w> {
     fn read(wire: &'w [u8], root: &str, entries: &mut Vec<Entry>) -> Result<Self, WireError> {
-        // The name may come last, and errors should say it: so what is wrong waits until everything was looked at.
+        // The name may come last, and errors should say it: so what is wrong waits until everything was
+        // looked at.
         let mut name = Ok("");
         let mut create_time = None;
         let mut update_time = None;
@@ -364,8 +367,8 @@ impl Collected {
     }
 }
 
-/// The places of a map's entries in the order of their keys: what moves while they are sorted is one word each, the upper
-/// bits of the key's prefix and the place in the lower ones.
+/// The places of a map's entries in the order of their keys: what moves while they are sorted is one word
+/// each, the upper bits of the key's prefix and the place in the lower ones.
 struct Ranks {
     words: [u64; Self::MOST],
     len: usize,

@@ -1,7 +1,8 @@
 //! From the canonical form to the wire.
 //!
-//! One pass, which checks the body as it goes. Protobuf puts every message's length before it: a scalar's follows from its
-//! token, and an array's or a map's is put in when its members are written, behind room that is closed again by one move.
+//! One pass, which checks the body as it goes. Protobuf puts every message's length before it: a scalar's
+//! follows from its token, and an array's or a map's is put in when its members are written, behind room that
+//! is closed again by one move.
 
 use super::{ReferencesSeen, WireError, number};
 use crate::document::canonical::{CanonicalError, Reader, ReferenceRef, Text, Token, check_depth};
@@ -321,8 +322,8 @@ fn varint_len(value: u64) -> usize {
     ((63 - (value | 1).leading_zeros()) / 7 + 1) as usize
 }
 
-/// Both coordinates are written, also where they are zero: a reader that took the default for them could not tell `0.0`
-/// from `-0.0`.
+/// Both coordinates are written, also where they are zero: a reader that took the default for them could not
+/// tell `0.0` from `-0.0`.
 const GEO_POINT_LEN: usize = 18;
 
 fn timestamp_len(time: Timestamp) -> usize {

@@ -111,7 +111,8 @@ pub(super) struct Entry {
     pub(super) mark: Option<Mark>,
     /// How often it has been answered for.
     pub(super) attempts: u32,
-    /// Whether it may have been applied although its answer says otherwise: its request was lost on the way.
+    /// Whether it may have been applied although its answer says otherwise: its request was lost on the way, or its status did
+    /// not tell.
     pub(super) in_doubt: bool,
 }
 
@@ -321,6 +322,13 @@ impl Batch {
     pub(super) fn copy_to(&self, index: usize, batch: &mut Self) {
         let entry = &self.entries[index];
         batch.append_copy(&self.bytes[self.start(index)..entry.end], entry);
+    }
+
+    /// Says of the last write that it may have been applied, unless that is known already.
+    pub(super) fn doubt_last(&mut self, doubt: bool) {
+        if let Some(entry) = self.entries.last_mut() {
+            entry.in_doubt |= doubt;
+        }
     }
 
     fn append_copy(&mut self, write: &[u8], entry: &Entry) {

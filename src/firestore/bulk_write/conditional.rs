@@ -13,9 +13,20 @@ use super::batch::{Batch, Limits, SpareBuffers, path_hash};
 use super::send::Sender;
 use super::{Write, WriteFailure, WriteOptions};
 use crate::firestore::{Error, Firestore, Result, Throttle, ThrottleOptions};
+use crate::stop::Stop;
 
 /// Requests of one [`send`](ConditionalWriter::send) under way at once.
 const REQUESTS_AT_ONCE: usize = 4;
+
+/// The right to write, of whoever can lose it.
+#[async_trait::async_trait]
+pub trait WriteFence: Send + Sync {
+    /// Whether it is there. Asked right before each request, so that what has waited for its turn is not sent without it.
+    async fn may_write(&self) -> Result<bool>;
+
+    /// Is asked to stop when it is lost, so that nothing waits for its turn in vain.
+    fn lost(&self) -> &Stop;
+}
 
 /// Sends conditional writes. Clones share the throttle.
 #[derive(Clone)]
@@ -42,19 +53,25 @@ pub struct ConditionalWrites {
 }
 
 impl ConditionalWriter {
-    /// A writer into a database.
-    pub fn new(firestore: &Firestore, options: &WriteOptions) -> Self {
+    /// A writer into a database, as long as the fence lets it write.
+    pub fn new(firestore: &Firestore, options: &WriteOptions, fence: Option<Arc<dyn WriteFence>>) -> Self {
         let throttle = Arc::new(Throttle::new(ThrottleOptions {
             rate: options.rate,
             ramp: options.ramp,
             adaptive: options.adaptive,
         }));
         let spare = Arc::<SpareBuffers>::default();
+        let sender = Sender::new(firestore.clone(), throttle, spare.clone(), fence);
         Self {
-            sender: Arc::new(Sender::new(firestore.clone(), throttle, spare.clone())),
+            sender: Arc::new(sender),
             limits: Limits::of(options, firestore.is_emulator()),
             spare,
         }
+    }
+
+    /// Sends nothing more: what is not on its way yet is not done, and its [`send`](Self::send) fails.
+    pub fn stop(&self) {
+        self.sender.stop();
     }
 
     /// Nothing yet.

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::batch::{Batch, Sealed, SpareBuffers, request_head};
-use super::{Mark, OwnedChange, Precondition, WriteFailure, WriteStats};
+use super::{Mark, OwnedChange, Precondition, WriteFailure, WriteFence, WriteStats};
 use crate::document::{DocumentPath, canonical, changed_fields};
 use crate::firestore::connect::Lane;
 use crate::firestore::retry::{Backoff, is_retryable, is_retryable_code};
@@ -59,6 +59,8 @@ pub(super) struct Sender {
     spare: Arc<SpareBuffers>,
     /// Asks to send nothing more.
     stop: Stop,
+    /// The right to write, where it can be lost.
+    fence: Option<Arc<dyn WriteFence>>,
     retries: AtomicU64,
     /// Writes that are done, well or not.
     settled: AtomicU64,
@@ -98,8 +100,14 @@ impl Sender {
         }
     }
 
-    pub(super) fn new(firestore: Firestore, throttle: Arc<Throttle>, spare: Arc<SpareBuffers>) -> Self {
+    pub(super) fn new(
+        firestore: Firestore,
+        throttle: Arc<Throttle>,
+        spare: Arc<SpareBuffers>,
+        fence: Option<Arc<dyn WriteFence>>,
+    ) -> Self {
         Self {
+            fence,
             head: request_head(&firestore.database().resource()),
             root: firestore.inner.root.as_str().into(),
             firestore,
@@ -122,6 +130,25 @@ impl Sender {
         self.stop.request();
     }
 
+    /// Waits until nothing more is to be sent.
+    async fn stopped(&self) {
+        match &self.fence {
+            None => self.stop.requested().await,
+            Some(fence) => tokio::select! {
+                () = self.stop.requested() => {}
+                () = fence.lost().requested() => {}
+            },
+        }
+    }
+
+    /// Whether a request may be sent now.
+    async fn may_send(&self) -> Result<bool> {
+        match &self.fence {
+            None => Ok(true),
+            Some(fence) => fence.may_write().await,
+        }
+    }
+
     pub(super) fn add_counts(&self, stats: &mut WriteStats) {
         stats.retries += self.retries.load(Relaxed);
         stats.requests += self.requests.load(Relaxed);
@@ -140,7 +167,7 @@ impl Sender {
         async move {
             tokio::select! {
                 biased;
-                () = self.stop.requested() => return Ok(Outcome::default()),
+                () = self.stopped() => return Ok(Outcome::default()),
                 () = self.throttle.wait(wait) => {}
             }
             self.deliver_in_time(batch).await
@@ -195,8 +222,12 @@ impl Sender {
             *paid = paid.saturating_sub(part.entries.len());
             tokio::select! {
                 biased;
-                () = self.stop.requested() => return Ok(Delivered::Stopped),
+                () = self.stopped() => return Ok(Delivered::Stopped),
                 () = self.throttle.acquire(owed) => {}
+            }
+            if !self.may_send().await? {
+                self.stop();
+                return Ok(Delivered::Stopped);
             }
             let status = match self.send_once(&part).await {
                 Ok(statuses) => {
@@ -258,7 +289,7 @@ impl Sender {
             };
             tokio::select! {
                 biased;
-                () = self.stop.requested() => return Ok(Delivered::Stopped),
+                () = self.stopped() => return Ok(Delivered::Stopped),
                 waited = self.firestore.wait_or_fail(Method::BatchWrite, None, backoff, status) => waited?,
             }
         }
@@ -323,9 +354,12 @@ impl Sender {
                 Code::Ok => outcome.written += 1,
                 code if is_retryable_code(code) && entry.attempts < attempts => {
                     part.copy_to(index, &mut again);
+                    again.doubt_last(leaves_in_doubt(code));
                 }
                 // Its precondition held, perhaps, until the write itself was applied.
-                code if entry.in_doubt && entry.precondition != Precondition::None => {
+                code if (entry.in_doubt || leaves_in_doubt(code))
+                    && entry.precondition != Precondition::None =>
+                {
                     let (mark, failure) = self.failure(part, index, code, &message);
                     match self.is_applied(&failure).await? {
                         true => outcome.written += 1,
@@ -384,6 +418,11 @@ fn unreadable_path() -> DocumentPath {
 /// Whether a write's status says that the database has too much to do.
 fn is_push_back(code: Code) -> bool {
     is_retryable_code(code)
+}
+
+/// Whether a write with this status may have been applied. ABORTED and RESOURCE_EXHAUSTED say that it was not.
+fn leaves_in_doubt(code: Code) -> bool {
+    is_retryable_code(code) && !matches!(code, Code::Aborted | Code::ResourceExhausted)
 }
 
 fn refusal(status: &Status) -> Refusal {

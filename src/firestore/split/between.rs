@@ -8,8 +8,8 @@ const AFTER_ORDINARY: char = '{';
 /// Characters of a made-up id after what its neighbours have in common.
 const DIGITS: usize = 4;
 
-/// A name between `first` and `end`, neither of which it is; `None` for `end` is the end of everything. There is none
-/// where the two are next to each other, or look so.
+/// A name between `first` and `end`, neither of which it is; `None` for `end` is the end of everything. There
+/// is none where the two are next to each other, or look so.
 pub(super) fn name_between(first: &DocumentPath, end: Option<&DocumentPath>) -> Option<DocumentPath> {
     let candidates = match end {
         Some(end) => candidates(first, end),
@@ -22,9 +22,9 @@ pub(super) fn name_between(first: &DocumentPath, end: Option<&DocumentPath>) -> 
         .find(|name| first < name && end.is_none_or(|end| name < end))
 }
 
-/// A name before `end` that probably nothing lies between, `None` when there is none to try: just past everything that
-/// begins as `first` does, one character further than `end` shares. Ids often begin alike, and half way to the end of all
-/// ids would be far from any of them.
+/// A name before `end` that probably nothing lies between, `None` when there is none to try: just past
+/// everything that begins as `first` does, one character further than `end` shares. Ids often begin alike,
+/// and half way to the end of all ids would be far from any of them.
 pub(super) fn name_past(first: &DocumentPath, end: Option<&DocumentPath>) -> Option<DocumentPath> {
     let a: Vec<&str> = first.segments().collect();
     let b: Vec<&str> = end.map(|end| end.segments().collect()).unwrap_or_default();
@@ -114,8 +114,8 @@ fn id_between(low: &str, high: Option<&str>) -> Option<String> {
     (!id.is_empty() && id != "." && id != ".." && !id.starts_with("__")).then_some(id)
 }
 
-/// Characters as digits, in their order, NUL as the end of an id. Ids are mostly letters and digits: half way is then
-/// found among those, where documents are, and reads well.
+/// Characters as digits, in their order, NUL as the end of an id. Ids are mostly letters and digits: half way
+/// is then found among those, where documents are, and reads well.
 #[derive(Clone, Copy)]
 enum Alphabet {
     Ordinary,

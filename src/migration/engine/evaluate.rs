@@ -142,6 +142,10 @@ impl<'js> Evaluation<'_, 'js> {
         let mut options = rquickjs::context::EvalOptions::default();
         options.filename = Some(PRELUDE.to_owned());
         let prelude: JsFunction<'js> = self.ctx.eval_with_options(include_str!("prelude.js"), options)?;
+        let mut options = rquickjs::context::EvalOptions::default();
+        options.filename = Some(PRELUDE.to_owned());
+        let here = self.ctx.eval_with_options("() => new Error().stack", options)?;
+        self.promises.tell_where(&self.ctx, here);
         let host = host_object(&self.ctx, &self.host, &self.surroundings)?;
         let made: Object<'js> = prelude.call((host,))?;
         Ok(Prelude {
@@ -209,10 +213,18 @@ impl<'js> Evaluation<'_, 'js> {
 
     /// What a promise came to, and other values as they are. Does all the jobs that wait.
     fn settled(&self, value: Js<'js>) -> Result<Js<'js>, ScriptError> {
-        while self.ctx.execute_pending_job() {
-            self.check_ended()?;
+        let mut ended = self.check_ended();
+        while ended.is_ok() && self.ctx.execute_pending_job() {
+            ended = self.check_ended();
         }
-        self.check_ended()?;
+        if let Err(ended) = ended {
+            // What a module's top level was ended with says where it was.
+            let thrown = value.as_promise().and_then(|promise| promise.result::<Js<'js>>());
+            return match thrown {
+                Some(Err(thrown)) => self.caught(Err(thrown)),
+                _ => Err(ended),
+            };
+        }
         let Some(promise) = value.as_promise() else {
             return Ok(value);
         };
@@ -225,7 +237,7 @@ impl<'js> Evaluation<'_, 'js> {
                 }
                 result
             }
-            None => Err(self.hanging(1)),
+            None => Err(self.hanging()),
         }
     }
 
@@ -243,25 +255,34 @@ impl<'js> Evaluation<'_, 'js> {
             error.kind = ScriptErrorKind::Promise;
             return Err(error);
         }
-        match self.promises.pending(&self.ctx) {
-            0 => Ok(()),
-            pending => Err(self.hanging(pending)),
+        match self.promises.pending(&self.ctx).is_empty() {
+            true => Ok(()),
+            false => Err(self.hanging()),
         }
     }
 
-    fn hanging(&self, promises: usize) -> ScriptError {
-        let what = match promises {
-            1 => "a promise is".to_owned(),
+    fn hanging(&self) -> ScriptError {
+        let pending = self.promises.pending(&self.ctx);
+        let what = match pending.len() {
+            0 | 1 => "a promise is".to_owned(),
             more => format!("{more} promises are"),
         };
-        plain(
+        let mut error = plain(
             &self.module.file,
             format!(
                 "{what} left that can never be settled, so what comes after it would never run: calls are synchronous \
                  here, nothing needs to be awaited"
             ),
             ScriptErrorKind::Promise,
-        )
+        );
+        // The one that was made last is what the others wait for, as a rule.
+        for stack in pending.iter().rev() {
+            locate(&mut error, stack);
+            if error.line.is_some() {
+                break;
+            }
+        }
+        error
     }
 
     fn check_ended(&self) -> Result<(), ScriptError> {

@@ -19,6 +19,7 @@ use super::serve::{Reply, Request, Scanned};
 use super::watch::Watch;
 use crate::document::{CollectionPath, DocumentBatch, DocumentPath, DocumentRef, Timestamp, canonical};
 use crate::migration::{LogLevel, LogLine, LogSink, StoredDocument};
+use crate::restore::is_acceptable;
 
 /// What the script may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -432,7 +433,17 @@ impl StoredDocument {
 }
 
 pub(super) fn document_path(ctx: &Ctx<'_>, path: &str) -> rquickjs::Result<DocumentPath> {
-    DocumentPath::parse(path).map_err(|error| Exception::throw_type(ctx, &error.to_string()))
+    let parsed = DocumentPath::parse(path).map_err(|error| Exception::throw_type(ctx, &error.to_string()))?;
+    match is_acceptable(&parsed) {
+        true => Ok(parsed),
+        // The database would say so too, but not where in the script.
+        false => Err(Exception::throw_type(
+            ctx,
+            &format!(
+                "`{path}` is no name that Firestore takes: an id must not be `.`, `..` or `__…__`, nor longer than 1500 bytes"
+            ),
+        )),
+    }
 }
 
 pub(super) fn collection_path(ctx: &Ctx<'_>, path: &str) -> rquickjs::Result<CollectionPath> {

@@ -119,10 +119,11 @@ pub(super) async fn run(
             RunMode::Write {
                 journal,
                 options: write,
+                fence,
             },
         ) => {
             let sink = Live {
-                writer: ConditionalWriter::new(firestore, &write),
+                writer: ConditionalWriter::new(firestore, &write, fence),
                 journal,
                 deadline,
             };

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use rquickjs::promise::PromiseState;
-use rquickjs::{Ctx, Persistent, Promise, Runtime, Value as Js};
+use rquickjs::{Ctx, Function, Persistent, Promise, Runtime, Value as Js};
 
 /// The promises of a script that may be pending.
 #[derive(Clone, Default)]
@@ -17,11 +17,19 @@ pub(super) struct Promises {
 
 #[derive(Default)]
 struct Inner {
-    made: Vec<Persistent<Promise<'static>>>,
+    made: Vec<Made>,
+    /// Tells the stack.
+    here: Option<Persistent<Function<'static>>>,
     /// How many there may be before the settled ones are let go.
     room: usize,
     /// Rejected, and nobody has looked yet.
     unhandled: Vec<(Persistent<Js<'static>>, Persistent<Js<'static>>)>,
+}
+
+/// A promise, and the stack of the call that made it.
+struct Made {
+    promise: Persistent<Promise<'static>>,
+    stack: String,
 }
 
 const ROOM: usize = 1024;
@@ -43,13 +51,30 @@ impl Promises {
         })));
     }
 
+    /// From now on the stack is kept of each call that makes one, as this function tells it.
+    pub(super) fn tell_where<'js>(&self, ctx: &Ctx<'js>, here: Function<'js>) {
+        self.inner.borrow_mut().here = Some(Persistent::save(ctx, here));
+    }
+
     fn add<'js>(&self, ctx: &Ctx<'js>, promise: Promise<'js>) {
+        let here = self.inner.borrow().here.clone();
+        let here = here.and_then(|here| here.restore(ctx).ok());
+        let stack = here.map(|here| {
+            here.call::<_, String>(()).unwrap_or_else(|_| {
+                // What kept it from telling is nobody's to hear.
+                ctx.catch();
+                String::new()
+            })
+        });
         let mut inner = self.inner.borrow_mut();
         if inner.made.len() >= inner.room {
-            inner.made.retain(|promise| is_pending(ctx, promise));
+            inner.made.retain(|made| is_pending(ctx, &made.promise));
             inner.room = ROOM.max(2 * inner.made.len());
         }
-        inner.made.push(Persistent::save(ctx, promise));
+        inner.made.push(Made {
+            promise: Persistent::save(ctx, promise),
+            stack: stack.unwrap_or_default(),
+        });
     }
 
     fn rejected<'js>(&self, ctx: &Ctx<'js>, promise: Js<'js>, reason: Js<'js>, handled: bool) {
@@ -68,14 +93,11 @@ impl Promises {
         }
     }
 
-    /// How many promises wait for something that cannot come any more.
-    pub(super) fn pending(&self, ctx: &Ctx<'_>) -> usize {
+    /// The stacks of the calls that made promises which wait for something that cannot come any more, the last one last.
+    pub(super) fn pending(&self, ctx: &Ctx<'_>) -> Vec<String> {
         let inner = self.inner.borrow();
-        inner
-            .made
-            .iter()
-            .filter(|promise| is_pending(ctx, promise))
-            .count()
+        let pending = inner.made.iter().filter(|made| is_pending(ctx, &made.promise));
+        pending.map(|made| made.stack.clone()).collect()
     }
 
     /// Why a promise was rejected that nobody looks after.

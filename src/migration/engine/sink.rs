@@ -11,8 +11,8 @@ use tonic::Code;
 
 use super::change::changed_fields;
 use super::failure::Failure;
-use crate::document::{DocumentPath, Fields, canonical};
-use crate::firestore::{ConditionalWriter, Precondition, Write, WriteFailure, field_path_text};
+use crate::document::{DocumentPath, Fields, canonical, field_path_text};
+use crate::firestore::{ConditionalWriter, Precondition, Write, WriteFailure};
 use crate::migration::{BeforeImage, BodyHash, DocumentChange, Journal, StoredDocument};
 
 /// A write of which everything is known.
@@ -40,6 +40,9 @@ pub(super) struct Undone {
 pub(super) trait Sink: Send + Sync + 'static {
     /// Does them, and says which were not done.
     async fn apply(&self, ready: &[Ready]) -> Result<HashMap<DocumentPath, Undone>, Failure>;
+
+    /// Does nothing more: what is not on its way yet is not done.
+    fn stop(&self) {}
 
     /// What an earlier write made of a document where the database does not have it: `Some(None)` for a deletion.
     fn pretended(&self, _path: &DocumentPath) -> Option<Option<Bytes>> {
@@ -91,6 +94,10 @@ impl Sink for Live {
         }
         let failures = self.writer.send(writes).await?;
         Ok(failures.into_iter().map(undone).collect())
+    }
+
+    fn stop(&self) {
+        self.writer.stop();
     }
 }
 

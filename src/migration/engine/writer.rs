@@ -192,8 +192,10 @@ impl<S: Sink> Writer<S> {
         Ok(())
     }
 
-    /// Forgets what is pending and waits for what is under way, whatever becomes of it: the next thing may be to undo it.
+    /// Forgets what is pending or waits for its turn, and waits for what is on its way, whatever becomes of it: the next thing
+    /// may be to undo it.
     pub(super) async fn wind_down(&mut self) {
+        self.delivery.sink.stop();
         self.pending.clear();
         self.index.clear();
         while let Some(done) = self.under_way.join_next().await {

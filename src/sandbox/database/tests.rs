@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::super::keys::key_of;
 use super::super::synthetic::{Synthetic, SyntheticSpec};
 use super::*;
+use crate::document::key::key_of;
 
 const HOUR: Micros = 3_600_000_000;
 

@@ -1,6 +1,7 @@
 //! A thin client of the raw protocol, with what checks need to be short.
 
 use firestore::gcloud_sdk::google::firestore::v1::firestore_client::FirestoreClient;
+use firestore::gcloud_sdk::google::firestore::v1::structured_aggregation_query::{Aggregation, aggregation};
 use firestore::gcloud_sdk::google::firestore::v1::structured_query::{
     CollectionSelector, Direction, FieldReference, Order, Projection,
 };
@@ -375,4 +376,34 @@ pub(crate) fn point(latitude: f64, longitude: f64) -> Value {
 pub(crate) fn vector(elements: &[f64]) -> Value {
     let elements = elements.iter().map(|&element| double(element)).collect();
     map(&[("__type__", text("__vector__")), ("value", array(elements))])
+}
+
+/// How many documents a query selects, counted up to a bound, now or as of a time.
+pub(crate) async fn count(
+    server: &Server,
+    query: StructuredQuery,
+    up_to: Option<i64>,
+    time: Option<Timestamp>,
+) -> Result<i64, Status> {
+    let operator = Some(aggregation::Operator::Count(aggregation::Count { up_to }));
+    let query = StructuredAggregationQuery {
+        aggregations: vec![Aggregation {
+            alias: "n".to_owned(),
+            operator,
+        }],
+        query_type: Some(structured_aggregation_query::QueryType::StructuredQuery(query)),
+    };
+    let request = RunAggregationQueryRequest {
+        parent: server.root(),
+        query_type: Some(run_aggregation_query_request::QueryType::StructuredAggregationQuery(query)),
+        consistency_selector: time.map(run_aggregation_query_request::ConsistencySelector::ReadTime),
+        ..Default::default()
+    };
+    let mut stream = server.client().run_aggregation_query(request).await?.into_inner();
+    let answer = stream.message().await?.unwrap();
+    assert!(answer.read_time.is_some());
+    match answer.result.unwrap().aggregate_fields["n"].value_type {
+        Some(value::ValueType::IntegerValue(count)) => Ok(count),
+        ref other => panic!("a count is an integer, not {other:?}"),
+    }
 }

@@ -1,7 +1,5 @@
 //! Lists of collections and documents, reads by name, and counts.
 
-use firestore::gcloud_sdk::google::firestore::v1::structured_aggregation_query::{Aggregation, aggregation};
-use firestore::gcloud_sdk::google::firestore::v1::value::ValueType;
 use firestore::gcloud_sdk::google::firestore::v1::*;
 use firestore::gcloud_sdk::prost_types::Timestamp;
 
@@ -253,35 +251,6 @@ pub(crate) async fn documents_are_got_by_name(server: &Server) {
         code(server.client().batch_get_documents(request(&["a"])).await),
         3
     );
-}
-
-async fn count(
-    server: &Server,
-    query: StructuredQuery,
-    up_to: Option<i64>,
-    time: Option<Timestamp>,
-) -> Result<i64, tonic::Status> {
-    let operator = Some(aggregation::Operator::Count(aggregation::Count { up_to }));
-    let query = StructuredAggregationQuery {
-        aggregations: vec![Aggregation {
-            alias: "n".to_owned(),
-            operator,
-        }],
-        query_type: Some(structured_aggregation_query::QueryType::StructuredQuery(query)),
-    };
-    let request = RunAggregationQueryRequest {
-        parent: server.root(),
-        query_type: Some(run_aggregation_query_request::QueryType::StructuredAggregationQuery(query)),
-        consistency_selector: time.map(run_aggregation_query_request::ConsistencySelector::ReadTime),
-        ..Default::default()
-    };
-    let mut stream = server.client().run_aggregation_query(request).await?.into_inner();
-    let answer = stream.message().await?.unwrap();
-    assert!(answer.read_time.is_some());
-    match answer.result.unwrap().aggregate_fields["n"].value_type {
-        Some(ValueType::IntegerValue(count)) => Ok(count),
-        ref other => panic!("a count is an integer, not {other:?}"),
-    }
 }
 
 pub(crate) async fn counts_follow_the_query(server: &Server) {

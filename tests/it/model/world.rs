@@ -15,7 +15,7 @@ use firebank::archive::{
 };
 use firebank::backup::{BackupOptions, Parent, backup};
 use firebank::compact::{CompactOptions, compact};
-use firebank::diff::{DiffOptions, diff, diff_live};
+use firebank::diff::{DiffOptions, ReadTimes, diff, diff_live};
 use firebank::document::{Timestamp, canonical};
 use firebank::firestore::{BulkWriter, Firestore, WriteFailure, WriteOptions};
 use firebank::progress::Progress;
@@ -444,9 +444,14 @@ impl World {
         let expected = differences(&self.recorded[&old.id].1, &self.state);
         let time = self.database.current_read_time().await.unwrap();
         let old = self.reader(&old).await;
-        let changes = diff_live(&old, &self.database, time, &DiffOptions::default())
-            .await
-            .unwrap();
+        let changes = diff_live(
+            &old,
+            &self.database,
+            &ReadTimes::beginning_at(time),
+            &DiffOptions::default(),
+        )
+        .await
+        .unwrap();
         assert_eq!(collect(changes).await, expected);
     }
 

@@ -1,7 +1,8 @@
 //! Google's Firestore emulator as a child of the test process.
 //!
-//! It is started once a process, on a free port. Rust runs no destructors of statics, so what stops it is a pipe: a shell
-//! waits for the end of its input, which comes when the test process ends however it ends, and kills the emulator.
+//! It is started once a process, on a free port. Rust runs no destructors of statics, so what stops it is a
+//! pipe: a shell waits for the end of its input, which comes when the test process ends however it ends, and
+//! kills the emulator.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};

@@ -5,6 +5,8 @@
 pub(crate) mod buckets;
 mod emulator;
 pub(crate) mod operations;
+pub(crate) mod plain;
+pub(crate) mod pruning;
 pub(crate) mod tools;
 
 use std::sync::atomic::{AtomicU64, Ordering};

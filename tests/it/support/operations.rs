@@ -8,10 +8,13 @@ use firebank::archive::{
 use firebank::backup::{BackupError, BackupOptions, BackupStats, Parent, backup};
 use firebank::clock;
 use firebank::compare::{Comparison, compare};
-use firebank::document::{DatabaseName, DocumentBatch, KeyRange};
-use firebank::firestore::{ConnectOptions, Firestore, RetryPolicy, ScanOptions, Target};
+use firebank::document::{DatabaseName, DocumentBatch, DocumentPath, KeyRange};
+use firebank::firestore::{
+    BulkWriter, ConnectOptions, Firestore, RetryPolicy, ScanOptions, Target, WriteFailure, WriteOptions,
+};
 use firebank::progress::Progress;
 use firebank::restore::{RestoreError, RestoreOptions, RestoreStats, restore};
+use firebank::sandbox::Sandbox;
 use firebank::store::Store;
 use firebank::verify::{VerifyOptions, verify};
 use futures::stream::BoxStream;
@@ -25,6 +28,40 @@ pub(crate) async fn connect(address: &str, project: &str, database: &str) -> Fir
     let mut options = ConnectOptions::new(DatabaseName::new(project, database), target);
     options.retry = RetryPolicy::quick();
     Firestore::connect(options).await.unwrap()
+}
+
+/// The same of a sandbox, the database that has no name.
+pub(crate) async fn client(sandbox: &Sandbox, project: &str) -> Firestore {
+    connect(
+        &sandbox.address().to_string(),
+        project,
+        DatabaseName::DEFAULT_DATABASE,
+    )
+    .await
+}
+
+/// Writes documents, given by their canonical bodies.
+pub(crate) async fn put_all(
+    database: &Firestore,
+    documents: impl IntoIterator<Item = (DocumentPath, Vec<u8>)>,
+) {
+    let changes = documents.into_iter().map(|(path, body)| (path, Some(body)));
+    change_all(database, changes).await;
+}
+
+/// Writes documents, and deletes those without a body.
+pub(crate) async fn change_all(
+    database: &Firestore,
+    changes: impl IntoIterator<Item = (DocumentPath, Option<Vec<u8>>)>,
+) {
+    let mut writer = BulkWriter::new(database, WriteOptions::new(database), Vec::<WriteFailure>::new());
+    for (path, body) in changes {
+        match body {
+            Some(body) => writer.put(&path, &body).await.unwrap(),
+            None => writer.delete(&path).await.unwrap(),
+        }
+    }
+    assert_eq!(writer.finish().await.unwrap().failed, 0);
 }
 
 /// Numbers so small that a few hundred documents make many segments, frames and pages.

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use chrono::TimeDelta;
-use firebank::archive::sweep::undecided_sessions;
 use firebank::archive::{Repository, SessionId, SnapshotId, SweepOptions};
 use futures::TryStreamExt;
 
@@ -11,6 +10,32 @@ use super::{Allowed, Killed, World};
 use crate::archive_support::object_names;
 use crate::model::state::assert_holds;
 use crate::support::operations::{assert_intact, documents};
+
+/// Sessions that are neither committed nor aborted.
+async fn undecided_sessions(repository: &Repository) -> Vec<SessionId> {
+    let store = repository.store();
+    let objects: Vec<_> = store.list("sessions").try_collect().await.unwrap();
+    let sessions: BTreeSet<SessionId> = objects
+        .iter()
+        .filter_map(|object| {
+            object
+                .name
+                .strip_prefix("sessions/")?
+                .split_once('/')?
+                .0
+                .parse()
+                .ok()
+        })
+        .collect();
+    let mut undecided = Vec::new();
+    for session in sessions {
+        let record = format!("snapshots/{session}.json");
+        if !store.exists(&record).await.unwrap() {
+            undecided.push(session);
+        }
+    }
+    undecided
+}
 
 /// When a session is given up that shows no sign of life.
 fn expiry() -> TimeDelta {
@@ -64,7 +89,7 @@ impl World {
     }
 
     async fn note_sessions(&mut self, repository: &Repository, sweeping: bool) {
-        let found = undecided_sessions(repository).await.unwrap();
+        let found = undecided_sessions(repository).await;
         let before = self.undecided.len();
         self.undecided.retain(|session, killed| {
             let stays = found.contains(session);

@@ -78,7 +78,8 @@ fn start() -> Result<(SocketAddr, Child), String> {
     Err(problem)
 }
 
-/// Makes a container that nobody else has; says its name. The object store's client cannot, and needs none to be made.
+/// Makes a container that nobody else has; says its name. The object store's client cannot, and needs none to
+/// be made.
 pub(super) async fn new_container(server: SocketAddr) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let name = format!("test-{}", NEXT.fetch_add(1, Ordering::Relaxed));

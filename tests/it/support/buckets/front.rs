@@ -1,4 +1,5 @@
-//! An HTTP server on a loopback port that passes requests on, counts them, and makes trouble where a test asks for it.
+//! An HTTP server on a loopback port that passes requests on, counts them, and makes trouble where a test
+//! asks for it.
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -23,7 +24,8 @@ pub(super) const S3_SECRET: &str = "c2VjcmV0LXNlY3JldC1zZWNyZXQ";
 /// What was asked of the server, trouble or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Asked {
-    /// `PUT` for an overwriting one, `CREATE` for one that must not be; `GET`, `RANGE` for a part; `HEAD`, `LIST`, `DELETE`.
+    /// `PUT` for an overwriting one, `CREATE` for one that must not be; `GET`, `RANGE` for a part; `HEAD`,
+    /// `LIST`, `DELETE`.
     pub(crate) verb: &'static str,
     /// The object, with its bucket.
     pub(crate) path: String,
@@ -76,8 +78,8 @@ struct State {
     rule: Mutex<Option<Arc<Rule>>>,
     /// Requests under way, and the most that there were since the last [`Front::forget`].
     busy: Mutex<(u64, u64)>,
-    /// The file system backend looks whether an object exists and then writes, which is no create-only put when two do it at
-    /// once. The real services decide at one place; so does this.
+    /// The file system backend looks whether an object exists and then writes, which is no create-only put
+    /// when two do it at once. The real services decide at one place; so does this.
     creating: tokio::sync::Mutex<()>,
 }
 

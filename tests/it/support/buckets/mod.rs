@@ -1,8 +1,9 @@
-//! Real servers for the three kinds of buckets, each behind a [`Front`] that counts its requests and can make trouble.
+//! Real servers for the three kinds of buckets, each behind a [`Front`] that counts its requests and can make
+//! trouble.
 //!
-//! S3 is s3s with its file system backend, in this process. Google Cloud Storage is the same behind a change of headers,
-//! because the client speaks the XML interface, which is S3's but for them, and Google's own emulators do not. Azure is
-//! Microsoft's Azurite, a child of this process.
+//! S3 is s3s with its file system backend, in this process. Google Cloud Storage is the same behind a change
+//! of headers, because the client speaks the XML interface, which is S3's but for them, and Google's own
+//! emulators do not. Azure is Microsoft's Azurite, a child of this process.
 
 mod azurite;
 mod front;

@@ -1,26 +1,8 @@
-//! The protocol of sessions, readers and sweeps (`FORMAT.md`, section 7), searched exhaustively: every interleaving of every
-//! step of small groups of processes, which may stop anywhere, be given up wrongly at any time, and whose listings may miss
-//! whatever is created while they run.
-//!
-//! A model of its own and not of the code: what the code does in these steps is tested by `prune_beside`. Its worth is the
-//! other half: leaving out any one step makes the search find a counterexample, so each of them is needed.
-//!
-//! The search is written here in a page, for its speed in a build without optimisation: a state is one number, and a
-//! general model checker's are trees of values. A process that crashed is one that takes no further step, and every state is
-//! checked, so crashes need no steps of their own.
-
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test that cannot go on should stop"
-)]
-
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+//! The protocol: who takes part, what there is, and which steps each of them may take next.
 
 /// What is left out of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Without {
+pub(super) enum Without {
     /// Writers look whether their pins stand, and then write the pins.
     PinsBeforeCheck,
     /// Writers do not look whether their pins stand.
@@ -55,17 +37,17 @@ enum Without {
 
 /// Who takes part.
 #[derive(Clone, Copy, Debug)]
-struct Cast {
-    /// Of snapshot 0, which is there from the beginning: sessions 1 and 2. Session 2 pins snapshot 1 instead when it is
-    /// chained.
-    writers: usize,
-    chained: bool,
+pub(super) struct Cast {
+    /// Of snapshot 0, which is there from the beginning: sessions 1 and 2. Session 2 pins snapshot 1 instead
+    /// when it is chained.
+    pub(super) writers: usize,
+    pub(super) chained: bool,
     /// A second worker of session 1.
-    second_worker: bool,
-    sweeps: usize,
+    pub(super) second_worker: bool,
+    pub(super) sweeps: usize,
     /// Of snapshot 0.
-    reader: bool,
-    without: Option<Without>,
+    pub(super) reader: bool,
+    pub(super) without: Option<Without>,
 }
 
 // Objects, a bit each: snapshot 0 has chunk 0 and run 0, and so on.
@@ -82,31 +64,31 @@ const LEASE: u8 = 1 << 3;
 
 /// All that there is: objects in the store, and where each process is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct State {
-    objects: u8,
+pub(super) struct State {
+    pub(super) objects: u8,
     /// A bit a snapshot.
-    committed: u8,
-    aborted: u8,
-    forgotten: u8,
+    pub(super) committed: u8,
+    pub(super) aborted: u8,
+    pub(super) forgotten: u8,
     /// A bit a session; the lease is bit 3 of the pins: sessions and leases are listed together.
-    pins: u8,
-    plans: u8,
-    workers: [u8; 3],
-    reader: u8,
-    sweeps: [Sweep; 2],
+    pub(super) pins: u8,
+    pub(super) plans: u8,
+    pub(super) workers: [u8; 3],
+    pub(super) reader: u8,
+    pub(super) sweeps: [Sweep; 2],
 }
 
 /// A sweep: its step, and what its listings showed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Sweep {
-    step: u8,
+pub(super) struct Sweep {
+    pub(super) step: u8,
     /// What was there when the listing that goes on began.
-    before: u8,
-    candidates: u8,
-    markers: u8,
-    sessions: u8,
+    pub(super) before: u8,
+    pub(super) candidates: u8,
+    pub(super) markers: u8,
+    pub(super) sessions: u8,
     /// Committed in the low half, aborted in the high one.
-    decisions: u8,
+    pub(super) decisions: u8,
 }
 
 // Steps of a worker.
@@ -124,8 +106,8 @@ const R_LEASED: u8 = 1;
 const R_READS: u8 = 2;
 const R_DONE: u8 = 3;
 
-// Steps of a sweep: before it, in one of four listings, deleting. The end of a listing and the beginning of the next are one
-// step: listings that take longer than they do see all that shorter ones can see, and more.
+// Steps of a sweep: before it, in one of four listings, deleting. The end of a listing and the beginning of
+// the next are one step: listings that take longer than they do see all that shorter ones can see, and more.
 const S_START: u8 = 0;
 const S_DELETES: u8 = 5;
 const S_DONE: u8 = 6;
@@ -187,7 +169,7 @@ impl Cast {
         (0..self.writers).map(|worker| (worker, worker + 1)).chain(second)
     }
 
-    fn first(&self) -> State {
+    pub(super) fn first(&self) -> State {
         State {
             objects: self.own(0),
             committed: 1,
@@ -196,7 +178,7 @@ impl Cast {
     }
 
     /// What must hold always.
-    fn check(&self, state: &State) -> Result<(), String> {
+    pub(super) fn check(&self, state: &State) -> Result<(), String> {
         for snapshot in 0..=self.writers {
             let stands = (state.committed & !state.forgotten) >> snapshot & 1 == 1;
             if stands && state.objects & self.reach(snapshot) != self.reach(snapshot) {
@@ -217,7 +199,7 @@ impl Cast {
     }
 
     /// All that may happen next.
-    fn next(&self, state: &State, found: &mut Vec<(State, &'static str)>) {
+    pub(super) fn next(&self, state: &State, found: &mut Vec<(State, &'static str)>) {
         for (worker, session) in self.workers() {
             self.work(state, worker, session, found);
         }
@@ -503,66 +485,9 @@ impl State {
             };
         }
     }
-
-    /// The same with sessions 1 and 2 in each other's place.
-    fn mirrored(&self) -> Self {
-        // Two bits an object pair, one bit all others.
-        let objects = |bits: u8| bits & 0x03 | bits << 2 & 0x30 | bits >> 2 & 0x0c;
-        let bits = |bits: u8| bits & 0x99 | bits << 1 & 0x44 | bits >> 1 & 0x22;
-        let sweep = |sweep: Sweep| Sweep {
-            step: sweep.step,
-            before: match sweep.step {
-                1 => objects(sweep.before),
-                _ => bits(sweep.before),
-            },
-            candidates: objects(sweep.candidates),
-            markers: bits(sweep.markers),
-            sessions: bits(sweep.sessions),
-            decisions: bits(sweep.decisions),
-        };
-        Self {
-            objects: objects(self.objects),
-            committed: bits(self.committed),
-            aborted: bits(self.aborted),
-            forgotten: bits(self.forgotten),
-            pins: bits(self.pins),
-            plans: bits(self.plans),
-            workers: [self.workers[1], self.workers[0], self.workers[2]],
-            reader: self.reader,
-            sweeps: self.sweeps.map(sweep),
-        }
-    }
-
-    /// As one number. Sweeps are alike, so their order does not count.
-    fn number(&self) -> u128 {
-        let [a, b, c] = self.workers;
-        let shared = u64::from(self.objects)
-            | u64::from(self.committed) << 6
-            | u64::from(self.aborted) << 9
-            | u64::from(self.forgotten) << 12
-            | u64::from(self.pins) << 15
-            | u64::from(self.plans) << 19
-            | u64::from(a) << 22
-            | u64::from(b) << 25
-            | u64::from(c) << 28
-            | u64::from(self.reader) << 31;
-        let (one, other) = (self.sweeps[0].number(), self.sweeps[1].number());
-        let (less, more) = if one < other { (one, other) } else { (other, one) };
-        u128::from(shared) << 64 | u128::from(less) << 32 | u128::from(more)
-    }
 }
 
 impl Sweep {
-    fn number(&self) -> u32 {
-        u32::from(self.step)
-            | u32::from(self.before) << 3
-            | u32::from(self.candidates) << 10
-            | u32::from(self.markers) << 16
-            | u32::from(self.sessions) << 19
-            | u32::from(self.decisions & 7) << 23
-            | u32::from(self.decisions >> 4) << 26
-    }
-
     fn listed(&mut self, listing: Listing, seen: u8) {
         self.before = 0;
         match listing {
@@ -572,178 +497,4 @@ impl Sweep {
             Listing::Decisions => self.decisions = seen,
         }
     }
-}
-
-/// States are numbers already: multiplying spreads them well enough.
-#[derive(Default)]
-struct Multiply(u64);
-
-impl Hasher for Multiply {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, _: &[u8]) {
-        panic!("only numbers are hashed here");
-    }
-
-    fn write_u128(&mut self, number: u128) {
-        let mixed = (number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (number >> 64) as u64;
-        let mixed = mixed.wrapping_mul(0xd6e8_feb8_6659_fd93);
-        self.0 = mixed ^ mixed >> 32;
-    }
-}
-
-type Seen = HashMap<u128, u32, BuildHasherDefault<Multiply>>;
-
-/// How many states there are, or the way to one that must not be.
-fn search(cast: Cast) -> Result<usize, String> {
-    let mut seen = Seen::default();
-    // Each state with the one before it: states are looked at in the order of their distance, so ways are shortest.
-    let mut states = vec![(cast.first(), 0u32, "the beginning")];
-    seen.insert(cast.first().number(), 0);
-    let mut next = Vec::new();
-    // Two writers that do the same may change places.
-    let alike = cast.writers == 2 && !cast.chained && !cast.second_worker && cast.without.is_none();
-    let mut place = 0;
-    while place < states.len() {
-        let state = states[place].0;
-        if let Err(wrong) = cast.check(&state) {
-            return Err(format!("{wrong}:{}", way(&states, place)));
-        }
-        cast.next(&state, &mut next);
-        for (state, what) in next.drain(..) {
-            let new = states.len() as u32;
-            let number = match alike {
-                true => state.number().min(state.mirrored().number()),
-                false => state.number(),
-            };
-            if *seen.entry(number).or_insert(new) == new {
-                states.push((state, place as u32, what));
-            }
-        }
-        place += 1;
-    }
-    Ok(states.len())
-}
-
-fn way(states: &[(State, u32, &'static str)], mut place: usize) -> String {
-    let mut steps = Vec::new();
-    while place != 0 {
-        steps.push(states[place].2);
-        place = states[place].1 as usize;
-    }
-    steps.reverse();
-    format!(" {}", steps.join("; "))
-}
-
-const TWO_WRITERS: Cast = Cast {
-    writers: 2,
-    chained: false,
-    second_worker: false,
-    sweeps: 1,
-    reader: false,
-    without: None,
-};
-const CHAIN: Cast = Cast {
-    chained: true,
-    ..TWO_WRITERS
-};
-const TWO_SWEEPS: Cast = Cast {
-    writers: 1,
-    sweeps: 2,
-    ..TWO_WRITERS
-};
-const TWO_WORKERS: Cast = Cast {
-    writers: 1,
-    second_worker: true,
-    ..TWO_WRITERS
-};
-const READER: Cast = Cast {
-    writers: 0,
-    sweeps: 2,
-    reader: true,
-    ..TWO_WRITERS
-};
-const READER_AND_WRITER: Cast = Cast {
-    writers: 1,
-    reader: true,
-    ..TWO_WRITERS
-};
-
-/// Searches all of it; `thousands` of states at least, or something is no longer tried.
-#[track_caller]
-fn holds(thousands: usize, cast: Cast) {
-    match search(cast) {
-        Ok(states) => assert!(states >= thousands * 1000, "only {states} states: {cast:?}"),
-        Err(way) => panic!("{way}"),
-    }
-}
-
-#[test]
-fn two_writers_beside_two_sweeps() {
-    let cast = Cast {
-        sweeps: 2,
-        ..TWO_WRITERS
-    };
-    holds(2_400, cast);
-}
-
-#[test]
-fn a_chain_of_writers_beside_two_sweeps() {
-    holds(1_300, Cast { sweeps: 2, ..CHAIN });
-}
-
-#[test]
-fn two_workers_of_a_session_beside_two_sweeps() {
-    let cast = Cast {
-        sweeps: 2,
-        ..TWO_WORKERS
-    };
-    holds(260, cast);
-}
-
-#[test]
-fn a_reader_beside_sweeps_and_a_writer() {
-    holds(1, READER);
-    let cast = Cast {
-        sweeps: 2,
-        ..READER_AND_WRITER
-    };
-    holds(220, cast);
-}
-
-/// Each left-out step, and the smallest cast that shows why it is there.
-#[test]
-fn every_step_is_needed() {
-    use Without::*;
-    let table = [
-        (PinsBeforeCheck, TWO_SWEEPS),
-        (CheckOfMarkers, TWO_SWEEPS),
-        (WaitingForThePlan, TWO_WORKERS),
-        (CreateOnlyCommit, TWO_SWEEPS),
-        (SessionInNames, TWO_WRITERS),
-        (CandidatesFirst, TWO_SWEEPS),
-        (MarkersBeforeSessions, TWO_SWEEPS),
-        (DecisionsLast, TWO_SWEEPS),
-        (ReachOfPins, TWO_SWEEPS),
-        (OwnObjects, TWO_SWEEPS),
-        (OnlyDecidedSessions, TWO_SWEEPS),
-        (RunsBeforeChunks, TWO_SWEEPS),
-        (RecordStays, TWO_SWEEPS),
-        (LookAfterLease, READER),
-        (Leases, READER),
-    ];
-    let mut needless = Vec::new();
-    for (without, cast) in table {
-        let cast = Cast {
-            without: Some(without),
-            ..cast
-        };
-        match search(cast) {
-            Ok(states) => needless.push(format!("{without:?}: {states} states and no counterexample")),
-            Err(way) => assert!(way.ends_with("deletes an object"), "without {without:?}: {way}"),
-        }
-    }
-    assert!(needless.is_empty(), "{needless:?}");
 }

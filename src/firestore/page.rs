@@ -1,0 +1,70 @@
+//! A page of documents that a query streams: what has come of it, and what it is billed.
+
+use bytes::Bytes;
+
+use super::call::AnswerStream;
+use super::{Error, Method, RequestStats, Result};
+use crate::document::{DocumentBatch, Timestamp, wire};
+
+/// A query under way.
+#[derive(Debug)]
+pub(super) struct Page {
+    pub(super) answers: AnswerStream,
+    /// Documents that were asked for.
+    pub(super) limit: u64,
+    /// Documents that have arrived.
+    pub(super) documents: u64,
+    /// Bytes of the messages that have arrived.
+    pub(super) bytes: u64,
+    /// Whether any message has arrived.
+    pub(super) answered: bool,
+}
+
+impl Page {
+    /// A page that nothing has come of yet.
+    pub(super) fn new(answers: AnswerStream, limit: u64) -> Self {
+        Self {
+            answers,
+            limit,
+            documents: 0,
+            bytes: 0,
+            answered: false,
+        }
+    }
+
+    /// Takes in a message, and tells whether it brought a document, which is then the batch's last. Not
+    /// async, and inlined: a scan goes through here for every document.
+    #[inline]
+    pub(super) fn take_in(
+        &mut self,
+        message: &Bytes,
+        root: &str,
+        read_time: Timestamp,
+        batch: &mut DocumentBatch,
+    ) -> Result<bool> {
+        self.answered = true;
+        self.bytes += message.len() as u64;
+        let answer = wire::query_answer(message)?;
+        if let Some(answered) = answer.read_time
+            && answered != read_time
+        {
+            return Err(Error::OtherReadTime {
+                method: Method::RunQuery,
+                asked: read_time,
+                answered,
+            });
+        }
+        let Some(document) = answer.document else {
+            return Ok(false);
+        };
+        wire::append_document(document, root, batch)?;
+        self.documents += 1;
+        Ok(true)
+    }
+
+    /// Does the books. A query that finds nothing is billed as one read.
+    pub(super) fn account(&self, stats: &RequestStats) {
+        stats.billed(self.documents.max(1));
+        stats.received(self.bytes);
+    }
+}
