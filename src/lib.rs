@@ -11,6 +11,7 @@
 //! | [`json`] | the JSON files for compatibility, and NDJSON |
 //! | [`backup`](mod@backup), [`restore`](mod@restore), [`verify`](mod@verify), [`compact`](mod@compact), [`prune`](mod@prune), [`export`], [`import`](mod@import), [`diff`](mod@diff), [`history`](mod@history) | the operations, one file each: options in, stats out |
 //! | [`migration`] | scripts that change a database: the engine they run in, their history and lock, and the way back |
+//! | [`schedule`] | crontabs, units and manifests for what starts the jobs of the nights and weeks |
 //! | [`sandbox`] | an embedded Firestore for the demonstration, the tests and the benchmarks |
 //! | [`clock`], [`stop`], [`progress`], [`path_filter`], [`compare`](mod@compare) | what operations share: the time, how to end early, what is told meanwhile, which documents, two sides document by document |
 //! | [`cli`] | the command line |
@@ -61,6 +62,7 @@ pub mod progress;
 pub mod prune;
 pub mod restore;
 pub mod sandbox;
+pub mod schedule;
 pub mod stop;
 pub mod store;
 pub mod verify;

@@ -93,7 +93,7 @@ struct Options {
     #[arg(long, conflicts_with_all = ["full", "parent"])]
     resume: bool,
     /// Work on the session of this name: the first process with it begins a backup, others with the same name share the work, on this
-    /// machine or another. Once the backup is there the name cannot be used again
+    /// machine or another. Once the backup is there the name cannot be used again [default: in a Cloud Run Job, its execution]
     #[arg(long, value_name = "NAME", conflicts_with = "resume")]
     session: Option<String>,
     /// Back up the database as it was then, such as 2026-01-31T22:00:00Z: any moment of the last hour, and with point-in-time
@@ -172,6 +172,14 @@ impl BackupCommand {
     }
 }
 
+/// The execution of a Cloud Run Job that this process is a task of. Its tasks, and those that are started again in their place,
+/// know each other by it: <https://cloud.google.com/run/docs/container-contract#jobs-env-vars>.
+fn execution() -> Option<String> {
+    std::env::var("CLOUD_RUN_EXECUTION")
+        .ok()
+        .filter(|name| !name.is_empty())
+}
+
 impl Options {
     fn is_resumable(&self) -> bool {
         self.format == Format::Snapshot
@@ -214,7 +222,9 @@ impl Options {
                 .or_else(|| gethostname::gethostname().into_string().ok()),
             description: self.description,
             resume: self.resume,
-            session: self.session,
+            session: self
+                .session
+                .or_else(|| if self.resume { None } else { execution() }),
             read_time: self.read_time,
             pitr: self.pitr,
             require_consistent: self.require_consistent,

@@ -34,6 +34,7 @@ mod restore;
 mod restore_session;
 mod rollback;
 mod sandbox;
+mod schedule;
 mod sessions;
 mod show;
 mod snapshot_filter;
@@ -138,6 +139,8 @@ enum Command {
     Sandbox(sandbox::SandboxCommand),
     /// Show the whole story on the embedded sandbox; needs no account
     Demo(demo::DemoCommand),
+    /// Print what starts the nightly backup, the weekly clean and the checks: for cron, systemd, Kubernetes or Cloud Run
+    Schedule(schedule::ScheduleCommand),
     /// Print the completion script for a shell
     Completions(completions::CompletionsCommand),
 }
@@ -247,6 +250,7 @@ async fn run(global: &GlobalOptions, command: Command, stop: Stop) -> anyhow::Re
         Command::Doctor(command) => command.run(global).await,
         Command::Sandbox(command) => command.run(global).await,
         Command::Demo(command) => command.run(global).await,
+        Command::Schedule(command) => command.run(global),
         Command::Completions(command) => command.run(),
     }
 }

@@ -221,7 +221,7 @@ impl GlobalOptions {
     /// credentials in their well-known places.
     fn key_file(&self) -> Option<PathBuf> {
         if let Some(file) = self.given_key_file() {
-            return Some(file.clone());
+            return Some(file.to_owned());
         }
         let in_folder = PathBuf::from(CREDENTIALS_IN_WORKING_FOLDER);
         if self.is_emulated() || well_known_credentials_exist() || !in_folder.is_file() {
@@ -230,10 +230,10 @@ impl GlobalOptions {
         Some(in_folder)
     }
 
-    /// An empty variable is none.
-    fn given_key_file(&self) -> Option<&PathBuf> {
+    /// The key file that the user gave, by the flag or the environment; an empty variable is none.
+    pub(crate) fn given_key_file(&self) -> Option<&Path> {
         self.credentials
-            .as_ref()
+            .as_deref()
             .filter(|file| !file.as_os_str().is_empty())
     }
 

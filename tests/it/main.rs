@@ -70,6 +70,7 @@ mod retention;
 mod roundtrip;
 mod sandbox;
 mod scale;
+mod schedule;
 mod session_names;
 mod session_races;
 mod session_tilings;

@@ -7,6 +7,7 @@ mod emulator;
 pub(crate) mod operations;
 pub(crate) mod plain;
 pub(crate) mod pruning;
+pub(crate) mod tools;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

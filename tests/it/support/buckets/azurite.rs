@@ -1,8 +1,6 @@
 //! Microsoft's Azurite as a child of the test process: started once, stopped with it as the emulator is.
 
-use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +9,8 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::support::tools;
 
 /// Where `.ci/run` puts it, below the cache folder.
 const INSTALLED: &str = "firebank/azurite-3.35.0/node_modules/.bin/azurite-blob";
@@ -28,15 +28,7 @@ pub(super) fn azurite() -> Option<SocketAddr> {
     let started = AZURITE.get_or_init(|| match start() {
         Ok(started) => Some(started),
         Err(reason) => {
-            assert!(
-                std::env::var_os("CI").is_none(),
-                "Azurite is needed here: {reason}"
-            );
-            // `eprintln!` would be captured by the test harness, and a skipped test must be seen.
-            let _ = writeln!(
-                std::io::stderr(),
-                "SKIPPED: tests against Azurite, for Azure Blob Storage: {reason}"
-            );
+            tools::skip("against Azurite, for Azure Blob Storage", &reason);
             None
         }
     });
@@ -44,7 +36,7 @@ pub(super) fn azurite() -> Option<SocketAddr> {
 }
 
 fn start() -> Result<(SocketAddr, Child), String> {
-    let program = find().ok_or(
+    let program = tools::find("azurite-blob", "FIREBANK_AZURITE", INSTALLED).ok_or(
         "azurite-blob was not found (npm install -g azurite, or set FIREBANK_AZURITE to the program)",
     )?;
     let mut problem = String::new();
@@ -84,21 +76,6 @@ fn start() -> Result<(SocketAddr, Child), String> {
         let _ = child.wait();
     }
     Err(problem)
-}
-
-fn find() -> Option<PathBuf> {
-    if let Some(program) = std::env::var_os("FIREBANK_AZURITE") {
-        return Some(PathBuf::from(program)).filter(|program| program.is_file());
-    }
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut places: Vec<PathBuf> = std::env::split_paths(&path)
-        .map(|folder| folder.join("azurite-blob"))
-        .collect();
-    places.extend(cache.map(|cache| cache.join(INSTALLED)));
-    places.into_iter().find(|program| program.is_file())
 }
 
 /// Makes a container that nobody else has; says its name. The object store's client cannot, and needs none to
