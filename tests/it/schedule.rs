@@ -142,7 +142,7 @@ fn the_lines_of_a_crontab_do_what_they_say() {
         let (code, stdout, stderr) = run(command);
         assert_eq!((code, stdout.as_str()), (Some(0), ""), "{command}\n{stderr}");
     }
-    let listed = world
+    let listed = shop
         .desk
         .run(["list-backups", "--json", "--repository", repository])
         .json();
