@@ -10,7 +10,7 @@ use firebank::diff::{DiffOptions, ReadTimes, diff_live};
 use firebank::document::{DocumentKey, DocumentPath, KeyRange, Timestamp, canonical, typed_json};
 use firebank::firestore::{BulkWriter, Firestore, WriteFailure, WriteOptions};
 use firebank::progress::Progress;
-use firebank::sandbox::{FaultPlan, Sandbox, SandboxConfig};
+use firebank::sandbox::{FaultPlan, Rpc, Sandbox, SandboxConfig, Usage};
 use firebank::verify::{CompareOptions, Sample, verify_database, verify_sample};
 use futures::TryStreamExt;
 
@@ -109,26 +109,27 @@ impl World {
     ) -> (Result<BackupStats, BackupError>, Model) {
         let (database, repository) = (self.database.clone(), self.repository.clone());
         let work = async move { backup(&database, &repository, options, &Progress::new()).await };
-        self.while_it_closes(work, bytes_per_second, documents).await
+        self.while_it_closes(work, bytes_per_second, |usage| usage.documents_sent >= documents)
+            .await
     }
 
-    /// Does something while the database changes, and closes the window of the past once so many documents were read. What the
+    /// Does something while the database changes, and closes the window of the past once the server was asked for enough. What the
     /// database held before comes along.
     async fn while_it_closes<T: Send + 'static>(
         &mut self,
         work: impl Future<Output = T> + Send + 'static,
         bytes_per_second: u64,
-        documents: u64,
+        enough: impl Fn(Usage) -> bool,
     ) -> (T, Model) {
         let before = self.model.clone();
         self.sandbox.faults().set(FaultPlan {
             bytes_per_second: Some(bytes_per_second),
             ..FaultPlan::default()
         });
-        let sent = self.sandbox.usage().documents_sent;
+        let usage = self.sandbox.usage();
         let begun = std::time::Instant::now();
         let running = tokio::spawn(work);
-        while self.sandbox.usage().documents_sent < sent + documents {
+        while !enough(self.sandbox.usage().since(&usage)) {
             assert!(begun.elapsed() < Duration::from_secs(60) && !running.is_finished());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -374,7 +375,9 @@ async fn the_rest_is_compared_later_when_the_window_closes() {
         };
         verify_database(&reader, &database, &options, &Progress::new()).await
     };
-    let (stats, before) = world.while_it_closes(work, 100_000, DOCUMENTS / 3).await;
+    let (stats, before) = world
+        .while_it_closes(work, 100_000, |usage| usage.documents_sent >= DOCUMENTS / 3)
+        .await;
     let stats = stats.unwrap();
     check_later(&stats.later, stats.read_time);
     let found = stats.comparison.first_differences.iter();
@@ -415,7 +418,9 @@ async fn the_rest_is_compared_later_when_the_window_closes() {
         let changes = diff_live(&reader, &database, &times, &options).await?;
         changes.try_collect::<Vec<_>>().await
     };
-    let (changes, before) = world.while_it_closes(work, 100_000, 2300).await;
+    // Once what changed is fetched: what is fetched then is of the first moment.
+    let fetches = |usage: Usage| usage.requests_of(Rpc::BatchGetDocuments) >= 2;
+    let (changes, before) = world.while_it_closes(work, 60_000, fetches).await;
     let changes = changes.unwrap().into_iter().flatten();
     let changes: BTreeMap<DocumentKey, ChangeKind> =
         changes.map(|change| (change.path.key(), change.kind)).collect();
@@ -459,7 +464,9 @@ async fn the_rest_of_a_sample_is_compared_later_when_the_window_closes() {
         let everything = Sample::Percent(100.0);
         verify_sample(&reader, &database, everything, &options, &Progress::new()).await
     };
-    let (stats, before) = world.while_it_closes(work, 100_000, DOCUMENTS / 6).await;
+    let (stats, before) = world
+        .while_it_closes(work, 100_000, |usage| usage.documents_sent >= DOCUMENTS / 6)
+        .await;
     let stats = stats.unwrap();
     check_later(&stats.later, stats.read_time);
     assert_eq!(stats.documents, DOCUMENTS);
