@@ -424,12 +424,14 @@ async fn a_store_that_fails_in_the_middle_of_the_journal_costs_nothing() {
     let after = bench.documents().await;
     bench.roll_back_all().await;
     let (mut half, mut not_undone) = (0, 0);
+    // Slow enough that some writes are always done and others not when the repository goes.
+    let slow = slow_runner(&bench, 3000.0);
     for stop in 1..=requests {
         strange.habits(Habits {
             stops_at: Some(stop),
             ..Habits::default()
         });
-        let failed = bench.migrate().await;
+        let failed = slow.migrate(MigrateOptions::default(), &progress).await;
         strange.habits(Habits::default());
         not_undone += usize::from(matches!(failed, Err(MigrationError::NotUndone { .. })));
         let documents = bench.documents().await;

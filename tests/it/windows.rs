@@ -203,7 +203,7 @@ async fn a_first_backup_reads_the_rest_later_when_the_window_closes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_night_reads_the_rest_later_when_the_window_closes() {
     let mut world = World::new().await;
-    for (read, bytes) in [(ReadMode::Names, 150_000), (ReadMode::Full, 300_000)] {
+    for (read, bytes) in [(ReadMode::Names, 100_000), (ReadMode::Full, 200_000)] {
         if world.repository.snapshots().await.unwrap().snapshots.is_empty() {
             back_up(&world.database, &world.repository, 2).await;
         }
