@@ -67,8 +67,12 @@ impl World {
                         allowed.recording && is_own,
                         "a snapshot out of nowhere: {snapshot:?}"
                     );
-                    match self.undecided.get(&snapshot.id) {
-                        Some(killed) => killed.state.clone(),
+                    // It may be that of a session which was left, and the database has changed since.
+                    match self.undecided.get(&other.unwrap_or(snapshot.id)) {
+                        Some(killed) => {
+                            self.tally.gone_on += 1;
+                            killed.state.clone()
+                        }
                         None => self.state.clone(),
                     }
                 }
@@ -103,12 +107,22 @@ impl World {
         });
         self.tally.sessions_given_up += before - self.undecided.len();
         for session in found {
-            let (at, state) = (self.clock, &self.state);
-            self.undecided.entry(session).or_insert_with(|| Killed {
+            let at = self.last_sign(repository, session).await;
+            let state = &self.state;
+            let killed = self.undecided.entry(session).or_insert_with(|| Killed {
                 at,
                 state: state.clone(),
             });
+            killed.at = at.max(killed.at);
         }
+    }
+
+    /// When a session was last seen alive, by the store's clock.
+    async fn last_sign(&self, repository: &Repository, session: SessionId) -> TimeDelta {
+        let objects = repository.store().list(&session.folder());
+        let objects: Vec<_> = objects.try_collect().await.unwrap();
+        let last = objects.iter().map(|object| object.last_modified).max();
+        last.unwrap() - firebank::clock::now()
     }
 
     /// Chunks and runs that sessions wrote which may live.
