@@ -4,9 +4,10 @@
 //! calls a fault has seen, so a test that makes its calls one after the other sees the same trouble every time.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tonic::{Code, Status};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -81,6 +82,8 @@ pub enum Effect {
     Status(Code, String),
     /// It is answered later by this much.
     Delay(Duration),
+    /// It is answered once the plan is another one.
+    Hold,
     /// Its stream ends with this status after so many documents.
     CutAfter {
         /// Documents that are still sent.
@@ -177,6 +180,9 @@ pub struct FaultPlan {
     pub stream_lifetime: Option<Duration>,
     /// How many bytes of streamed documents all connections together get in a second.
     pub bytes_per_second: Option<u64>,
+    /// How many streamed documents all connections together get until the plan is another one. A stream may send what it has at
+    /// hand beyond that.
+    pub hold_after: Option<u64>,
     /// Writes above which a BatchWrite or Commit is "too big".
     pub max_request_writes: Option<usize>,
     /// Bytes above which a BatchWrite or Commit is "too big".
@@ -220,12 +226,15 @@ struct Active {
     plan: FaultPlan,
     /// Calls or writes that each fault has seen.
     seen: Vec<AtomicU64>,
+    /// Documents that streams were let send.
+    sent: AtomicU64,
 }
 
 impl Active {
     fn new(plan: FaultPlan) -> Self {
         Self {
             seen: plan.faults.iter().map(|_| AtomicU64::new(0)).collect(),
+            sent: AtomicU64::new(0),
             plan,
         }
     }
@@ -251,7 +260,7 @@ impl Active {
 /// The handle by which a running server's faults are changed. Clones are the same handle.
 #[derive(Clone, Debug)]
 pub struct Faults {
-    active: Arc<RwLock<Arc<Active>>>,
+    active: watch::Sender<Arc<Active>>,
     /// When the streams' bytes that were given out so far are paid for.
     paid_until: Arc<Mutex<Instant>>,
     connections: Connections,
@@ -260,25 +269,19 @@ pub struct Faults {
 impl Faults {
     pub(crate) fn new(plan: FaultPlan, connections: Connections) -> Self {
         Self {
-            active: Arc::new(RwLock::new(Arc::new(Active::new(plan)))),
+            active: watch::Sender::new(Arc::new(Active::new(plan))),
             paid_until: Arc::new(Mutex::new(Instant::now())),
             connections,
         }
     }
 
     fn active(&self) -> Arc<Active> {
-        self.active
-            .read()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .clone()
+        self.active.borrow().clone()
     }
 
     /// Replaces the plan; every fault begins to count anew. Streams that are open keep the fate they have.
     pub fn set(&self, plan: FaultPlan) {
-        *self
-            .active
-            .write()
-            .unwrap_or_else(|poisoned| poisoned.into_inner()) = Arc::new(Active::new(plan));
+        self.active.send_replace(Arc::new(Active::new(plan)));
     }
 
     /// Adds a fault to the plan; every fault begins to count anew.
@@ -320,7 +323,8 @@ impl Faults {
 
     /// Lets a call suffer its delays, and says how its stream ends or that it fails at once.
     pub(crate) async fn admit(&self, rpc: Rpc) -> Result<StreamFate, Status> {
-        let active = self.active();
+        let mut plans = self.active.subscribe();
+        let active = plans.borrow_and_update().clone();
         let mut fate = StreamFate {
             end: None,
             deadline: active
@@ -336,6 +340,8 @@ impl Faults {
             }
             match &fault.effect {
                 Effect::Delay(delay) => tokio::time::sleep(*delay).await,
+                // The sender is this handle's own, so it is there.
+                Effect::Hold => drop(plans.changed().await),
                 Effect::Status(code, message) => {
                     status.get_or_insert_with(|| Status::new(*code, message.clone()));
                 }
@@ -403,8 +409,14 @@ impl Faults {
         WriteFate::Usual
     }
 
-    /// Waits until `bytes` more may be sent.
-    pub(crate) async fn throttle(&self, bytes: usize) {
+    /// Waits until so much more may be sent.
+    pub(crate) async fn throttle(&self, documents: u64, bytes: usize) {
+        let mut plans = self.active.subscribe();
+        let active = plans.borrow_and_update().clone();
+        let sent = active.sent.fetch_add(documents, Ordering::Relaxed);
+        if active.plan.hold_after.is_some_and(|limit| sent >= limit) {
+            drop(plans.changed().await);
+        }
         let Some(rate) = self.active().plan.bytes_per_second else {
             return;
         };

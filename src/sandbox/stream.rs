@@ -139,7 +139,7 @@ impl Pump {
         }
         let bytes: usize = answers.iter().map(Answer::len).sum();
         let documents = answers.iter().filter(|answer| answer.is_document()).count() as u64;
-        self.service.faults().throttle(bytes).await;
+        self.service.faults().throttle(documents, bytes).await;
         self.sent += documents;
         let usage = self.service.counters();
         add(&usage.documents_sent, documents);

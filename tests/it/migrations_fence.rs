@@ -403,12 +403,16 @@ async fn a_store_that_fails_in_the_middle_of_the_journal_costs_nothing() {
     // It can still be read: the migration fails, and is undone from what was kept.
     let slow = slow_runner(&bench, 2000.0);
     let progress = Progress::new();
+    sandbox
+        .faults()
+        .add(Fault::new(Rpc::BatchWrite, When::After(1), Effect::Hold));
     let full = async {
         bench.until(|documents| *documents != before).await;
         strange.habits(Habits {
             no_put: true,
             ..Habits::default()
         });
+        sandbox.faults().clear();
     };
     let (failed, ()) = tokio::join!(slow.migrate(MigrateOptions::default(), &progress), full);
     strange.habits(Habits::default());
@@ -429,6 +433,8 @@ async fn a_store_that_fails_in_the_middle_of_the_journal_costs_nothing() {
     for stop in 1..=requests {
         strange.habits(Habits {
             stops_at: Some(stop),
+            // Slower than the first batch of writes, and faster than the last one.
+            takes_to_fail: Duration::from_millis(250),
             ..Habits::default()
         });
         let failed = slow.migrate(MigrateOptions::default(), &progress).await;

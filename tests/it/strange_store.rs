@@ -31,6 +31,8 @@ pub(crate) struct Habits {
     pub(crate) no_delete: Option<String>,
     /// Requests from this one on, counted from 1, fail.
     pub(crate) stops_at: Option<u64>,
+    /// How long they take to.
+    pub(crate) takes_to_fail: Duration,
     /// Its clock is ahead by so much: what is written bears such times.
     pub(crate) ahead: TimeDelta,
     /// Requests take up to so long, and listings see some of what is created or deleted meanwhile.
@@ -116,9 +118,17 @@ impl StrangeStore {
     }
 
     async fn begin(&self) -> Result<Habits> {
-        let habits = self.count()?;
-        pause(habits.delay).await;
-        Ok(habits)
+        match self.count() {
+            Ok(habits) => {
+                pause(habits.delay).await;
+                Ok(habits)
+            }
+            Err(error) => {
+                let takes = self.habits.lock().unwrap().takes_to_fail;
+                tokio::time::sleep(takes).await;
+                Err(error)
+            }
+        }
     }
 }
 

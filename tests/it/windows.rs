@@ -10,7 +10,7 @@ use firebank::diff::{DiffOptions, ReadTimes, diff_live};
 use firebank::document::{DocumentKey, DocumentPath, KeyRange, Timestamp, canonical, typed_json};
 use firebank::firestore::{BulkWriter, Firestore, WriteFailure, WriteOptions};
 use firebank::progress::Progress;
-use firebank::sandbox::{FaultPlan, Rpc, Sandbox, SandboxConfig, Usage};
+use firebank::sandbox::{FaultPlan, Sandbox, SandboxConfig};
 use firebank::verify::{CompareOptions, Sample, verify_database, verify_sample};
 use futures::TryStreamExt;
 
@@ -100,41 +100,39 @@ impl World {
         }
     }
 
-    /// Backs up while the database changes, and closes the window of the past once so many documents were read.
+    /// Backs up while the database changes, and closes the window of the past once so many documents were read. A backup that
+    /// has stored nothing by then begins anew.
     async fn back_up_while_it_closes(
         &mut self,
         options: BackupOptions,
-        bytes_per_second: u64,
         documents: u64,
     ) -> (Result<BackupStats, BackupError>, Model) {
         let (database, repository) = (self.database.clone(), self.repository.clone());
         let work = async move { backup(&database, &repository, options, &Progress::new()).await };
-        self.while_it_closes(work, bytes_per_second, |usage| usage.documents_sent >= documents)
-            .await
+        self.while_it_closes(work, documents).await
     }
 
-    /// Does something while the database changes, and closes the window of the past once the server was asked for enough. What the
-    /// database held before comes along.
+    /// Does something while the database changes, and closes the window of the past once so many documents were read: there the
+    /// server waits. What the database held before comes along.
     async fn while_it_closes<T: Send + 'static>(
         &mut self,
         work: impl Future<Output = T> + Send + 'static,
-        bytes_per_second: u64,
-        enough: impl Fn(Usage) -> bool,
+        documents: u64,
     ) -> (T, Model) {
         let before = self.model.clone();
         self.sandbox.faults().set(FaultPlan {
-            bytes_per_second: Some(bytes_per_second),
+            hold_after: Some(documents),
             ..FaultPlan::default()
         });
-        let usage = self.sandbox.usage();
+        let sent = self.sandbox.usage().documents_sent;
         let begun = std::time::Instant::now();
         let running = tokio::spawn(work);
-        while !enough(self.sandbox.usage().since(&usage)) {
+        while self.sandbox.usage().documents_sent < sent + documents {
             assert!(begun.elapsed() < Duration::from_secs(60) && !running.is_finished());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         self.change(begun.elapsed().subsec_nanos().into()).await;
-        tokio::time::sleep(WINDOW.saturating_sub(begun.elapsed())).await;
+        tokio::time::sleep(WINDOW).await;
         self.sandbox.faults().set(FaultPlan {
             history: Some(WINDOW),
             ..FaultPlan::default()
@@ -189,7 +187,7 @@ impl World {
 async fn a_first_backup_reads_the_rest_later_when_the_window_closes() {
     let mut world = World::new().await;
     let (result, before) = world
-        .back_up_while_it_closes(world.options(ReadMode::Full), 300_000, DOCUMENTS / 3)
+        .back_up_while_it_closes(world.options(ReadMode::Full), DOCUMENTS / 2)
         .await;
     let snapshot = result.unwrap().snapshot;
     let (early, late) = world.check(&snapshot, &before, &world.model).await;
@@ -203,13 +201,13 @@ async fn a_first_backup_reads_the_rest_later_when_the_window_closes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_night_reads_the_rest_later_when_the_window_closes() {
     let mut world = World::new().await;
-    for (read, bytes) in [(ReadMode::Names, 100_000), (ReadMode::Full, 200_000)] {
+    for read in [ReadMode::Names, ReadMode::Full] {
         if world.repository.snapshots().await.unwrap().snapshots.is_empty() {
             back_up(&world.database, &world.repository, 2).await;
         }
         world.change(1).await;
         let (result, before) = world
-            .back_up_while_it_closes(world.options(read), bytes, DOCUMENTS / 3)
+            .back_up_while_it_closes(world.options(read), DOCUMENTS * 2 / 3)
             .await;
         let snapshot = result.unwrap().snapshot;
         assert!(snapshot.parent.is_some());
@@ -280,9 +278,7 @@ async fn whoever_asks_for_one_moment_gets_no_other() {
         require_consistent: true,
         ..world.options(ReadMode::Full)
     };
-    let (result, _) = world
-        .back_up_while_it_closes(options, 300_000, DOCUMENTS / 3)
-        .await;
+    let (result, _) = world.back_up_while_it_closes(options, DOCUMENTS / 2).await;
     assert!(
         matches!(result, Err(BackupError::WindowClosed { .. })),
         "{result:?}"
@@ -375,9 +371,7 @@ async fn the_rest_is_compared_later_when_the_window_closes() {
         };
         verify_database(&reader, &database, &options, &Progress::new()).await
     };
-    let (stats, before) = world
-        .while_it_closes(work, 100_000, |usage| usage.documents_sent >= DOCUMENTS / 3)
-        .await;
+    let (stats, before) = world.while_it_closes(work, DOCUMENTS / 3).await;
     let stats = stats.unwrap();
     check_later(&stats.later, stats.read_time);
     let found = stats.comparison.first_differences.iter();
@@ -418,9 +412,8 @@ async fn the_rest_is_compared_later_when_the_window_closes() {
         let changes = diff_live(&reader, &database, &times, &options).await?;
         changes.try_collect::<Vec<_>>().await
     };
-    // Once what changed is fetched: what is fetched then is of the first moment.
-    let fetches = |usage: Usage| usage.requests_of(Rpc::BatchGetDocuments) >= 2;
-    let (changes, before) = world.while_it_closes(work, 60_000, fetches).await;
+    // Some of what changed is fetched before, some at the first moment still.
+    let (changes, before) = world.while_it_closes(work, DOCUMENTS * 2 / 3).await;
     let changes = changes.unwrap().into_iter().flatten();
     let changes: BTreeMap<DocumentKey, ChangeKind> =
         changes.map(|change| (change.path.key(), change.kind)).collect();
@@ -464,9 +457,7 @@ async fn the_rest_of_a_sample_is_compared_later_when_the_window_closes() {
         let everything = Sample::Percent(100.0);
         verify_sample(&reader, &database, everything, &options, &Progress::new()).await
     };
-    let (stats, before) = world
-        .while_it_closes(work, 100_000, |usage| usage.documents_sent >= DOCUMENTS / 6)
-        .await;
+    let (stats, before) = world.while_it_closes(work, DOCUMENTS / 6).await;
     let stats = stats.unwrap();
     check_later(&stats.later, stats.read_time);
     assert_eq!(stats.documents, DOCUMENTS);
@@ -486,9 +477,9 @@ fn the_command_tells_what_was_compared_later() {
     shop.run(["init"]).done();
     let id = shop.back_up();
     let address = shop.address();
-    let run = |bytes_per_second, arguments: &[&str]| {
+    let run = |arguments: &[&str]| {
         shop.sandbox.faults().set(FaultPlan {
-            bytes_per_second: Some(bytes_per_second),
+            hold_after: Some(900),
             ..FaultPlan::default()
         });
         let sent = shop.sandbox.usage().documents_sent;
@@ -513,9 +504,9 @@ fn the_command_tells_what_was_compared_later() {
         assert!(ended.stderr.contains(": as of 2"), "{ended}");
         ended.json()
     };
-    let verified = run(80_000, &["verify", &id, "--live", "--parallel", "2", "--json"]);
+    let verified = run(&["verify", &id, "--live", "--parallel", "2", "--json"]);
     assert_eq!(verified["matches"], true);
-    let differences = run(30_000, &["diff", &id, "live", "--parallel", "2", "--json"]);
+    let differences = run(&["diff", &id, "live", "--parallel", "2", "--json"]);
     assert_eq!(differences["documents"], serde_json::json!([]));
     for view in [verified, differences] {
         let later = view["later_ranges"].as_array().unwrap();
