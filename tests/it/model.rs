@@ -77,12 +77,11 @@ fn edit() -> impl Strategy<Value = (u16, Edit)> {
 fn reading() -> impl Strategy<Value = Reading> {
     let read = prop_oneof![Just(ReadMode::Names), Just(ReadMode::Full)];
     let often = proptest::bool::weighted;
-    (read, 1usize..6, often(0.15), often(0.3)).prop_map(|(read, ranges, alone, resume)| Reading {
+    (read, 1usize..6, often(0.15), often(0.5)).prop_map(|(read, ranges, alone, resume)| Reading {
         read,
         ranges,
         alone,
         resume,
-        splits: false,
     })
 }
 

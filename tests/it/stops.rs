@@ -17,7 +17,6 @@ const FULL: Reading = Reading {
     ranges: 3,
     alone: false,
     resume: false,
-    splits: false,
 };
 
 const NAMES: Reading = Reading {

@@ -46,8 +46,6 @@ pub(crate) struct Reading {
     pub(crate) alone: bool,
     /// Goes on with what was left, where something was.
     pub(crate) resume: bool,
-    /// Idle readers take parts of ranges.
-    pub(crate) splits: bool,
 }
 
 /// Whether a process came to its end.
@@ -311,11 +309,6 @@ impl World {
             },
             resume: reading.resume,
             checkpoint_every: Duration::ZERO,
-            split_after: match reading.splits {
-                true => Duration::ZERO,
-                false => Duration::from_secs(3600),
-            },
-            split_documents: 0,
             ..BackupOptions::default()
         };
         let process = self.process(kill_at).await;

@@ -95,10 +95,16 @@ impl World {
     async fn note_sessions(&mut self, repository: &Repository, sweeping: bool) {
         let found = undecided_sessions(repository).await;
         let before = self.undecided.len();
+        let recorded: BTreeSet<SessionId> = self
+            .recorded
+            .values()
+            .flat_map(|(snapshot, _)| [Some(snapshot.id), snapshot.replaces])
+            .flatten()
+            .collect();
         self.undecided.retain(|session, killed| {
             let stays = found.contains(session);
             let is_dead = self.clock - killed.at >= expiry();
-            let is_recorded = self.recorded.contains_key(session);
+            let is_recorded = recorded.contains(session);
             assert!(
                 stays || is_recorded || sweeping && is_dead,
                 "session {session} was given up too early"
