@@ -370,6 +370,7 @@ mod tests {
             started_at: clock::now(),
             selection: Selection::all(),
             parent: Some(parent.id),
+            merges: None,
             read: ReadMode::Names,
             ranges: vec![KeyRange::all()],
             extra: BTreeMap::new(),

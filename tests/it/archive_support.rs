@@ -114,6 +114,7 @@ pub(crate) fn plan(boundaries: &[Vec<u8>], read_time: i64) -> Plan {
         started_at: time(read_time),
         selection: Selection::all(),
         parent: None,
+        merges: None,
         read: ReadMode::Full,
         ranges: tile(boundaries),
         extra: BTreeMap::new(),

@@ -196,6 +196,33 @@ async fn a_night_may_stop_where_it_merges_layers() {
     assert!(requests > 30, "{requests}");
 }
 
+/// What a merge has written of some ranges is not what the database has of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_goes_on_with_a_merge_as_with_a_backup() {
+    let (_sandbox, mut base) = world(1).await;
+    base.write((0..40).map(|number| (number, Edit::Put(900 + i64::from(number)))))
+        .await;
+    let recorded = base.moments() + 1;
+    let resuming = Reading { resume: true, ..FULL };
+    let mut merging = 0;
+    for stop in 1.. {
+        let mut world = base.fork();
+        if world.back_up(FULL, Some(stop)).await == Ended::Done {
+            break;
+        }
+        if world.moments() < recorded {
+            continue;
+        }
+        merging += usize::from(!world.open_sessions().await.is_empty());
+        assert_eq!(world.back_up(resuming, None).await, Ended::Done);
+        assert_eq!(world.moments(), recorded + 1, "stopped at {stop}");
+        world.wait(TimeDelta::hours(25));
+        world.clean(KEEP_ALL, None).await;
+        world.restore(0, None).await;
+    }
+    assert!(merging > 5, "{merging}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_compaction_may_stop_anywhere() {
     let (_sandbox, base) = world(4).await;
