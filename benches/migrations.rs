@@ -225,7 +225,9 @@ async fn migrate(address: String, round: u64) -> anyhow::Result<Cost> {
     let scripts = folder.path().join("migrations");
     std::fs::create_dir(&scripts)?;
     std::fs::write(scripts.join("v1_bench.js"), script(round))?;
-    let store = Store::local(folder.path().join("repository"))?;
+    let store = folder.path().join("repository");
+    std::fs::create_dir(&store)?;
+    let store = Store::local(store)?;
     let repository = Repository::init(store, firebank::clock::now()).await?;
     let options = RunnerOptions::new(&database, scripts, "the benchmark");
     let runner = Runner::new(database, Some(repository), options);

@@ -58,7 +58,7 @@ use crate::stop::Stop;
 /// Which snapshot a backup builds upon.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Parent {
-    /// The newest of the same database and selection that is older; none if there is none.
+    /// The newest of the same database and selection that is of no later time; none if there is none.
     #[default]
     Newest,
     /// This one: an id, the beginning of one, or `latest`.

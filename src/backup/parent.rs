@@ -36,8 +36,9 @@ impl Wanted<'_> {
         {
             return Some("the database was deleted and made again since then");
         }
-        if snapshot.latest_read_time() >= self.read_time {
-            return Some("it is not older than this backup");
+        // With recovery, backups are of whole minutes, and two may be of the same.
+        if snapshot.latest_read_time() > self.read_time {
+            return Some("it is of a later time than this backup");
         }
         None
     }
@@ -161,7 +162,8 @@ mod tests {
     #[test]
     fn the_parent_is_of_the_same() {
         assert!(is_parent(|_, _| {}));
-        assert!(!is_parent(|_, wanted| wanted.read_time = Timestamp::new(1, 0)));
+        assert!(is_parent(|_, wanted| wanted.read_time = Timestamp::new(1, 0)));
+        assert!(!is_parent(|_, wanted| wanted.read_time = Timestamp::new(0, 999_999_000)));
         assert!(!is_parent(
             |snapshot, _| snapshot.kind = SnapshotKind::BeforeImages
         ));

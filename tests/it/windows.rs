@@ -314,10 +314,10 @@ async fn the_past_is_backed_up() {
             );
         }
     }
-    // It goes on from the past to the present, and cannot go the other way.
+    // It goes on from the past to the present, and cannot go the other way: only what is of no later time can be built upon.
     world.check_the_next_night(ReadMode::Names).await;
     let again = at(options).await.unwrap().snapshot;
-    assert_eq!(again.parent, None);
+    assert_eq!(again.parent, Some(snapshot.id));
     for (seconds, nanos, pitr, why) in [
         (60, 0, false, "future"),
         (0, 1, false, "microseconds"),
