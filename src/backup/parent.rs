@@ -163,7 +163,9 @@ mod tests {
     fn the_parent_is_of_the_same() {
         assert!(is_parent(|_, _| {}));
         assert!(is_parent(|_, wanted| wanted.read_time = Timestamp::new(1, 0)));
-        assert!(!is_parent(|_, wanted| wanted.read_time = Timestamp::new(0, 999_999_000)));
+        assert!(!is_parent(
+            |_, wanted| wanted.read_time = Timestamp::new(0, 999_999_000)
+        ));
         assert!(!is_parent(
             |snapshot, _| snapshot.kind = SnapshotKind::BeforeImages
         ));
