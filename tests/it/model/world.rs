@@ -236,7 +236,7 @@ impl World {
         self.process(None).await.repository
     }
 
-    /// Sessions that a backup can go on with.
+    /// Sessions that have a plan and are not decided.
     pub(crate) async fn open_sessions(&self) -> Vec<SessionId> {
         let open = self.repository().await.open_sessions().await.unwrap();
         open.into_iter().map(|session| session.id).collect()
@@ -244,9 +244,15 @@ impl World {
 
     /// Whether a session has become a snapshot, or one that stands in for it.
     pub(crate) fn has_recorded(&self, session: SessionId) -> bool {
-        let is_its =
-            |(snapshot, _): &(Snapshot, State)| snapshot.id == session || snapshot.replaces == Some(session);
-        self.recorded.values().any(is_its)
+        self.recorded_sessions().contains(&session)
+    }
+
+    fn recorded_sessions(&self) -> BTreeSet<SessionId> {
+        let snapshots = self.recorded.values().map(|(snapshot, _)| snapshot);
+        snapshots
+            .flat_map(|snapshot| [Some(snapshot.id), snapshot.replaces])
+            .flatten()
+            .collect()
     }
 
     /// Time goes by for the store.

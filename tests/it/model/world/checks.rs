@@ -95,12 +95,7 @@ impl World {
     async fn note_sessions(&mut self, repository: &Repository, sweeping: bool) {
         let found = undecided_sessions(repository).await;
         let before = self.undecided.len();
-        let recorded: BTreeSet<SessionId> = self
-            .recorded
-            .values()
-            .flat_map(|(snapshot, _)| [Some(snapshot.id), snapshot.replaces])
-            .flatten()
-            .collect();
+        let recorded = self.recorded_sessions();
         self.undecided.retain(|session, killed| {
             let stays = found.contains(session);
             let is_dead = self.clock - killed.at >= expiry();
