@@ -21,6 +21,18 @@ pub(crate) struct Doc {
     pub(crate) body: Vec<u8>,
 }
 
+impl Doc {
+    /// The document at this key.
+    pub(crate) fn at<'a>(&'a self, key: &'a [u8]) -> DocumentRef<'a> {
+        DocumentRef {
+            key,
+            create_time: self.create_time,
+            update_time: self.update_time,
+            body: &self.body,
+        }
+    }
+}
+
 /// Documents by key.
 pub(crate) type Docs = BTreeMap<Vec<u8>, Doc>;
 
@@ -142,13 +154,7 @@ pub(crate) async fn try_feed(mut writer: RangeWriter, docs: &Docs) -> Result<Ran
         if !writer.reads().contains(key) {
             continue;
         }
-        let document = DocumentRef {
-            key,
-            create_time: doc.create_time,
-            update_time: doc.update_time,
-            body: &doc.body,
-        };
-        if writer.push(document).await? == Flow::Done {
+        if writer.push(doc.at(key)).await? == Flow::Done {
             break;
         }
     }
@@ -182,13 +188,7 @@ pub(crate) async fn compare_one(
             if before.is_none() {
                 compared.added();
             }
-            let document = DocumentRef {
-                key,
-                create_time: doc.create_time,
-                update_time: doc.update_time,
-                body: &doc.body,
-            };
-            writer.put(document).await?;
+            writer.put(doc.at(key)).await?;
         }
         (_, Some(doc)) => compared.unchanged(key, doc.body.len() as u32)?,
         (_, None) => writer.delete(key).await?,

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use firebank::archive::*;
 use firebank::compact::{CompactOptions, compact};
-use firebank::document::KeyRange;
+use firebank::document::{DocumentKey, KeyRange};
 use futures::TryStreamExt;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -193,7 +193,7 @@ async fn work_or_die(session: &Session, night: &Night, random: &mut StdRng) -> R
         }
         match night.parent {
             Some(_) => write_changes(session, range, night, random).await?,
-            None => write_all(session, range, &night.docs).await?,
+            None => drop(try_feed(session.resume_range_writer(range), &night.docs).await?),
         }
     }
     let draft = SnapshotDraft {
@@ -201,25 +201,6 @@ async fn work_or_die(session: &Session, night: &Night, random: &mut StdRng) -> R
         ..SnapshotDraft::default()
     };
     Ok(Some(session.commit(draft).await?))
-}
-
-async fn write_all(session: &Session, range: UnfinishedRange, docs: &Docs) -> Result<()> {
-    let mut writer = session.resume_range_writer(range);
-    for (key, doc) in docs {
-        if !writer.reads().contains(key) {
-            continue;
-        }
-        let document = firebank::document::DocumentRef {
-            key,
-            create_time: doc.create_time,
-            update_time: doc.update_time,
-            body: &doc.body,
-        };
-        if writer.push(document).await? == Flow::Done {
-            break;
-        }
-    }
-    writer.finish().await.map(drop)
 }
 
 async fn write_changes(
@@ -237,7 +218,7 @@ async fn write_changes(
         }
         compare_one(&mut writer, key, before, now).await?;
         if random.random_bool(0.03) {
-            let cursor = firebank::document::DocumentKey::from_bytes(key.clone());
+            let cursor = DocumentKey::from_bytes(key.clone());
             writer.write_checkpoint(cursor).await?;
         }
     }

@@ -127,18 +127,27 @@ async fn read_range(session: &Session, mut range: UnfinishedRange, docs: &Docs, 
         if often {
             writer.want_checkpoint();
         }
-        let document = DocumentRef {
-            key,
-            create_time: doc.create_time,
-            update_time: doc.update_time,
-            body: &doc.body,
-        };
         pushed += 1;
-        if writer.push(document).await.unwrap() == Flow::Done {
+        if writer.push(doc.at(key)).await.unwrap() == Flow::Done {
             break;
         }
     }
     writer.finish().await.unwrap();
+}
+
+/// All workers of a session, none of whom has done anything yet.
+async fn workers(repository: &Repository, id: SessionId, plan: Plan) -> Vec<Worker> {
+    let mut workers = Vec::new();
+    for _ in 0..WORKERS {
+        let options = SessionOptions {
+            id: Some(id),
+            ..SessionOptions::new(plan.clone())
+        };
+        let session = Session::begin(repository, options).await.unwrap();
+        let ranges = session.planned_ranges();
+        workers.push(Worker { session, ranges });
+    }
+    workers
 }
 
 async fn a_session(seed: u64) -> bool {
@@ -149,17 +158,7 @@ async fn a_session(seed: u64) -> bool {
     cuts.sort();
     let plan = plan(&cuts, 0);
     let past = Past::new(random, plan.read_time);
-    let id = SessionId::from_u64(seed + 1);
-    let mut workers = Vec::new();
-    for _ in 0..WORKERS {
-        let options = SessionOptions {
-            id: Some(id),
-            ..SessionOptions::new(plan.clone())
-        };
-        let session = Session::begin(&repository, options).await.unwrap();
-        let ranges = session.planned_ranges();
-        workers.push(Worker { session, ranges });
-    }
+    let mut workers = workers(&repository, SessionId::from_u64(seed + 1), plan).await;
     let mut tails = 0;
     let committed = 'committed: {
         for step in 0.. {
@@ -341,17 +340,7 @@ async fn a_night(seed: u64) -> (bool, usize) {
         read: ReadMode::Names,
         ..plan(&cuts, 10)
     };
-    let id = SessionId::from_u64(seed + 1_000);
-    let mut workers = Vec::new();
-    for _ in 0..WORKERS {
-        let options = SessionOptions {
-            id: Some(id),
-            ..SessionOptions::new(plan.clone())
-        };
-        let session = Session::begin(&repository, options).await.unwrap();
-        let ranges = session.planned_ranges();
-        workers.push(Worker { session, ranges });
-    }
+    let mut workers = workers(&repository, SessionId::from_u64(seed + 1_000), plan).await;
     repository.forget(parent.id, "a test").await.unwrap();
     sweep(&repository, &SweepOptions::default()).await.unwrap();
     let draft = || SnapshotDraft {
