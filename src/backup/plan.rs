@@ -55,10 +55,16 @@ pub(super) async fn ranges_of_parent(
         .collect())
 }
 
+/// How many ranges can be read at the same time, by all tasks together.
+fn readers(options: &BackupOptions) -> usize {
+    let tasks = options.task.as_ref().map_or(1, |task| task.task.count() as usize);
+    options.parallel.max(1) * tasks
+}
+
 fn parts(documents: u64, least: u64, options: &BackupOptions) -> usize {
     usize::try_from(documents / least)
         .unwrap_or(usize::MAX)
-        .clamp(1, options.parallel.max(1) * RANGES_PER_READER)
+        .clamp(1, readers(options) * RANGES_PER_READER)
 }
 
 /// The selection cut by what the server tells of its documents.
@@ -84,7 +90,7 @@ pub(super) async fn ranges_of_database(
         let parts = match (options.ranges, count) {
             (Some(ranges), _) => ranges.max(1),
             (None, Some(count)) => parts(count, MIN_DOCUMENTS_PER_RANGE, options),
-            (None, None) => options.parallel.max(1),
+            (None, None) => readers(options),
         };
         let boundaries = if parts > 1 {
             database.split(&interval, groups, read_time, parts).await?
