@@ -163,7 +163,7 @@ pub(super) enum Others {
     /// There may be any number, that know only the session's name.
     Named,
     /// It is one of several tasks.
-    Tasks(Fleet),
+    Tasks(Box<Fleet>),
 }
 
 impl Others {
@@ -174,13 +174,13 @@ impl Others {
         before: &RequestCounts,
     ) -> Self {
         match (&options.task, &options.session) {
-            (Some(task), _) => Self::Tasks(Fleet {
+            (Some(task), _) => Self::Tasks(Box::new(Fleet {
                 options: task.clone(),
                 session: Arc::clone(session),
                 database: database.clone(),
-                before: before.clone(),
+                before: *before,
                 has_claimed: AtomicBool::new(false),
-            }),
+            })),
             (None, Some(_)) => Self::Named,
             (None, None) => Self::None,
         }
