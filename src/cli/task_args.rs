@@ -26,6 +26,11 @@ pub(crate) struct TaskArgs {
 }
 
 impl TaskArgs {
+    /// Whether the command line says anything of it.
+    pub(crate) fn is_given(&self) -> bool {
+        self.task_index.is_some() || self.task_count.is_some()
+    }
+
     /// The task; `None` when nothing says that there are several.
     pub(crate) fn task(&self) -> anyhow::Result<Option<Task>> {
         let index = match self.task_index {

@@ -8,7 +8,7 @@ use firebank::backup::{BackupError, BackupOptions, BackupStats, CommittedBy, Tas
 use firebank::document::{DocumentPath, canonical, typed_json};
 use firebank::firestore::Firestore;
 use firebank::progress::Progress;
-use firebank::sandbox::{FaultPlan, Sandbox, SandboxConfig, SyntheticSpec};
+use firebank::sandbox::{Effect, Fault, FaultPlan, Rpc, Sandbox, SandboxConfig, SyntheticSpec, When};
 use firebank::stop::Stop;
 use firebank::store::Store;
 use firebank::task::Task;
@@ -63,22 +63,15 @@ fn slowly(sandbox: &Sandbox, bytes_per_second: u64) {
     });
 }
 
-/// Starts one task of a session.
-fn start_task(shop: &Shop, address: &str, session: &str, index: u32, count: u32) -> Child {
+/// Starts one task of a session that is planned in so many ranges.
+fn start_task(shop: &Shop, address: &str, (session, ranges): (&str, u32), task: Task) -> Child {
     let mut command = shop.std_command();
     command
         .args(["--emulator", address, "--project", SHOP])
-        .args([
-            "backup",
-            "--session",
-            session,
-            "--ranges",
-            "64",
-            "--parallel",
-            "2",
-        ])
-        .args(["--task-count", &count.to_string()])
-        .env("JOB_COMPLETION_INDEX", index.to_string())
+        .args(["backup", "--session", session, "--parallel", "2"])
+        .args(["--ranges", &ranges.to_string()])
+        .args(["--task-count", &task.count().to_string()])
+        .env("JOB_COMPLETION_INDEX", task.index().to_string())
         .env("FIREBANK_EXECUTION", format!("of-{session}"))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
@@ -87,7 +80,14 @@ fn start_task(shop: &Shop, address: &str, session: &str, index: u32, count: u32)
 
 /// Waits for the tasks; with `kills`, so many of them are killed first, at random, and started again.
 fn let_work(shop: &Shop, session: &str, mut kills: u32) -> Vec<String> {
-    let start = |index| start_task(shop, &shop.address(), session, index, TASKS);
+    let start = |index| {
+        start_task(
+            shop,
+            &shop.address(),
+            (session, 64),
+            Task::new(index, TASKS).unwrap(),
+        )
+    };
     let mut tasks: Vec<Child> = (0..TASKS).map(start).collect();
     let begun = Instant::now();
     let mut random = rand::rng();
@@ -128,9 +128,14 @@ fn eight_tasks_that_are_killed_take_the_snapshot_of_one() {
         assert_eq!(snapshots.len(), 2 * night + 1, "one backup, whoever was killed");
 
         // One that comes back after the commit.
-        let late = start_task(&shop, &shop.address(), session, 3, TASKS)
-            .wait_with_output()
-            .unwrap();
+        let late = start_task(
+            &shop,
+            &shop.address(),
+            (session, 64),
+            Task::new(3, TASKS).unwrap(),
+        )
+        .wait_with_output()
+        .unwrap();
         let says = String::from_utf8(late.stdout).unwrap();
         assert!(late.status.success() && says.contains("is there"), "{says}");
         assert!(says.contains(&snapshots[0]), "{says}");
@@ -239,7 +244,7 @@ fn quick(index: u32, count: u32) -> TaskOptions {
 async fn idle_tasks_are_given_parts_of_what_others_read() {
     let world = World::new().await;
     for (session, read) in [("first", None), ("whole", Some(ReadMode::Full))] {
-        slowly(&world.sandbox, 1_500_000);
+        slowly(&world.sandbox, 500_000);
         let before = world.sandbox.usage().documents_sent;
         let tasks: Vec<_> = (0..TASKS)
             .map(|index| {
@@ -541,8 +546,86 @@ fn make_damage(shop: &Shop) {
     std::fs::write(&largest, bytes).unwrap();
 }
 
+/// Starts a task of a restore of the newest snapshot.
+fn start_restore(shop: &Shop, index: u32, count: u32) -> Child {
+    let mut command = shop.std_command();
+    command
+        .args(["--emulator", &shop.address(), "--project", SHOP])
+        .args(["restore", "latest", "--to-project", "demo-copy", "--json"])
+        .args(["--state", "state", "--parallel", "2"])
+        .args(["--task-count", &count.to_string()])
+        .env("JOB_COMPLETION_INDEX", index.to_string())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+#[test]
+fn tasks_share_a_restore_and_go_on_where_they_were_killed() {
+    const RESTORERS: u32 = 3;
+    let shop = Shop::empty();
+    make_repository(&shop);
+    shop.put(SHOP, (0..DOCUMENTS).map(|number| document(number, 0)).collect());
+    shop.back_up();
+    shop.firebank([
+        "restore",
+        "latest",
+        "--to-project",
+        "demo-copy",
+        "--task-index",
+        "0",
+        "--task-count",
+        "3",
+    ])
+    .fails(2, &["--state"]);
+    // Slow enough that the first is killed in the middle.
+    shop.add_fault(Fault::new(
+        Rpc::BatchWrite,
+        When::Always,
+        Effect::Delay(Duration::from_millis(400)),
+    ));
+    let mut tasks: Vec<Child> = (0..RESTORERS)
+        .map(|index| start_restore(&shop, index, RESTORERS))
+        .collect();
+    let begun = Instant::now();
+    let checkpoints = || {
+        let files = files_below(&shop.path());
+        files.iter().filter(|name| name.contains("/checkpoint-")).count()
+    };
+    while checkpoints() < 3 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no checkpoint");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let _ = tasks[1].kill();
+    tasks[1].wait().unwrap();
+    let wrong = start_restore(&shop, 0, 4).wait_with_output().unwrap();
+    let says = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert_eq!(wrong.status.code(), Some(2), "{says}");
+    assert!(says.contains("shared by 3 tasks"), "{says}");
+    tasks[1] = start_restore(&shop, 1, RESTORERS);
+    let mut documents = 0;
+    for task in tasks {
+        let ended = task.wait_with_output().unwrap();
+        let says = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert!(ended.status.success(), "{says}");
+        let stats: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();
+        let own = stats["documents"].as_u64().unwrap();
+        assert!(own > u64::from(DOCUMENTS / RESTORERS / 2), "{stats}");
+        documents += own;
+    }
+    // Of the one that was killed, what it had recorded counts.
+    assert_eq!(
+        documents,
+        u64::from(DOCUMENTS),
+        "each document is in one task's share"
+    );
+    assert!(shop.contents("demo-copy") == shop.contents(SHOP));
+    let left = files_below(&shop.file("state"));
+    assert!(left.iter().all(|name| !name.contains("restores/")), "{left:?}");
+}
+
 /// Bytes in a second that each process gets, however many there are.
-const RATE: u64 = 300_000;
+const RATE: u64 = 150_000;
 
 /// How long it takes so many processes to back up 24 MB, each at the same rate.
 fn seconds(tasks: u32) -> f64 {
@@ -564,7 +647,10 @@ fn seconds(tasks: u32) -> f64 {
     let children: Vec<Child> = servers
         .iter()
         .zip(0..)
-        .map(|(server, index)| start_task(&shop, &server.address().to_string(), "timed", index, tasks))
+        .map(|(server, index)| {
+            let task = Task::new(index, tasks).unwrap();
+            start_task(&shop, &server.address().to_string(), ("timed", 32), task)
+        })
         .collect();
     for child in children {
         let ended = child.wait_with_output().unwrap();
@@ -578,7 +664,7 @@ fn seconds(tasks: u32) -> f64 {
 }
 
 #[test]
-#[ignore = "takes two minutes, and a machine that does nothing else"]
+#[ignore = "takes four minutes, and a machine that does nothing else"]
 fn eight_tasks_are_six_times_as_fast_as_one() {
     let (one, eight) = (seconds(1), seconds(8));
     println!(
