@@ -396,7 +396,13 @@ mod tests {
             sampled: 0.0,
         };
         let options = Arc::new(BackupOptions::default());
-        let context = LayerContext::new(comparison, Arc::new(session), options, progress);
+        let context = LayerContext::new(
+            comparison,
+            Arc::new(session),
+            Arc::new(Others::None),
+            options,
+            progress,
+        );
         let nobody = DocumentPath::parse("products/nobody").unwrap();
         let mut changes = Changes::default();
         changes.wanted.push(nobody.clone());

@@ -174,3 +174,24 @@ pub(super) async fn count(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::TaskOptions;
+    use crate::task::Task;
+
+    #[test]
+    fn there_are_ranges_for_the_readers_of_all_tasks() {
+        let of = |count: Option<u32>| BackupOptions {
+            parallel: 8,
+            task: count.map(|count| TaskOptions::new(Task::new(0, count).unwrap())),
+            ..BackupOptions::default()
+        };
+        let many = 1_000_000_000;
+        assert_eq!(parts(many, MIN_DOCUMENTS_PER_RANGE, &of(None)), 32);
+        assert_eq!(parts(many, MIN_DOCUMENTS_PER_RANGE, &of(Some(8))), 256);
+        // Small ranges are not worth it, however many tasks there are: who is idle asks for parts.
+        assert_eq!(parts(640 * 1024, MIN_DOCUMENTS_PER_RANGE, &of(Some(8))), 10);
+    }
+}
