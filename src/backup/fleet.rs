@@ -7,6 +7,10 @@
 //!
 //! Nothing of this is needed for the snapshot to be right: claims may be wrong, and the session's protocol takes care that ranges that
 //! were read twice count once. It keeps documents from being read, and billed, more than once.
+//!
+//! Beside what any backup asks of the store (see [`backup`](mod@super)), a fleet makes two creations and two heads for each
+//! range: the claim, whether it is done or split, and what was billed so far; a listing every few seconds for each task: of requests while
+//! it reads, of the session while it does not; and a get for each claim that a task with nothing to do looks at, once.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
