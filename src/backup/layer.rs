@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 
 use super::compared::{Changes, Comparer, Comparison};
 use super::crew::Share;
+use super::fleet::{Others, Wanting};
 use super::{BackupError, BackupOptions, out_of_patience, plan};
 use crate::archive::{LayerWriter, ReadMode, Session, UnfinishedRange};
 use crate::document::{DocumentBatch, DocumentKey, DocumentPath};
@@ -36,6 +37,7 @@ const SAMPLED_AT_LEAST: f64 = 8.0;
 pub(super) struct LayerContext {
     comparison: Comparison,
     session: Arc<Session>,
+    others: Arc<Others>,
     options: Arc<BackupOptions>,
     fetches: Arc<Semaphore>,
     progress: Progress,
@@ -60,12 +62,14 @@ impl LayerContext {
     pub(super) fn new(
         comparison: Comparison,
         session: Arc<Session>,
+        others: Arc<Others>,
         options: Arc<BackupOptions>,
         progress: Progress,
     ) -> Self {
         Self {
             comparison,
             session,
+            others,
             options,
             fetches: Arc::new(Semaphore::new(FETCHES)),
             progress,
@@ -78,7 +82,7 @@ impl LayerContext {
         range: UnfinishedRange,
         share: Share<UnfinishedRange>,
     ) -> Result<(), BackupError> {
-        if self.options.session.is_some() && self.session.is_done_or_split(&range).await? {
+        if !self.others.leave(&self.session, &range).await? {
             return Ok(());
         }
         let mut attempt = 1;
@@ -179,6 +183,7 @@ impl LayerContext {
         match left {
             None => {
                 writer.shorten(lock(range).range.end.clone())?;
+                self.others.tell_reads().await?;
                 let output = writer.finish().await?;
                 debug!(range = ?output.range, stats = ?output.stats, "range finished");
                 Ok(Left::Done)
@@ -275,8 +280,11 @@ impl Splitting {
     /// Splits what is left of the range, when other readers want some of it, and gives all but the first part away. `false`:
     /// another worker has split it where this one has read on.
     async fn give_away(&mut self) -> Result<bool, BackupError> {
-        let Some(wanted) = self.share.wanted() else {
-            return Ok(true);
+        let range = lock(&self.range).clone();
+        let (wanted, to) = match (self.share.wanted(), self.context.others.want(&range)?) {
+            (Some(wanted), _) => (wanted, Wanting::Readers),
+            (None, Some(wanted)) => (wanted, Wanting::Tasks),
+            (None, None) => return Ok(true),
         };
         let LayerContext {
             comparison,
@@ -284,7 +292,6 @@ impl Splitting {
             options,
             ..
         } = &self.context;
-        let range = lock(&self.range).clone();
         let mut rest = range.clone();
         rest.range = self.comparer.rest();
         let parent = Some(&comparison.parent);
@@ -298,7 +305,9 @@ impl Splitting {
         );
         let points = points.await?;
         if points.is_empty() {
-            self.share.give_nothing();
+            if to == Wanting::Readers {
+                self.share.give_nothing();
+            }
             return Ok(true);
         }
         let mut parts = session.split(&range, &points).await?;
@@ -310,12 +319,14 @@ impl Splitting {
             self.share.give(parts);
             return Ok(false);
         }
-        info!(range = ?range.range, parts = parts.len(), "giving parts of a range to idle readers");
+        info!(range = ?range.range, parts = parts.len(), "giving parts of a range to idle {to}");
         let others = parts.split_off(1);
         let end = parts.remove(0).range.end;
         lock(&self.range).range.end.clone_from(&end);
         self.comparer.shorten(end);
-        self.share.give(others);
+        if to == Wanting::Readers {
+            self.share.give(others);
+        }
         Ok(true)
     }
 }
@@ -385,7 +396,13 @@ mod tests {
             sampled: 0.0,
         };
         let options = Arc::new(BackupOptions::default());
-        let context = LayerContext::new(comparison, Arc::new(session), options, progress);
+        let context = LayerContext::new(
+            comparison,
+            Arc::new(session),
+            Arc::new(Others::None),
+            options,
+            progress,
+        );
         let nobody = DocumentPath::parse("products/nobody").unwrap();
         let mut changes = Changes::default();
         changes.wanted.push(nobody.clone());

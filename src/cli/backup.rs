@@ -12,9 +12,10 @@ use serde::Serialize;
 use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
 use super::snapshots::lag_seconds;
+use super::task_args::TaskArgs;
 use super::{Outcome, UsageError, json_backup, output};
 use crate::archive::{Consistency, Counts, ReadMode, Repository, Selection, Snapshot};
-use crate::backup::{BackupOptions, BackupStats, Parent, backup};
+use crate::backup::{BackupOptions, BackupStats, CommittedBy, Parent, TaskOptions, backup};
 use crate::document::{CollectionPath, Timestamp};
 use crate::progress::Progress;
 use crate::stop::Stop;
@@ -96,6 +97,12 @@ struct Options {
     /// machine or another. Once the backup is there the name cannot be used again [default: in a Cloud Run Job, its execution]
     #[arg(long, value_name = "NAME", conflicts_with = "resume")]
     session: Option<String>,
+    #[command(flatten)]
+    task: TaskArgs,
+    /// What tells these tasks from those of another time: one that is started again after the backup is there says so and ends well, one
+    /// of another execution is refused [default: in a Cloud Run Job, its execution]
+    #[arg(long, value_name = "ID", env = "FIREBANK_EXECUTION", hide_env_values = true)]
+    execution: Option<String>,
     /// Back up the database as it was then, such as 2026-01-31T22:00:00Z: any moment of the last hour, and with point-in-time
     /// recovery any whole minute of the last seven days
     #[arg(long, value_name = "TIME", value_parser = read_time, conflicts_with = "resume")]
@@ -196,6 +203,26 @@ impl Options {
                 "--output and --include-migrations go with --format json",
             ));
         }
+        let session = match self.resume {
+            true => None,
+            false => self.session.or_else(execution),
+        };
+        let task = match self.resume {
+            true => None,
+            false => self.task.task()?,
+        };
+        if task.is_some() && session.is_none() {
+            return Err(UsageError::new(
+                "tasks share a session: give all of them the same --session NAME, a new one for each backup",
+            ));
+        }
+        let task = task.map(|task| TaskOptions {
+            execution: self
+                .execution
+                .filter(|execution| !execution.is_empty())
+                .or_else(execution),
+            ..TaskOptions::new(task)
+        });
         let repository = global.open_repository().await?;
         let database = global.connect().await?;
         if self.walk {
@@ -222,9 +249,8 @@ impl Options {
                 .or_else(|| gethostname::gethostname().into_string().ok()),
             description: self.description,
             resume: self.resume,
-            session: self
-                .session
-                .or_else(|| if self.resume { None } else { execution() }),
+            session,
+            task,
             read_time: self.read_time,
             pitr: self.pitr,
             require_consistent: self.require_consistent,
@@ -335,6 +361,8 @@ pub(crate) fn root_collections(names: &[String]) -> anyhow::Result<Vec<Collectio
 #[derive(Serialize)]
 struct Summary {
     snapshot: String,
+    /// Who committed it.
+    committed_by: &'static str,
     database: String,
     read_time: String,
     /// From then to the commit.
@@ -361,6 +389,13 @@ struct Summary {
 fn report(global: &GlobalOptions, stats: &BackupStats) -> anyhow::Result<()> {
     let snapshot = &stats.snapshot;
     let output = global.output();
+    match stats.committed {
+        CommittedBy::ThisProcess => {}
+        CommittedBy::Another => output.line("All is read, and another task has committed the snapshot.")?,
+        CommittedBy::Before => {
+            output.line("The snapshot of this session is there: nothing was left to do.")?
+        }
+    }
     output.line(format!(
         "Snapshot {} of {}, as of {}: {}, {}.",
         snapshot.id,
@@ -388,6 +423,11 @@ fn report(global: &GlobalOptions, stats: &BackupStats) -> anyhow::Result<()> {
     ))?;
     output.json(&Summary {
         snapshot: snapshot.id.to_string(),
+        committed_by: match stats.committed {
+            CommittedBy::ThisProcess => "this process",
+            CommittedBy::Another => "another process",
+            CommittedBy::Before => "before",
+        },
         database: snapshot.database.to_string(),
         read_time: snapshot.read_time.to_string(),
         lag_seconds: lag_seconds(snapshot),

@@ -6,9 +6,10 @@ use std::process::Stdio;
 use crate::cli_support::plan_keys;
 use crate::cli_support::*;
 
-pub(crate) const BACKUP_KEYS: [&str; 20] = [
+pub(crate) const BACKUP_KEYS: [&str; 21] = [
     "billed_reads",
     "changed_documents",
+    "committed_by",
     "consistency",
     "database",
     "deleted_documents",

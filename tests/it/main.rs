@@ -34,6 +34,7 @@ mod faults;
 mod firestore_client;
 mod firestore_reads;
 mod firestore_splits;
+mod fleets;
 mod incremental;
 mod json_output;
 mod leases;
