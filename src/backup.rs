@@ -26,6 +26,7 @@
 //! chunk, and a directory.
 
 mod begin;
+mod changed;
 mod compared;
 mod crew;
 mod head;
@@ -35,15 +36,20 @@ mod plan;
 mod range;
 mod reading;
 mod recovery;
+mod since;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use begin::{Begun, Start};
+use changed::Asking;
 use crew::Ended;
 use head::HeadBudget;
 use rand::seq::SliceRandom;
+use since::Since;
 use tracing::{info, warn};
+
+pub use since::ChangeField;
 
 use crate::archive::{
     ArchiveError, Committed, ReadMode, Repository, Selection, Session, SessionId, Snapshot, SnapshotDraft,
@@ -81,6 +87,9 @@ pub struct BackupOptions {
     /// How to read; `None`: names where there is a parent, else whole documents. Without a parent there is nothing to
     /// compare names with, and whole documents are read in any case.
     pub read: Option<ReadMode>,
+    /// Ask a field which documents have changed, where there is a parent whose chain has read all names lately enough; elsewhere
+    /// `read` holds.
+    pub changed: Option<ChangeField>,
     /// Point at what is stored already instead of storing it again. `false` is for a repository that has damaged chunks:
     /// then, without a [parent](Parent::None), the snapshot needs nothing that was there before it.
     pub deduplicate: bool,
@@ -121,6 +130,7 @@ impl Default for BackupOptions {
             ranges: None,
             parent: Parent::default(),
             read: None,
+            changed: None,
             deduplicate: true,
             tags: Vec::new(),
             host: None,
@@ -151,6 +161,8 @@ pub struct BackupStats {
     pub requests: u64,
     /// Requests that were sent again after a failure.
     pub retries: u64,
+    /// Where a [field](BackupOptions::changed) should have been asked and names were read by this process: why, a sentence each.
+    pub names_instead: Vec<String>,
 }
 
 /// A backup that failed. Nothing that it wrote is taken for a snapshot.
@@ -337,8 +349,8 @@ pub async fn backup(
         (None, Some(name)) => begin::named(database, repository, name, &options, read_time, progress).await?,
         (None, None) => Start::Work(begin::begin(database, repository, &options, read_time, progress).await?),
     };
-    let snapshot = match begun {
-        Start::Committed(snapshot) => *snapshot,
+    let (snapshot, names_instead) = match begun {
+        Start::Committed(snapshot) => (*snapshot, Vec::new()),
         Start::Work(begun) => work(database, repository, begun, &options, &before, progress).await?,
     };
     let counts = database.stats().counts().since(&before);
@@ -348,6 +360,7 @@ pub async fn backup(
         billed_reads: counts.billed_reads,
         requests: counts.total_requests(),
         retries: counts.retries,
+        names_instead,
     })
 }
 
@@ -359,13 +372,15 @@ async fn work(
     options: &BackupOptions,
     before: &RequestCounts,
     progress: &Progress,
-) -> Result<Snapshot, BackupError> {
+) -> Result<(Snapshot, Vec<String>), BackupError> {
     let Begun {
         session,
         parent,
         ranges,
     } = begun;
+    let since = Since::of(&session.plan().extra);
     let readers = Readers {
+        asking: since.as_ref().map(|since| Arc::new(Asking::new(since))),
         database,
         session: &session,
         parent: parent.as_ref(),
@@ -378,14 +393,22 @@ async fn work(
         host: options.host.clone(),
         description: options.description.clone(),
         billed_reads: database.stats().counts().since(before).billed_reads,
+        extra: since::handed_down(&session.plan().extra),
         ..SnapshotDraft::default()
     };
+    let mut names_instead = Vec::new();
+    if let Some(wanted) = &options.changed {
+        let parent = parent.as_ref().map(SnapshotReader::snapshot);
+        names_instead.extend(since::why_not_asked(wanted, session.plan(), parent));
+    }
     let committed = readers.finish(ranges, draft).await?;
-    Ok(match committed.by_this_worker {
+    names_instead.extend(readers.asking.iter().flat_map(|asking| asking.said()));
+    let snapshot = match committed.by_this_worker {
         true => compact_if_due(repository, committed.snapshot).await,
         // Once is enough: whoever made the snapshot does.
         false => committed.snapshot,
-    })
+    };
+    Ok((snapshot, names_instead))
 }
 
 /// Merges layers where the stack has grown too deep. The backup stands whatever comes of it.
@@ -407,6 +430,7 @@ struct Readers<'a> {
     session: &'a Arc<Session>,
     parent: Option<&'a SnapshotReader>,
     options: Arc<BackupOptions>,
+    asking: Option<Arc<Asking>>,
     progress: &'a Progress,
 }
 
@@ -500,7 +524,13 @@ impl Readers<'_> {
             read_time: self.session.plan().read_time,
             sampled: layer::sampled(parent.snapshot().documents),
         };
-        let context = layer::LayerContext::new(comparison, session, options, self.progress.clone());
+        let context = layer::LayerContext::new(
+            comparison,
+            session,
+            options,
+            self.asking.clone(),
+            self.progress.clone(),
+        );
         let work = |range, share| context.clone().back_up(range, share);
         crew::run(ranges, &self.options, work).await
     }

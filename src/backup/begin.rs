@@ -1,10 +1,10 @@
 //! How a backup begins: with a session of its own, or with one that an earlier process has left.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tracing::info;
 
+use super::since::{self, Choice, Since};
 use super::{BackupError, BackupOptions, Parent, parent, plan, recovery};
 use crate::archive::session::UPLOAD_BUDGET;
 use crate::archive::{
@@ -233,9 +233,12 @@ async fn try_begin(
         Some(parent) => plan::ranges_of_parent(database, parent, read_time, options, progress).await?,
         None => plan::ranges_of_database(database, options, read_time, progress).await?,
     };
-    let read = match &parent {
-        Some(_) => options.read.unwrap_or(ReadMode::Names),
-        None => ReadMode::Full,
+    let Choice { read, since } = match &parent {
+        Some(parent) => since::choose(database, parent.snapshot(), read_time, options),
+        None => Choice {
+            read: ReadMode::Full,
+            since: None,
+        },
     };
     info!(
         %read_time, ranges = ranges.len(), %read, parent = ?parent.as_ref().map(SnapshotReader::id),
@@ -251,7 +254,7 @@ async fn try_begin(
         parent: parent.as_ref().map(SnapshotReader::id),
         read,
         ranges,
-        extra: BTreeMap::new(),
+        extra: since.iter().flat_map(Since::entry).collect(),
     };
     let pins = match &parent {
         _ if !options.deduplicate => Vec::new(),

@@ -12,11 +12,12 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
+use super::changed::{Asking, Changed};
 use super::compared::{Changes, Comparer, Comparison};
 use super::crew::Share;
 use super::{BackupError, BackupOptions, out_of_patience, plan};
 use crate::archive::{LayerWriter, ReadMode, Session, UnfinishedRange};
-use crate::document::{DocumentBatch, DocumentKey, DocumentPath};
+use crate::document::{DocumentBatch, DocumentKey, DocumentPath, KeyRange};
 use crate::firestore;
 use crate::progress::Progress;
 
@@ -37,8 +38,43 @@ pub(super) struct LayerContext {
     comparison: Comparison,
     session: Arc<Session>,
     options: Arc<BackupOptions>,
+    /// How a field is asked that tells of changes, where one is known.
+    asking: Option<Arc<Asking>>,
     fetches: Arc<Semaphore>,
     progress: Progress,
+}
+
+/// Where changes come from.
+enum Source {
+    /// Names or whole documents, compared with the parent's.
+    Compared(Box<Comparer>),
+    /// A field that tells of changes, and counts.
+    Changed(Box<Changed>),
+}
+
+impl Source {
+    async fn next(&mut self) -> Result<Option<Changes>, BackupError> {
+        match self {
+            Self::Compared(comparer) => comparer.next().await,
+            Self::Changed(changed) => changed.next().await,
+        }
+    }
+
+    /// What is left to be read for sure, past all that is in memory.
+    fn rest(&self) -> KeyRange {
+        match self {
+            Self::Compared(comparer) => comparer.rest(),
+            Self::Changed(changed) => changed.rest(),
+        }
+    }
+
+    /// Ends earlier: where the rest, or a part of it, begins.
+    fn shorten(&mut self, end: Option<DocumentKey>) {
+        match self {
+            Self::Compared(comparer) => comparer.shorten(end),
+            Self::Changed(changed) => changed.shorten(end),
+        }
+    }
 }
 
 /// How a range was left.
@@ -52,7 +88,7 @@ enum Left {
 struct Splitting {
     context: LayerContext,
     share: Share<UnfinishedRange>,
-    comparer: Comparer,
+    source: Source,
     range: Arc<Mutex<UnfinishedRange>>,
 }
 
@@ -61,12 +97,14 @@ impl LayerContext {
         comparison: Comparison,
         session: Arc<Session>,
         options: Arc<BackupOptions>,
+        asking: Option<Arc<Asking>>,
         progress: Progress,
     ) -> Self {
         Self {
             comparison,
             session,
             options,
+            asking,
             fetches: Arc::new(Semaphore::new(FETCHES)),
             progress,
         }
@@ -116,22 +154,17 @@ impl LayerContext {
     ) -> Result<Left, BackupError> {
         let unfinished = lock(range).clone();
         let after = unfinished.covered().map(|(covered, _)| covered.clone());
-        let comparer = Comparer::new(
-            self.comparison.clone(),
-            unfinished.range.clone(),
-            after.as_ref(),
-            mode,
-        );
+        let source = self.source(unfinished.range.clone(), after.as_ref(), mode);
         let mut writer = self.session.resume_layer_writer(unfinished).await?;
         let reader = Splitting {
             context: self.clone(),
             share: share.clone(),
-            comparer,
+            source,
             range: Arc::clone(range),
         };
         let changes = stream::try_unfold(reader, |mut reader| async move {
             let changes = match reader.give_away().await? {
-                true => reader.comparer.next().await?,
+                true => reader.source.next().await?,
                 false => return Err(BackupError::SplitElsewhere),
             };
             Ok::<_, BackupError>(changes.map(|changes| (changes, reader)))
@@ -194,6 +227,19 @@ impl LayerContext {
         }
     }
 
+    fn source(&self, range: KeyRange, after: Option<&DocumentKey>, mode: ReadMode) -> Source {
+        let comparison = self.comparison.clone();
+        match (&self.asking, mode) {
+            (Some(asking), ReadMode::Changed) => Source::Changed(Box::new(Changed::new(
+                comparison,
+                Arc::clone(asking),
+                range,
+                after,
+            ))),
+            _ => Source::Compared(Box::new(Comparer::new(comparison, range, after, mode))),
+        }
+    }
+
     async fn write_checkpoint(
         &self,
         range: &Mutex<UnfinishedRange>,
@@ -223,7 +269,7 @@ impl LayerContext {
             return Err(BackupError::Vanished { path, read_time });
         }
         if changes.samples.is_empty() {
-            changes.documents = fetched.found;
+            changes.documents = merged(std::mem::take(&mut changes.documents), fetched.found);
             return Ok((changes, None));
         }
         let mut samples = changes.samples.iter().peekable();
@@ -248,7 +294,16 @@ impl LayerContext {
     }
 
     /// Writes changes in the order of keys.
-    async fn write(&self, changes: Changes, writer: &mut LayerWriter) -> Result<(), BackupError> {
+    async fn write(&self, mut changes: Changes, writer: &mut LayerWriter) -> Result<(), BackupError> {
+        if let Some(asking) = &self.asking {
+            let lags = changes
+                .documents
+                .iter()
+                .filter_map(|document| asking.lag_micros(document));
+            if let Some(lag) = lags.max() {
+                changes.compared.lagged(lag);
+            }
+        }
         let unchanged = changes.compared.unchanged_documents();
         let written = changes.documents.len() as u64;
         let bytes = changes
@@ -286,7 +341,7 @@ impl Splitting {
         } = &self.context;
         let range = lock(&self.range).clone();
         let mut rest = range.clone();
-        rest.range = self.comparer.rest();
+        rest.range = self.source.rest();
         let parent = Some(&comparison.parent);
         let points = plan::split_points(
             &comparison.database,
@@ -314,10 +369,27 @@ impl Splitting {
         let others = parts.split_off(1);
         let end = parts.remove(0).range.end;
         lock(&self.range).range.end.clone_from(&end);
-        self.comparer.shorten(end);
+        self.source.shorten(end);
         self.share.give(others);
         Ok(true)
     }
+}
+
+/// Two ascending batches as one.
+fn merged(one: DocumentBatch, other: DocumentBatch) -> DocumentBatch {
+    if one.is_empty() {
+        return other;
+    }
+    let mut merged = DocumentBatch::new();
+    let mut others = other.iter().peekable();
+    for document in one.iter() {
+        while let Some(first) = others.next_if(|other| other.key < document.key) {
+            merged.push(first);
+        }
+        merged.push(document);
+    }
+    others.for_each(|document| merged.push(document));
+    merged
 }
 
 fn lock(range: &Mutex<UnfinishedRange>) -> MutexGuard<'_, UnfinishedRange> {
