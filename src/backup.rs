@@ -49,6 +49,7 @@ use rand::seq::SliceRandom;
 use since::Since;
 use tracing::{info, warn};
 
+pub use changed::{FieldCheck, check_field};
 pub use since::ChangeField;
 
 use crate::archive::{

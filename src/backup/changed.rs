@@ -25,6 +25,7 @@
 
 mod asked;
 mod counted;
+mod index;
 mod section;
 
 use std::collections::VecDeque;
@@ -34,6 +35,7 @@ use tracing::debug;
 
 use asked::Answer;
 pub(super) use asked::Asking;
+pub use index::{FieldCheck, check_field};
 use section::Section;
 
 use super::BackupError;

@@ -202,3 +202,67 @@ pub(super) fn lag_micros(field: Timestamp, update_time: Timestamp) -> Option<u64
     let lag = u64::try_from(micros(update_time) - micros(field)).ok()?;
     (u128::from(lag) <= LONGEST_LAG.as_micros()).then_some(lag)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::RangeTime;
+    use crate::document::DocumentPath;
+
+    fn range(start: &str, end: &str) -> KeyRange {
+        let key = |path: &str| DocumentPath::parse(path).ok().map(|path| path.key());
+        KeyRange {
+            start: key(start),
+            end: key(end),
+        }
+    }
+
+    #[test]
+    fn a_mixed_parent_knows_each_range_until_its_own_time() {
+        let at = |seconds| Timestamp::new(seconds, 0);
+        let tail = |start, end, seconds| RangeTime {
+            range: range(start, end),
+            read_time: at(seconds),
+        };
+        let mut parent = super::super::parent::tests::snapshot(100);
+        let known = |parent: &Snapshot, start, end| known_until(parent, &range(start, end));
+        assert_eq!(known(&parent, "c/1", "c/2"), at(100));
+        parent.consistency = Consistency::Mixed {
+            ranges: vec![tail("b/1", "c/5", 200), tail("d/1", "", 300)],
+        };
+        assert_eq!(known(&parent, "c/1", "c/5"), at(200));
+        assert_eq!(known(&parent, "a/1", "a/2"), at(100));
+        // In more than one: what is certain.
+        assert_eq!(known(&parent, "a/1", "c/2"), at(100));
+        assert_eq!(known(&parent, "c/1", "c/6"), at(100));
+        assert_eq!(known(&parent, "", ""), at(100));
+        assert_eq!(known(&parent, "d/7", ""), at(300));
+        assert_eq!(known(&parent, "c/1", ""), at(100));
+    }
+
+    #[test]
+    fn lags_count_within_reason() {
+        let micros = |field: (i64, u32), update: (i64, u32)| {
+            lag_micros(Timestamp::new(field.0, field.1), Timestamp::new(update.0, update.1))
+        };
+        assert_eq!(micros((100, 5_000_000), (100, 7_000_000)), Some(2000));
+        assert_eq!(micros((100, 0), (2500, 0)), Some(2_400_000_000));
+        // A clock that is ahead, and a field of the past.
+        assert_eq!(micros((101, 0), (100, 0)), None);
+        assert_eq!(micros((0, 0), (86_401, 0)), None);
+        assert_eq!(micros((i64::MIN, 0), (i64::MAX, 0)), None);
+    }
+
+    #[test]
+    fn the_overlap_is_the_longest_lag_between_bounds() {
+        let overlap = |seconds: u64| {
+            let since = Since {
+                field: vec!["f".to_owned()],
+                full_scan: crate::clock::now(),
+                lag_micros: seconds * 1_000_000,
+            };
+            since.overlap().as_secs()
+        };
+        assert_eq!([0, 900, 901, 86_400, 1 << 40].map(overlap), [900, 900, 901, 86_400, 86_400]);
+    }
+}

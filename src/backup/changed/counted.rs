@@ -57,7 +57,8 @@ impl Counter<'_> {
         let groups = self.groups(&differing);
         if groups.len() * 4 > self.section.parents().max(64) {
             // Names cost less.
-            return Ok(Some(vec![0..items]));
+            let all = 0..items;
+            return Ok(Some(vec![all]));
         }
         let Some(of_groups) = self.narrow_all(groups).await? else {
             return Ok(None);
