@@ -243,7 +243,10 @@ mod tests {
     #[test]
     fn lags_count_within_reason() {
         let micros = |field: (i64, u32), update: (i64, u32)| {
-            lag_micros(Timestamp::new(field.0, field.1), Timestamp::new(update.0, update.1))
+            lag_micros(
+                Timestamp::new(field.0, field.1),
+                Timestamp::new(update.0, update.1),
+            )
         };
         assert_eq!(micros((100, 5_000_000), (100, 7_000_000)), Some(2000));
         assert_eq!(micros((100, 0), (2500, 0)), Some(2_400_000_000));
@@ -263,6 +266,9 @@ mod tests {
             };
             since.overlap().as_secs()
         };
-        assert_eq!([0, 900, 901, 86_400, 1 << 40].map(overlap), [900, 900, 901, 86_400, 86_400]);
+        assert_eq!(
+            [0, 900, 901, 86_400, 1 << 40].map(overlap),
+            [900, 900, 901, 86_400, 86_400]
+        );
     }
 }

@@ -262,7 +262,9 @@ impl Options {
             }
         };
         if self.full_scan_every.is_some() && changed.is_none() {
-            return Err(UsageError::new("--full-scan-every goes with --read changed:FIELD"));
+            return Err(UsageError::new(
+                "--full-scan-every goes with --read changed:FIELD",
+            ));
         }
         let repository = global.open_repository().await?;
         let database = global.connect().await?;

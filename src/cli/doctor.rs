@@ -217,7 +217,12 @@ async fn check_changed(
                         format!("{error}; if its index is missing: {}", group.index_command),
                     ),
                 };
-                push(checks, format!("{name} of {}", group.collection_group), state, detail);
+                push(
+                    checks,
+                    format!("{name} of {}", group.collection_group),
+                    state,
+                    detail,
+                );
             }
         }
     }

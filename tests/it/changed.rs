@@ -5,16 +5,20 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Duration;
 
-use firebank::archive::{ReadMode, Repository, Selection, Snapshot, changes::changes};
-use firebank::backup::{BackupOptions, BackupStats, ChangeField, Parent, backup};
+use firebank::archive::{
+    Consistency, ReadMode, Repository, Selection, Snapshot, SnapshotFilter, changes::changes,
+};
+use firebank::backup::{BackupError, BackupOptions, BackupStats, ChangeField, Parent, backup};
 use firebank::clock;
 use firebank::document::{DocumentPath, Fields, KeyRange, Timestamp, Value, canonical};
 use firebank::firestore::Firestore;
 use firebank::progress::Progress;
-use firebank::sandbox::{Effect, Fault, Rpc, Sandbox, When};
+use firebank::sandbox::{Effect, Fault, FaultPlan, Rpc, Sandbox, When};
+use firebank::stop::Stop;
 use futures::TryStreamExt;
 use tonic::Code;
 
+use crate::cli_support::{SHOP, Shop};
 use crate::support::operations::*;
 use crate::support::{emulator, project, sandbox};
 
@@ -637,4 +641,220 @@ async fn answers_that_end_short_are_not_believed() {
         world.sandbox().faults().clear();
         world.assert_as_names(&night).await;
     }
+}
+
+/// A server that takes its time: counts are what a night waits for.
+fn slow(world: &World, millis: u64) {
+    let delay = Effect::Delay(Duration::from_millis(millis));
+    let fault = Fault::new(Rpc::RunAggregationQuery, When::Always, delay);
+    world.sandbox().faults().add(fault);
+}
+
+async fn churn(world: &World, documents: u64, seed: u64) {
+    let now = ago(0);
+    let edits = (0..documents).filter_map(|number| match (number + seed) % 45 {
+        1 => Some((place(number), None)),
+        2 | 3 => Some((
+            place(number),
+            Some(body(number + seed * 100_000, Some(now.clone()))),
+        )),
+        4 => Some((
+            place(number + documents * seed),
+            Some(body(number, Some(now.clone()))),
+        )),
+        _ => None,
+    });
+    change_all(&world.database, edits.collect::<Vec<_>>()).await;
+}
+
+/// Stopped again and again, it goes on where it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_night_that_is_stopped_goes_on() {
+    let (world, _) = World::open(3000).await;
+    churn(&world, 3000, 1).await;
+    slow(&world, 30);
+    let mut stops = 0;
+    let night = loop {
+        let stop = Stop::default();
+        let options = BackupOptions {
+            ranges: Some(40),
+            parallel: 2,
+            resume: stops > 0,
+            checkpoint_every: Duration::ZERO,
+            stop: stop.clone(),
+            ..world.asking()
+        };
+        let (database, repository) = (world.database.clone(), world.repository.clone());
+        let running =
+            tokio::spawn(async move { backup(&database, &repository, options, &Progress::new()).await });
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        if stops < 4 {
+            stop.request();
+        }
+        match running.await.unwrap() {
+            Ok(stats) => break stats.snapshot,
+            Err(BackupError::Stopped { finished, .. }) => {
+                stops += 1;
+                assert!(finished > 0);
+            }
+            Err(error) => panic!("{error}"),
+        }
+    };
+    world.sandbox().faults().clear();
+    assert!(stops > 0);
+    assert_eq!(night.stats.read, ReadMode::Changed);
+    world.assert_as_names(&night).await;
+}
+
+/// Several processes share a night, and idle readers take parts of what others read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_share_a_night() {
+    let (world, _) = World::open(4000).await;
+    for (round, ranges) in [(1, 24), (2, 1)] {
+        churn(&world, 4000, round).await;
+        slow(&world, 20);
+        let work = async || {
+            let repository = Repository::open(world.repository.store().clone()).await.unwrap();
+            let options = BackupOptions {
+                session: Some(format!("night-{round}")),
+                ranges: Some(ranges),
+                parallel: 3,
+                split_after: Duration::from_millis(10),
+                ..world.asking()
+            };
+            backup(&world.database, &repository, options, &Progress::new())
+                .await
+                .unwrap()
+        };
+        let (one, two, three) = tokio::join!(work(), work(), work());
+        world.sandbox().faults().clear();
+        assert_eq!(one.snapshot.id, two.snapshot.id);
+        assert_eq!(two.snapshot.id, three.snapshot.id);
+        assert_eq!(one.snapshot.stats.read, ReadMode::Changed);
+        let (id, any) = (one.snapshot.id.to_string(), SnapshotFilter::default());
+        let night = world.repository.resolve(&id, &any).await.unwrap();
+        world.assert_as_names(&night).await;
+    }
+}
+
+/// The rest is read later when the time can no longer be read; the next night knows each range until its own time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mixed_parents_are_built_upon() {
+    let (world, _) = World::open(2400).await;
+    churn(&world, 2400, 1).await;
+    slow(&world, 60);
+    let (database, repository) = (world.database.clone(), world.repository.clone());
+    let options = BackupOptions {
+        ranges: Some(16),
+        parallel: 1,
+        ..world.asking()
+    };
+    let running =
+        tokio::spawn(async move { backup(&database, &repository, options, &Progress::new()).await });
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    churn(&world, 2400, 2).await;
+    let plan = FaultPlan {
+        history: Some(Duration::from_millis(1500)),
+        ..world.sandbox().faults().plan()
+    };
+    world.sandbox().faults().set(plan);
+    let mixed = running.await.unwrap().unwrap().snapshot;
+    world.sandbox().faults().clear();
+    assert_eq!(mixed.stats.read, ReadMode::Changed);
+    assert!(
+        matches!(&mixed.consistency, Consistency::Mixed { .. }),
+        "{:?}",
+        mixed.consistency
+    );
+    churn(&world, 2400, 3).await;
+    let night = world.asked().await.snapshot;
+    assert_eq!(night.parent, Some(mixed.id));
+    world.assert_as_names(&night).await;
+    assert_snapshot_is(&world.repository, &night, &world.database).await;
+}
+
+/// The command, what it says, and what it refuses.
+#[test]
+fn the_command_line_asks_a_field() {
+    let shop = Shop::empty();
+    shop.run(["init"]).done();
+    let documents = |range: std::ops::Range<u64>, field: Value| {
+        let documents = range.map(|number| (place(number), body(number, Some(field.clone()))));
+        documents.collect::<Vec<_>>()
+    };
+    shop.put(SHOP, documents(0..400, ago(LONG_AGO)));
+    let first = shop
+        .firebank(["backup", "--read", "changed:updated_at", "--json"])
+        .json();
+    assert_eq!(first["read"], "full");
+    assert_eq!(first["names_instead"].as_array().unwrap().len(), 1);
+    shop.put(SHOP, documents(400..405, ago(0)));
+    let night = shop
+        .firebank(["backup", "--read", "changed:`updated_at`", "--json"])
+        .json();
+    assert_eq!(
+        (&night["read"], &night["new_documents"]),
+        (&"changed".into(), &5.into())
+    );
+    assert!(night["billed_reads"].as_u64().unwrap() < 100, "{night}");
+    let names = [
+        "backup",
+        "--read",
+        "changed:updated_at",
+        "--full-scan-every",
+        "1s",
+    ];
+    std::thread::sleep(Duration::from_millis(2100));
+    let said = shop.firebank(names).done();
+    assert!(
+        said.contains("Note: all names were read, and `updated_at` not asked"),
+        "{said}"
+    );
+    shop.firebank(["backup", "--read", "changed:"])
+        .fails(2, &["changed:"]);
+    shop.firebank(["backup", "--read", "changed:a,b"])
+        .fails(2, &["one field"]);
+    shop.firebank(["backup", "--read", "new"])
+        .fails(2, &["auto, full, names or changed:FIELD"]);
+    shop.firebank(["backup", "--full-scan-every", "7d"])
+        .fails(2, &["--read changed:FIELD"]);
+
+    // The account's permissions are the sandbox's, all there; of the groups, those below documents are known from the backups.
+    let doctor = [
+        "doctor",
+        "--for",
+        "backup",
+        "--read",
+        "changed:updated_at",
+        "--json",
+    ];
+    let healthy = shop.firebank(doctor).json();
+    let checks = |diagnosis: &serde_json::Value, state: &str| -> Vec<String> {
+        let checks = diagnosis["checks"].as_array().unwrap().iter();
+        let named = checks.filter(|check| {
+            check["state"] == state && check["name"].as_str().unwrap().starts_with("changed:")
+        });
+        named
+            .map(|check| {
+                format!(
+                    "{}: {}",
+                    check["name"].as_str().unwrap(),
+                    check["detail"].as_str().unwrap()
+                )
+            })
+            .collect()
+    };
+    assert_eq!(checks(&healthy, "ok").len(), 4, "{healthy}");
+    let message = "The query requires an index".to_owned();
+    let effect = Effect::Status(Code::FailedPrecondition, message);
+    shop.add_fault(Fault::new(Rpc::RunAggregationQuery, When::First(1), effect));
+    let broken = shop.firebank(doctor);
+    assert_eq!(broken.code, 3);
+    let broken: serde_json::Value = serde_json::from_str(&broken.stdout).unwrap();
+    let missing = checks(&broken, "problem");
+    assert_eq!(missing.len(), 1, "{broken}");
+    assert!(
+        missing[0].contains("gcloud firestore indexes fields update updated_at --collection-group=missing"),
+        "{missing:?}"
+    );
 }
