@@ -102,6 +102,7 @@ async fn write() -> (Repository, Snapshot) {
         started_at: now,
         selection: Selection::all(),
         parent: None,
+        merges: None,
         read: ReadMode::Full,
         ranges: vec![KeyRange::all()],
         extra: BTreeMap::new(),

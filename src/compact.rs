@@ -89,6 +89,7 @@ async fn merge(
         started_at: clock::now(),
         selection: snapshot.selection.clone(),
         parent: None,
+        merges: Some(snapshot.id),
         read: ReadMode::default(),
         ranges,
         extra: BTreeMap::new(),

@@ -54,6 +54,10 @@ pub struct Plan {
     /// The snapshot that the documents are compared with; only what differs is written, by [`Session::layer_writer`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<SnapshotId>,
+    /// The snapshot whose layers are merged: nothing is read from a database, and what the session has written of a range need not
+    /// be all that is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merges: Option<SnapshotId>,
     /// How the database is read.
     #[serde(default)]
     pub read: ReadMode,

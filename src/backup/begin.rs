@@ -252,6 +252,7 @@ async fn try_begin(
         started_at: clock::now(),
         selection: options.selection.clone(),
         parent: parent.as_ref().map(SnapshotReader::id),
+        merges: None,
         read,
         ranges,
         extra: since.iter().flat_map(Since::entry).collect(),
@@ -304,6 +305,7 @@ pub(super) async fn resume(
     };
     let fits = |session: &OpenSession| {
         session.plan.kind == SnapshotKind::Backup
+            && session.plan.merges.is_none()
             && session.plan.database == *database.database()
             && session.plan.selection == options.selection
     };

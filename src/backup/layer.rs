@@ -400,3 +400,71 @@ fn lock(range: &Mutex<UnfinishedRange>) -> MutexGuard<'_, UnfinishedRange> {
 pub(super) fn sampled(documents: u64) -> f64 {
     (SAMPLED_AT_LEAST / documents.max(1) as f64).clamp(SAMPLED, 1.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::archive::{Plan, Repository, Selection, SessionOptions, SnapshotKind};
+    use crate::backup::backup;
+    use crate::clock;
+    use crate::document::{DatabaseName, KeyRange};
+    use crate::firestore::{ConnectOptions, Firestore, Target};
+    use crate::sandbox::{Sandbox, SandboxConfig, SyntheticSpec};
+    use crate::store::Store;
+
+    /// No real server does that, and if one did it would be no deletion.
+    #[tokio::test]
+    async fn a_document_that_was_listed_and_is_missing_is_an_error() {
+        let sandbox = Sandbox::start(SandboxConfig {
+            synthetic: vec![SyntheticSpec::new("products", 12, 400)],
+            ..SandboxConfig::default()
+        });
+        let sandbox = sandbox.await.unwrap();
+        let target = Target::Emulator {
+            host_port: sandbox.address().to_string(),
+        };
+        let name = DatabaseName::new("demo-vanished", "(default)");
+        let database = Firestore::connect(ConnectOptions::new(name.clone(), target))
+            .await
+            .unwrap();
+        let repository = Repository::init(Store::memory(), clock::now()).await.unwrap();
+        let progress = Progress::new();
+        let taken = backup(&database, &repository, BackupOptions::default(), &progress);
+        let parent = taken.await.unwrap().snapshot;
+        let read_time = database.current_read_time().await.unwrap();
+        let plan = Plan {
+            kind: SnapshotKind::Backup,
+            database: name,
+            database_uid: None,
+            read_time,
+            started_at: clock::now(),
+            selection: Selection::all(),
+            parent: Some(parent.id),
+            merges: None,
+            read: ReadMode::Names,
+            ranges: vec![KeyRange::all()],
+            extra: BTreeMap::new(),
+        };
+        let session = Session::begin(&repository, SessionOptions::new(plan))
+            .await
+            .unwrap();
+        let comparison = Comparison {
+            database,
+            parent: repository.reader(&parent).await.unwrap(),
+            read_time,
+            sampled: 0.0,
+        };
+        let options = Arc::new(BackupOptions::default());
+        let context = LayerContext::new(comparison, Arc::new(session), options, progress);
+        let nobody = DocumentPath::parse("products/nobody").unwrap();
+        let mut changes = Changes::default();
+        changes.wanted.push(nobody.clone());
+        let fetched = context.fetch(changes).await.map(drop);
+        assert!(
+            matches!(&fetched, Err(BackupError::Vanished { path, .. }) if *path == nobody),
+            "{fetched:?}"
+        );
+    }
+}

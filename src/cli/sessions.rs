@@ -70,6 +70,8 @@ struct SessionView {
     project: String,
     database: String,
     selection: String,
+    /// The snapshot whose layers are merged.
+    merges: Option<String>,
     read: ReadMode,
     read_time: String,
     started_at: DateTime<Utc>,
@@ -91,6 +93,7 @@ impl SessionView {
             project: plan.database.project.clone(),
             database: plan.database.database.clone(),
             selection: plan.selection.to_string(),
+            merges: plan.merges.map(|snapshot| snapshot.to_string()),
             read: plan.read,
             read_time: session.read_time.to_string(),
             started_at: plan.started_at,
@@ -98,6 +101,20 @@ impl SessionView {
             running: silence.to_std().unwrap_or_default() < HEARTBEAT_EVERY * MISSED_SIGNS,
             finished_ranges: session.finished_ranges,
             ranges: session.ranges,
+        }
+    }
+
+    fn state(&self) -> String {
+        let state = match self.running {
+            true => "running".to_owned(),
+            false => format!(
+                "no sign of life for {}",
+                output::age((clock::now() - self.last_sign).num_seconds())
+            ),
+        };
+        match &self.merges {
+            Some(snapshot) => format!("{state}; merges the layers of {snapshot}"),
+            None => state,
         }
     }
 }
@@ -149,13 +166,7 @@ impl SessionsCommand {
                     output::printable(&format!("{}/{}", session.project, session.database)),
                     output::printable(&session.selection),
                     format!("{} of {}", session.finished_ranges, session.ranges),
-                    match session.running {
-                        true => "running".to_owned(),
-                        false => format!(
-                            "no sign of life for {}",
-                            output::age((clock::now() - session.last_sign).num_seconds())
-                        ),
-                    },
+                    session.state(),
                 ]);
             }
             output.table(&table)?;

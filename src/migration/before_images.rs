@@ -80,6 +80,7 @@ pub(super) async fn begin(
         started_at: crate::clock::now(),
         selection: Selection::all(),
         parent: None,
+        merges: None,
         read: ReadMode::Full,
         ranges: vec![KeyRange::all()],
         extra: BTreeMap::from([(EMULATOR.to_owned(), is_emulator.into())]),

@@ -19,6 +19,7 @@
 //! ```
 
 mod adopt;
+mod apply;
 mod before_images;
 mod engine;
 mod error;
@@ -27,6 +28,7 @@ mod history;
 mod journal;
 mod lock;
 mod overview;
+mod recover;
 mod reset;
 mod rollback;
 mod run;

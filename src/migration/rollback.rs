@@ -7,8 +7,8 @@
 
 use std::time::Instant;
 
+use super::apply::shortened;
 use super::before_images;
-use super::runner::shortened;
 use super::undo::{Conflicts, plan_undo};
 use super::{
     AfterFailure, Entry, Function, Lock, MigrationError, MigrationState, Overview, Record, RecordStatus,

@@ -114,6 +114,7 @@ pub(crate) fn plan(boundaries: &[Vec<u8>], read_time: i64) -> Plan {
         started_at: time(read_time),
         selection: Selection::all(),
         parent: None,
+        merges: None,
         read: ReadMode::Full,
         ranges: tile(boundaries),
         extra: BTreeMap::new(),
@@ -152,6 +153,48 @@ pub(crate) async fn try_feed(mut writer: RangeWriter, docs: &Docs) -> Result<Ran
         }
     }
     writer.finish().await
+}
+
+/// What differs between a parent and what is to be written, in a part of the keys: each key with the document that is there now.
+pub(crate) fn differences<'a>(
+    parent: &'a Docs,
+    docs: &'a Docs,
+    range: &KeyRange,
+) -> Vec<(&'a Vec<u8>, Option<&'a Doc>, Option<&'a Doc>)> {
+    let mut keys: Vec<&Vec<u8>> = parent.keys().chain(docs.keys()).collect();
+    keys.retain(|key| range.contains(key));
+    keys.sort();
+    keys.dedup();
+    let both = |key: &'a Vec<u8>| (key, parent.get(key), docs.get(key));
+    keys.into_iter().map(both).collect()
+}
+
+/// Tells a layer's writer of one document: as the parent has it, and as it is now.
+pub(crate) async fn compare_one(
+    writer: &mut LayerWriter,
+    key: &[u8],
+    before: Option<&Doc>,
+    now: Option<&Doc>,
+) -> Result<()> {
+    let mut compared = Compared::default();
+    match (before, now) {
+        (_, Some(doc)) if before != now => {
+            if before.is_none() {
+                compared.added();
+            }
+            let document = DocumentRef {
+                key,
+                create_time: doc.create_time,
+                update_time: doc.update_time,
+                body: &doc.body,
+            };
+            writer.put(document).await?;
+        }
+        (_, Some(doc)) => compared.unchanged(key, doc.body.len() as u32)?,
+        (_, None) => writer.delete(key).await?,
+    }
+    writer.note(compared);
+    Ok(())
 }
 
 /// A full backup in ranges between these keys.

@@ -30,7 +30,7 @@ const SEED: u8 = 2;
 
 /// What is done. Snapshots are picked by number, from the newest on and around.
 ///
-/// A backup that goes on with a killed one is a [`Reading`] of its own: the model knows what such a session has to record.
+/// A backup may go on with a killed one: the model knows what such a session has to record.
 #[derive(Clone, Debug)]
 enum Step {
     Write(Vec<(u16, Edit)>),
@@ -76,10 +76,12 @@ fn edit() -> impl Strategy<Value = (u16, Edit)> {
 
 fn reading() -> impl Strategy<Value = Reading> {
     let read = prop_oneof![Just(ReadMode::Names), Just(ReadMode::Full)];
-    (read, 1usize..6, proptest::bool::weighted(0.15)).prop_map(|(read, ranges, alone)| Reading {
+    let often = proptest::bool::weighted;
+    (read, 1usize..6, often(0.15), often(0.5)).prop_map(|(read, ranges, alone, resume)| Reading {
         read,
         ranges,
         alone,
+        resume,
     })
 }
 
@@ -165,6 +167,7 @@ fn every_snapshot_is_what_it_recorded() {
         tally.merged,
         tally.removed,
         tally.killed,
+        tally.gone_on,
         tally.sessions_given_up,
     ];
     assert!(enough.iter().all(|&count| count >= cases / 4), "{tally:?}");

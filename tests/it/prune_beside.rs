@@ -1,5 +1,6 @@
-//! Backups, readers with leases and prunes side by side, over a store that is slow and lists as buckets may: whatever the
-//! order of things, nothing is lost that a committed snapshot or a standing lease needs.
+//! Backups, compactions, readers with leases and prunes side by side, over a store that is slow and lists as buckets may: whatever
+//! the order of things, nothing is lost that a committed snapshot or a standing lease needs. Backups are of everything or layers
+//! upon others, by one worker or by two.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use firebank::archive::*;
+use firebank::compact::{CompactOptions, compact};
 use firebank::document::KeyRange;
 use futures::TryStreamExt;
 use rand::rngs::StdRng;
@@ -32,6 +34,34 @@ struct Tally {
     read: usize,
     forgotten: usize,
     deleted: u64,
+    /// Snapshots of more than one layer that were committed, some with tombstones.
+    layered: usize,
+    merged: usize,
+}
+
+impl Tally {
+    fn add(&mut self, other: &Self) {
+        self.committed += other.committed;
+        self.given_up += other.given_up;
+        self.read += other.read;
+        self.forgotten += other.forgotten;
+        self.deleted += other.deleted;
+        self.layered += other.layered;
+        self.merged += other.merged;
+    }
+}
+
+/// What a snapshot must hold: what it took, or what the one took that it stands in for.
+fn docs_of(taken: &Taken, snapshot: &Snapshot) -> Docs {
+    let mut taken = taken.lock().unwrap();
+    let of = snapshot.replaces.unwrap_or(snapshot.id);
+    let docs = taken
+        .get(&snapshot.id)
+        .or_else(|| taken.get(&of))
+        .unwrap()
+        .clone();
+    taken.insert(snapshot.id, docs.clone());
+    docs
 }
 
 /// A database that changes a little at a time, so that snapshots share most chunks.
@@ -45,13 +75,34 @@ fn some_docs(random: &mut StdRng) -> Docs {
     docs
 }
 
+/// The next day: some documents are others, some are gone.
+fn a_day_later(random: &mut StdRng, mut docs: Docs) -> Docs {
+    for _ in 0..random.random_range(0..4) {
+        let place = random.random_range(0..docs.len());
+        let key = docs.keys().nth(place).unwrap().clone();
+        match random.random_bool(0.4) {
+            true => drop(docs.remove(&key)),
+            false => drop(docs.insert(key, doc(random.random_range(0..40), 150))),
+        }
+    }
+    docs
+}
+
 async fn writer(repository: Repository, taken: Taken, seed: u64) -> Tally {
     let mut random = StdRng::seed_from_u64(seed);
     let mut tally = Tally::default();
     for round in 0..ROUNDS {
-        let docs = some_docs(&mut random);
         let standing = repository.snapshots().await.unwrap();
         assert!(standing.unreadable.is_empty(), "{:?}", standing.unreadable);
+        let parent = match random.random_bool(0.5) {
+            true => standing.snapshots.first().cloned(),
+            false => None,
+        };
+        let before = parent.as_ref().map(|parent| docs_of(&taken, parent));
+        let docs = match &before {
+            Some(docs) => a_day_later(&mut random, docs.clone()),
+            None => some_docs(&mut random),
+        };
         let pins: Vec<SnapshotId> = standing
             .snapshots
             .iter()
@@ -59,23 +110,32 @@ async fn writer(repository: Repository, taken: Taken, seed: u64) -> Tally {
             .filter(|_| random.random_bool(0.6))
             .take(2)
             .collect();
-        let options = SessionOptions {
-            pins,
-            ..SessionOptions::new(plan(
-                &[key("products/p00020")],
-                (seed * 100 + round as u64) as i64,
-            ))
-        };
         let id = SessionId::random();
+        let plan = Plan {
+            parent: parent.as_ref().map(|parent| parent.id),
+            ..plan(&[key("products/p00020")], (seed * 100 + round as u64) as i64)
+        };
         let options = SessionOptions {
             id: Some(id),
-            ..options
+            pins: match parent {
+                Some(_) => Vec::new(),
+                None => pins,
+            },
+            ..SessionOptions::new(plan)
+        };
+        let night = Night {
+            parent,
+            before: before.unwrap_or_default(),
+            docs: docs.clone(),
         };
         // Documented before it is committed: whoever sees the snapshot finds what it must be.
         taken.lock().unwrap().insert(id, docs.clone());
-        match back_up_or_die(&repository, options, &docs, &mut random).await {
-            Ok(true) => tally.committed += 1,
-            Ok(false) => tally.given_up += 1,
+        match back_up_or_die(&repository, options, &night, &mut random).await {
+            Ok(Some(snapshot)) => {
+                tally.committed += 1;
+                tally.layered += usize::from(snapshot.runs.len() > 1);
+            }
+            Ok(None) => tally.given_up += 1,
             Err(
                 ArchiveError::PinGone { .. } | ArchiveError::Aborted { .. } | ArchiveError::Incomplete { .. },
             ) => tally.given_up += 1,
@@ -90,37 +150,136 @@ async fn writer(repository: Repository, taken: Taken, seed: u64) -> Tally {
     tally
 }
 
-/// Whether it came to its end: now and then a process dies.
+/// What is backed up, and upon what.
+struct Night {
+    parent: Option<Snapshot>,
+    before: Docs,
+    docs: Docs,
+}
+
+/// The snapshot, if it came to its end: now and then a process dies. Some sessions have two.
 async fn back_up_or_die(
     repository: &Repository,
     options: SessionOptions,
-    docs: &Docs,
+    night: &Night,
     random: &mut StdRng,
-) -> Result<bool> {
+) -> Result<Option<Snapshot>> {
     let session = Session::begin(repository, options).await?;
-    for range in session.plan().ranges.clone() {
-        if random.random_bool(0.07) {
-            return Ok(false);
-        }
-        let mut writer = session.range_writer(range);
-        for (key, doc) in docs {
-            if !writer.reads().contains(key) {
-                continue;
-            }
-            let document = firebank::document::DocumentRef {
-                key,
-                create_time: doc.create_time,
-                update_time: doc.update_time,
-                body: &doc.body,
-            };
-            if writer.push(document).await? == Flow::Done {
-                break;
-            }
-        }
-        writer.finish().await?;
+    let mut other_random = StdRng::seed_from_u64(random.random());
+    if random.random_bool(0.5) {
+        return work_or_die(&session, night, random).await;
     }
-    session.commit(SnapshotDraft::default()).await?;
-    Ok(true)
+    let joined = async {
+        let other = Session::join(repository, session.id(), 1 << 20).await?;
+        work_or_die(&other, night, &mut other_random).await
+    };
+    let (one, other) = tokio::join!(work_or_die(&session, night, random), joined);
+    match (one, other) {
+        (Ok(Some(one)), Ok(Some(other))) => {
+            assert_eq!(one, other, "one session has two snapshots");
+            Ok(Some(one))
+        }
+        // One that comes late, or dies, takes nothing from the other.
+        (Ok(Some(one)), _) | (_, Ok(Some(one))) => Ok(Some(one)),
+        (Err(error), _) | (_, Err(error)) => Err(error),
+        (Ok(None), Ok(None)) => Ok(None),
+    }
+}
+
+async fn work_or_die(session: &Session, night: &Night, random: &mut StdRng) -> Result<Option<Snapshot>> {
+    for range in session.unfinished_ranges().await? {
+        if random.random_bool(0.07) {
+            return Ok(None);
+        }
+        match night.parent {
+            Some(_) => write_changes(session, range, night, random).await?,
+            None => write_all(session, range, &night.docs).await?,
+        }
+    }
+    let draft = SnapshotDraft {
+        parent: night.parent.clone(),
+        ..SnapshotDraft::default()
+    };
+    Ok(Some(session.commit(draft).await?))
+}
+
+async fn write_all(session: &Session, range: UnfinishedRange, docs: &Docs) -> Result<()> {
+    let mut writer = session.resume_range_writer(range);
+    for (key, doc) in docs {
+        if !writer.reads().contains(key) {
+            continue;
+        }
+        let document = firebank::document::DocumentRef {
+            key,
+            create_time: doc.create_time,
+            update_time: doc.update_time,
+            body: &doc.body,
+        };
+        if writer.push(document).await? == Flow::Done {
+            break;
+        }
+    }
+    writer.finish().await.map(drop)
+}
+
+async fn write_changes(
+    session: &Session,
+    range: UnfinishedRange,
+    night: &Night,
+    random: &mut StdRng,
+) -> Result<()> {
+    let all = differences(&night.before, &night.docs, &range.range);
+    let after = range.covered().map(|(key, _)| key.as_bytes().to_vec());
+    let mut writer = session.resume_layer_writer(range).await?;
+    for (key, before, now) in all {
+        if after.as_ref().is_some_and(|after| key <= after) {
+            continue;
+        }
+        compare_one(&mut writer, key, before, now).await?;
+        if random.random_bool(0.03) {
+            let cursor = firebank::document::DocumentKey::from_bytes(key.clone());
+            writer.write_checkpoint(cursor).await?;
+        }
+    }
+    writer.finish().await.map(drop)
+}
+
+/// Merges layers of whatever has some.
+async fn compactor(repository: Repository, taken: Taken, seed: u64, impatient: bool) -> Tally {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut tally = Tally::default();
+    for _ in 0..ROUNDS * 2 {
+        let mut standing = repository.snapshots().await.unwrap().snapshots;
+        standing.retain(|snapshot| snapshot.runs.len() > 1);
+        if standing.is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
+        }
+        let snapshot = standing.swap_remove(random.random_range(0..standing.len()));
+        docs_of(&taken, &snapshot);
+        let options = CompactOptions {
+            all: true,
+            parallel: 2,
+        };
+        match compact(&repository, &snapshot, &options).await {
+            Ok(Some(merged)) => {
+                assert_eq!((merged.replaces, merged.runs.len()), (Some(snapshot.id), 1));
+                tally.merged += 1;
+            }
+            Ok(None) => panic!("it has layers"),
+            Err(error) => {
+                // Its session may be taken for dead, and swept while it works.
+                let error = repository.explain(snapshot.id, error).await;
+                let is_fair = matches!(
+                    error,
+                    ArchiveError::PinGone { .. } | ArchiveError::Forgotten { .. }
+                );
+                assert!(is_fair || impatient, "{error}");
+                tally.given_up += 1;
+            }
+        }
+    }
+    tally
 }
 
 /// Reads snapshots, some of them just given up, and never finds anything wrong.
@@ -140,7 +299,7 @@ async fn reader(repository: Repository, taken: Taken, seed: u64, leases_expire: 
             tokio::time::sleep(Duration::from_millis(random.random_range(0..60))).await;
             match read(&repository, &snapshot, KeyRange::all()).await {
                 Ok(docs) => {
-                    assert_eq!(&docs, taken.lock().unwrap().get(&snapshot.id).unwrap());
+                    assert!(docs == docs_of(&taken, &snapshot));
                     tally.read += 1;
                 }
                 Err(error) => {
@@ -162,7 +321,7 @@ async fn pruner(repository: Repository, seed: u64, impatient: bool) -> Tally {
     for _ in 0..ROUNDS * 2 {
         let standing = repository.snapshots().await.unwrap().snapshots;
         for snapshot in standing.iter().skip(1) {
-            if random.random_bool(0.5) {
+            if random.random_bool(0.2) {
                 repository.forget(snapshot.id, "test").await.unwrap();
                 tally.forgotten += 1;
             }
@@ -200,14 +359,15 @@ async fn side_by_side(seed: u64, impatient: bool) -> Tally {
             impatient,
         ));
     }
+    running.spawn(compactor(
+        repository.clone(),
+        Arc::clone(&taken),
+        seed * 10 + 8,
+        impatient,
+    ));
     let mut all = Tally::default();
     while let Some(tally) = running.join_next().await {
-        let tally = tally.unwrap();
-        all.committed += tally.committed;
-        all.given_up += tally.given_up;
-        all.read += tally.read;
-        all.forgotten += tally.forgotten;
-        all.deleted += tally.deleted;
+        all.add(&tally.unwrap());
     }
     objects.habits(Habits::default());
     // Everything that stands is whole; and when all that was under way is given up, nothing else is left.
@@ -220,7 +380,7 @@ async fn side_by_side(seed: u64, impatient: bool) -> Tally {
         let mut needed = Vec::new();
         for snapshot in repository.snapshots().await.unwrap().snapshots {
             let docs = read(&repository, &snapshot, KeyRange::all()).await.unwrap();
-            assert_eq!(&docs, taken.lock().unwrap().get(&snapshot.id).unwrap());
+            assert!(docs == docs_of(&taken, &snapshot));
             let reader = repository.reader(&snapshot).await.unwrap();
             needed.extend(reader.object_names().try_collect::<Vec<String>>().await.unwrap());
         }
@@ -236,22 +396,17 @@ async fn side_by_side(seed: u64, impatient: bool) -> Tally {
 async fn nothing_is_lost_beside_patient_prunes() {
     let mut all = Tally::default();
     for seed in 0..3 {
-        let tally = side_by_side(seed, false).await;
-        all.committed += tally.committed;
-        all.read += tally.read;
-        all.deleted += tally.deleted;
+        all.add(&side_by_side(seed, false).await);
     }
     assert!(all.committed > 20 && all.read > 20 && all.deleted > 50, "{all:?}");
+    assert!(all.layered > 5 && all.merged > 2, "{all:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_beside_prunes_that_take_everything_for_dead() {
     let mut all = Tally::default();
     for seed in 10..13 {
-        let tally = side_by_side(seed, true).await;
-        all.committed += tally.committed;
-        all.given_up += tally.given_up;
-        all.deleted += tally.deleted;
+        all.add(&side_by_side(seed, true).await);
     }
     assert!(
         all.committed > 3 && all.given_up > 3 && all.deleted > 50,

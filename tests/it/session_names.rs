@@ -201,6 +201,7 @@ fn plan_of(database: &Firestore, read_time: firebank::document::Timestamp) -> Pl
         started_at: firebank::clock::now(),
         selection: Selection::all(),
         parent: None,
+        merges: None,
         read: ReadMode::Names,
         ranges: vec![firebank::document::KeyRange::all()],
         extra: Default::default(),

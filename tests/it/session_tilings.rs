@@ -224,6 +224,212 @@ async fn a_session(seed: u64) -> bool {
     committed.consistency != Consistency::Consistent
 }
 
+/// The database as a parent has it, and at each of the times that it is read at. Some documents are so large that a range cannot hold
+/// what changed in it.
+fn changing(random: &mut SmallRng, planned: Timestamp) -> (Docs, Past) {
+    let mut past = Past::new(random, planned);
+    let parent = past.0[0].1.clone();
+    let large = random.random_bool(0.1);
+    for number in 0..past.0.len() {
+        let docs = &mut past.0[number].1;
+        let keys: Vec<Vec<u8>> = docs.keys().cloned().collect();
+        for key in keys {
+            match random.random_range(0..20) {
+                0 => drop(docs.remove(&key)),
+                1 => drop(docs.insert(key, doc(random.random(), 400))),
+                2 if large => drop(docs.insert(key, doc(random.random(), 300_000))),
+                _ => {}
+            }
+        }
+    }
+    (parent, past)
+}
+
+/// How a worker leaves a range of a layer.
+#[derive(Clone, Copy)]
+enum Leaves {
+    /// Finished, or split so many documents further.
+    As(usize, usize),
+    Dead(usize),
+    /// With a checkpoint.
+    Short(usize),
+    /// It has missed all changes so far, and has found out: with a checkpoint, and the word that none counts.
+    Anew(usize),
+}
+
+async fn compare_range(
+    session: &Session,
+    mut range: UnfinishedRange,
+    parent: &Docs,
+    docs: &Docs,
+    leaves: Leaves,
+    often: usize,
+) {
+    let after = range.covered().map(|(key, _)| key.as_bytes().to_vec());
+    let mut writer = session.resume_layer_writer(range.clone()).await.unwrap();
+    let whole = range.range.clone();
+    let mut all = differences(parent, docs, &whole);
+    all.retain(|(key, ..)| after.as_ref().is_none_or(|after| *key > after));
+    let mut cursor = None;
+    for (place, (key, before, now)) in all.iter().enumerate() {
+        if !range.range.contains(key) {
+            break;
+        }
+        match leaves {
+            Leaves::Dead(at) if place == at => return,
+            Leaves::Short(at) if place == at => {
+                if let Some(cursor) = cursor {
+                    writer.write_checkpoint(cursor).await.unwrap();
+                }
+                return;
+            }
+            Leaves::Anew(at) if place == at => {
+                if let Some(cursor) = cursor {
+                    writer.write_checkpoint(cursor).await.unwrap();
+                    range.passed_checkpoint(writer.next_checkpoint());
+                }
+                session.begin_anew(&mut range, ReadMode::Full).await.unwrap();
+                assert!(range.covered().is_none() && range.read() == Some(ReadMode::Full));
+                return;
+            }
+            Leaves::As(at, further) if place == at => {
+                if let Some((boundary, ..)) = all.get(place + 1 + further) {
+                    let boundary = DocumentKey::from_bytes((*boundary).clone());
+                    let parts = session.split(&range, &[boundary]).await.unwrap();
+                    let end = parts[0].range.end.clone();
+                    // Another worker may have split it where this one has been.
+                    if end.as_ref().is_some_and(|end| end.as_bytes() <= &key[..]) {
+                        return;
+                    }
+                    writer.shorten(end).unwrap();
+                    range = parts[0].clone();
+                }
+            }
+            _ => {}
+        }
+        let is_blind = matches!(leaves, Leaves::Anew(_));
+        match (is_blind, before) {
+            (false, _) => compare_one(&mut writer, key, *before, *now).await.unwrap(),
+            (true, Some(_)) => compare_one(&mut writer, key, *before, *before).await.unwrap(),
+            (true, None) => {}
+        }
+        cursor = Some(DocumentKey::from_bytes((*key).clone()));
+        if place % 10 < often
+            && let Some(cursor) = &cursor
+        {
+            writer.write_checkpoint(cursor.clone()).await.unwrap();
+        }
+    }
+    match leaves {
+        Leaves::Anew(_) => session.begin_anew(&mut range, ReadMode::Full).await.unwrap(),
+        _ => drop(writer.finish().await.unwrap()),
+    }
+}
+
+/// The same of a night: what is written is what differs from a parent, which is forgotten meanwhile.
+async fn a_night(seed: u64) -> (bool, usize) {
+    let random = &mut SmallRng::seed_from_u64(seed);
+    let repository = repository(tiny()).await;
+    let planned = plan(&[], 10);
+    let (parent_docs, past) = changing(random, planned.read_time);
+    let parent = back_up(&repository, SessionOptions::new(plan(&[], 0)), &parent_docs).await;
+    let keys: Vec<Vec<u8>> = parent_docs.keys().cloned().collect();
+    let mut cuts: Vec<Vec<u8>> = keys.sample(random, seed as usize % 5).cloned().collect();
+    cuts.sort();
+    let plan = Plan {
+        parent: Some(parent.id),
+        read: ReadMode::Names,
+        ..plan(&cuts, 10)
+    };
+    let id = SessionId::from_u64(seed + 1_000);
+    let mut workers = Vec::new();
+    for _ in 0..WORKERS {
+        let options = SessionOptions {
+            id: Some(id),
+            ..SessionOptions::new(plan.clone())
+        };
+        let session = Session::begin(&repository, options).await.unwrap();
+        let ranges = session.planned_ranges();
+        workers.push(Worker { session, ranges });
+    }
+    repository.forget(parent.id, "a test").await.unwrap();
+    sweep(&repository, &SweepOptions::default()).await.unwrap();
+    let draft = || SnapshotDraft {
+        parent: Some(parent.clone()),
+        ..SnapshotDraft::default()
+    };
+    let (mut tails, mut anew) = (0, 0);
+    let committed = 'committed: {
+        for step in 0.. {
+            let worker = &mut workers[random.random_range(0..WORKERS)];
+            let session = &worker.session;
+            match random.random_range(0..12) {
+                0 => match session.commit(draft()).await {
+                    Ok(snapshot) => break 'committed snapshot,
+                    Err(ArchiveError::Incomplete { .. }) => {}
+                    Err(error) => panic!("seed {seed}: {error}"),
+                },
+                1..4 => worker.ranges = session.unfinished_ranges().await.unwrap(),
+                4 if tails + 1 < past.0.len() && seed.is_multiple_of(2) => {
+                    tails += 1;
+                    let (before, now) = (past.0[tails - 1].0, past.0[tails].0);
+                    session.read_rest_at(before, now).await.unwrap();
+                }
+                _ => {
+                    let Some(range) = worker.ranges.choose(random).cloned() else {
+                        continue;
+                    };
+                    anew += usize::from(range.read().is_some());
+                    let at = random.random_range(0..40);
+                    let leaves = match random.random_range(0..5) {
+                        _ if step > 60 => Leaves::As(usize::MAX, 0),
+                        0 => Leaves::As(usize::MAX, 0),
+                        1 => Leaves::Dead(at),
+                        2 => Leaves::Short(at),
+                        3 => Leaves::Anew(at),
+                        _ => Leaves::As(at, random.random_range(0..30)),
+                    };
+                    let docs = past.at(range.read_time);
+                    let often = random.random_range(0..3);
+                    compare_range(session, range, &parent_docs, docs, leaves, often).await;
+                }
+            }
+        }
+        unreachable!()
+    };
+    let found = read(&repository, &committed, KeyRange::all()).await.unwrap();
+    let expected = past.of(&committed);
+    let differs = found.iter().zip(&expected).find(|(a, b)| a != b);
+    let path = |key: &[u8]| DocumentPath::from_key(key).unwrap();
+    let differs = differs.map(|((a, _), (b, _))| (path(a), path(b)));
+    assert_eq!(differs, None, "seed {seed}: {:?}", committed.consistency);
+    assert_eq!(found.len(), expected.len(), "seed {seed}");
+    assert_eq!(committed.documents, found.len() as u64, "seed {seed}");
+    for worker in &workers {
+        assert_eq!(
+            worker.session.commit(draft()).await.unwrap(),
+            committed,
+            "seed {seed}"
+        );
+    }
+    sweep(&repository, &SweepOptions::default()).await.unwrap();
+    let again = read(&repository, &committed, KeyRange::all()).await.unwrap();
+    assert!(again == found, "seed {seed}: a sweep took something");
+    (committed.consistency != Consistency::Consistent, anew)
+}
+
+#[tokio::test]
+async fn whatever_workers_of_a_night_do_a_commit_is_whole() {
+    let (mut mixed, mut anew) = (0, 0);
+    for seed in 0..50 {
+        let night = a_night(seed).await;
+        mixed += u32::from(night.0);
+        anew += night.1;
+    }
+    assert!((8..50).contains(&mixed), "{mixed} were of several times");
+    assert!(anew > 20, "{anew} ranges were begun anew");
+}
+
 #[tokio::test]
 async fn whatever_workers_do_a_commit_is_whole() {
     let mut mixed = 0;

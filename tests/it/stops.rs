@@ -16,12 +16,13 @@ const FULL: Reading = Reading {
     read: ReadMode::Full,
     ranges: 3,
     alone: false,
+    resume: false,
 };
 
 const NAMES: Reading = Reading {
     read: ReadMode::Names,
     ranges: 4,
-    alone: false,
+    ..FULL
 };
 
 /// Stops a run at its first request, at its second, and so on until it is not stopped any more. Returns how many it makes.
@@ -126,6 +127,60 @@ async fn a_night_may_stop_anywhere() {
     assert!(requests > 15, "{requests}");
 }
 
+/// Whoever goes on with a backup that was stopped at any request, and is stopped at some request too, ends with the snapshot of the
+/// moment that it began with, whatever became of the database and of the snapshot that it builds upon.
+async fn goes_on_from_anywhere(mut base: World, reading: Reading) {
+    let resuming = Reading {
+        resume: true,
+        ..reading
+    };
+    let mut taken_up = 0;
+    for stop in 1.. {
+        let mut world = base.fork();
+        if world.back_up(reading, Some(stop)).await == Ended::Done {
+            assert!(stop > 15 && taken_up > 5, "{taken_up} of {stop}");
+            return;
+        }
+        let left = world.open_sessions().await;
+        let state = i64::try_from(stop).unwrap();
+        world
+            .write([
+                (50, Edit::Put(state)),
+                (2, Edit::Delete),
+                (4, Edit::Remake),
+                (9, Edit::Put(1)),
+            ])
+            .await;
+        if stop % 3 == 0 && !world.standing().is_empty() {
+            // What it builds upon is forgotten, and a prune takes what nobody claims.
+            world.give_up(0, None).await;
+        }
+        world.back_up(resuming, Some(3 + stop % 23)).await;
+        let ended = world.back_up(resuming, None).await;
+        assert_eq!(ended, Ended::Done);
+        for session in left {
+            assert!(world.has_recorded(session), "{session} was left at {stop}");
+            taken_up += 1;
+        }
+        world.clean(KEEP_ALL, None).await;
+        world.restore_all().await;
+        // The database is the same for all.
+        base.follow(&world);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_night_may_stop_anywhere_and_go_on() {
+    let (_sandbox, base) = world(2).await;
+    goes_on_from_anywhere(base, NAMES).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_backup_may_stop_anywhere_and_go_on() {
+    let (_sandbox, base) = world(0).await;
+    goes_on_from_anywhere(base, FULL).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_night_may_stop_where_it_merges_layers() {
     let (_sandbox, mut base) = world(2).await;
@@ -139,6 +194,33 @@ async fn a_night_may_stop_where_it_merges_layers() {
     )
     .await;
     assert!(requests > 30, "{requests}");
+}
+
+/// What a merge has written of some ranges is not what the database has of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_goes_on_with_a_merge_as_with_a_backup() {
+    let (_sandbox, mut base) = world(1).await;
+    base.write((0..40).map(|number| (number, Edit::Put(900 + i64::from(number)))))
+        .await;
+    let recorded = base.moments() + 1;
+    let resuming = Reading { resume: true, ..FULL };
+    let mut merging = 0;
+    for stop in 1.. {
+        let mut world = base.fork();
+        if world.back_up(FULL, Some(stop)).await == Ended::Done {
+            break;
+        }
+        if world.moments() < recorded {
+            continue;
+        }
+        merging += usize::from(!world.open_sessions().await.is_empty());
+        assert_eq!(world.back_up(resuming, None).await, Ended::Done);
+        assert_eq!(world.moments(), recorded + 1, "stopped at {stop}");
+        world.wait(TimeDelta::hours(25));
+        world.clean(KEEP_ALL, None).await;
+        world.restore(0, None).await;
+    }
+    assert!(merging > 5, "{merging}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

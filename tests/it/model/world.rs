@@ -8,6 +8,7 @@ mod checks;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::TimeDelta;
 use firebank::archive::{
@@ -43,6 +44,8 @@ pub(crate) struct Reading {
     pub(crate) ranges: usize,
     /// Builds upon nothing.
     pub(crate) alone: bool,
+    /// Goes on with what was left, where something was.
+    pub(crate) resume: bool,
 }
 
 /// Whether a process came to its end.
@@ -107,7 +110,7 @@ pub(crate) struct World {
 /// A session that was killed.
 #[derive(Clone, Debug)]
 struct Killed {
-    /// When, by the store's clock.
+    /// When, by the store's clock: the last time if somebody went on with it.
     at: TimeDelta,
     /// What it would record if somebody went on with it.
     state: State,
@@ -120,6 +123,7 @@ pub(crate) struct Tally {
     pub(crate) merged: usize,
     pub(crate) removed: usize,
     pub(crate) killed: usize,
+    pub(crate) gone_on: usize,
     pub(crate) sessions_given_up: usize,
 }
 
@@ -129,6 +133,7 @@ impl Tally {
         self.merged += other.merged;
         self.removed += other.removed;
         self.killed += other.killed;
+        self.gone_on += other.gone_on;
         self.sessions_given_up += other.sessions_given_up;
     }
 }
@@ -157,6 +162,12 @@ impl World {
             objects: self.objects.fork(),
             ..self.clone()
         }
+    }
+
+    /// Takes the database for what another world has made of it.
+    pub(crate) fn follow(&mut self, other: &Self) {
+        self.state.clone_from(&other.state);
+        self.writings = other.writings;
     }
 
     /// The snapshots that stand, newest first.
@@ -225,6 +236,19 @@ impl World {
         self.process(None).await.repository
     }
 
+    /// Sessions that a backup can go on with.
+    pub(crate) async fn open_sessions(&self) -> Vec<SessionId> {
+        let open = self.repository().await.open_sessions().await.unwrap();
+        open.into_iter().map(|session| session.id).collect()
+    }
+
+    /// Whether a session has become a snapshot, or one that stands in for it.
+    pub(crate) fn has_recorded(&self, session: SessionId) -> bool {
+        let is_its =
+            |(snapshot, _): &(Snapshot, State)| snapshot.id == session || snapshot.replaces == Some(session);
+        self.recorded.values().any(is_its)
+    }
+
     /// Time goes by for the store.
     pub(crate) fn wait(&mut self, time: TimeDelta) {
         self.clock += time;
@@ -283,6 +307,8 @@ impl World {
                 true => Parent::None,
                 false => Parent::Newest,
             },
+            resume: reading.resume,
+            checkpoint_every: Duration::ZERO,
             ..BackupOptions::default()
         };
         let process = self.process(kill_at).await;

@@ -67,8 +67,12 @@ impl World {
                         allowed.recording && is_own,
                         "a snapshot out of nowhere: {snapshot:?}"
                     );
-                    match self.undecided.get(&snapshot.id) {
-                        Some(killed) => killed.state.clone(),
+                    // It may be that of a session which was left, and the database has changed since.
+                    match self.undecided.get(&other.unwrap_or(snapshot.id)) {
+                        Some(killed) => {
+                            self.tally.gone_on += 1;
+                            killed.state.clone()
+                        }
                         None => self.state.clone(),
                     }
                 }
@@ -91,10 +95,16 @@ impl World {
     async fn note_sessions(&mut self, repository: &Repository, sweeping: bool) {
         let found = undecided_sessions(repository).await;
         let before = self.undecided.len();
+        let recorded: BTreeSet<SessionId> = self
+            .recorded
+            .values()
+            .flat_map(|(snapshot, _)| [Some(snapshot.id), snapshot.replaces])
+            .flatten()
+            .collect();
         self.undecided.retain(|session, killed| {
             let stays = found.contains(session);
             let is_dead = self.clock - killed.at >= expiry();
-            let is_recorded = self.recorded.contains_key(session);
+            let is_recorded = recorded.contains(session);
             assert!(
                 stays || is_recorded || sweeping && is_dead,
                 "session {session} was given up too early"
@@ -103,12 +113,22 @@ impl World {
         });
         self.tally.sessions_given_up += before - self.undecided.len();
         for session in found {
-            let (at, state) = (self.clock, &self.state);
-            self.undecided.entry(session).or_insert_with(|| Killed {
+            let at = self.last_sign(repository, session).await;
+            let state = &self.state;
+            let killed = self.undecided.entry(session).or_insert_with(|| Killed {
                 at,
                 state: state.clone(),
             });
+            killed.at = at.max(killed.at);
         }
+    }
+
+    /// When a session was last seen alive, by the store's clock.
+    async fn last_sign(&self, repository: &Repository, session: SessionId) -> TimeDelta {
+        let objects = repository.store().list(&session.folder());
+        let objects: Vec<_> = objects.try_collect().await.unwrap();
+        let last = objects.iter().map(|object| object.last_modified).max();
+        last.unwrap() - firebank::clock::now()
     }
 
     /// Chunks and runs that sessions wrote which may live.
