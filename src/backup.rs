@@ -37,6 +37,7 @@ mod range;
 mod reading;
 mod recovery;
 mod since;
+mod source;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -12,12 +12,13 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
-use super::changed::{Asking, Changed};
-use super::compared::{Changes, Comparer, Comparison};
+use super::changed::Asking;
+use super::compared::{Changes, Comparison};
 use super::crew::Share;
+use super::source::Source;
 use super::{BackupError, BackupOptions, out_of_patience, plan};
 use crate::archive::{LayerWriter, ReadMode, Session, UnfinishedRange};
-use crate::document::{DocumentBatch, DocumentKey, DocumentPath, KeyRange};
+use crate::document::{DocumentBatch, DocumentKey, DocumentPath};
 use crate::firestore;
 use crate::progress::Progress;
 
@@ -42,39 +43,6 @@ pub(super) struct LayerContext {
     asking: Option<Arc<Asking>>,
     fetches: Arc<Semaphore>,
     progress: Progress,
-}
-
-/// Where changes come from.
-enum Source {
-    /// Names or whole documents, compared with the parent's.
-    Compared(Box<Comparer>),
-    /// A field that tells of changes, and counts.
-    Changed(Box<Changed>),
-}
-
-impl Source {
-    async fn next(&mut self) -> Result<Option<Changes>, BackupError> {
-        match self {
-            Self::Compared(comparer) => comparer.next().await,
-            Self::Changed(changed) => changed.next().await,
-        }
-    }
-
-    /// What is left to be read for sure, past all that is in memory.
-    fn rest(&self) -> KeyRange {
-        match self {
-            Self::Compared(comparer) => comparer.rest(),
-            Self::Changed(changed) => changed.rest(),
-        }
-    }
-
-    /// Ends earlier: where the rest, or a part of it, begins.
-    fn shorten(&mut self, end: Option<DocumentKey>) {
-        match self {
-            Self::Compared(comparer) => comparer.shorten(end),
-            Self::Changed(changed) => changed.shorten(end),
-        }
-    }
 }
 
 /// How a range was left.
@@ -154,7 +122,13 @@ impl LayerContext {
     ) -> Result<Left, BackupError> {
         let unfinished = lock(range).clone();
         let after = unfinished.covered().map(|(covered, _)| covered.clone());
-        let source = self.source(unfinished.range.clone(), after.as_ref(), mode);
+        let source = Source::new(
+            self.comparison.clone(),
+            self.asking.as_ref(),
+            unfinished.range.clone(),
+            after.as_ref(),
+            mode,
+        );
         let mut writer = self.session.resume_layer_writer(unfinished).await?;
         let reader = Splitting {
             context: self.clone(),
@@ -224,19 +198,6 @@ impl LayerContext {
                 }
                 Err(error)
             }
-        }
-    }
-
-    fn source(&self, range: KeyRange, after: Option<&DocumentKey>, mode: ReadMode) -> Source {
-        let comparison = self.comparison.clone();
-        match (&self.asking, mode) {
-            (Some(asking), ReadMode::Changed) => Source::Changed(Box::new(Changed::new(
-                comparison,
-                Arc::clone(asking),
-                range,
-                after,
-            ))),
-            _ => Source::Compared(Box::new(Comparer::new(comparison, range, after, mode))),
         }
     }
 
@@ -457,7 +418,7 @@ mod tests {
             sampled: 0.0,
         };
         let options = Arc::new(BackupOptions::default());
-        let context = LayerContext::new(comparison, Arc::new(session), options, progress);
+        let context = LayerContext::new(comparison, Arc::new(session), options, None, progress);
         let nobody = DocumentPath::parse("products/nobody").unwrap();
         let mut changes = Changes::default();
         changes.wanted.push(nobody.clone());
