@@ -754,10 +754,17 @@ async fn mixed_parents_are_built_upon() {
     tokio::time::sleep(Duration::from_millis(1200)).await;
     churn(&world, 2400, 2).await;
     let plan = FaultPlan {
-        history: Some(Duration::from_millis(1500)),
+        history: Some(Duration::from_millis(500)),
         ..world.sandbox().faults().plan()
     };
+    let refused = || world.sandbox().usage().requests_of(Rpc::RunAggregationQuery);
+    let before = refused();
     world.sandbox().faults().set(plan);
+    while refused() < before + 4 && !running.is_finished() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // However slow the machine is, the rest has the time that it needs.
+    world.sandbox().faults().clear();
     let mixed = running.await.unwrap().unwrap().snapshot;
     world.sandbox().faults().clear();
     assert_eq!(mixed.stats.read, ReadMode::Changed);
