@@ -26,6 +26,7 @@
 //! chunk, and a directory.
 
 mod begin;
+mod changed;
 mod compared;
 mod crew;
 mod error;
@@ -37,18 +38,25 @@ mod plan;
 mod range;
 mod reading;
 mod recovery;
+mod since;
+mod source;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use begin::{Begun, Start};
+use changed::Asking;
 use crew::Ended;
 pub use error::BackupError;
 use fleet::Others;
 pub use fleet::TaskOptions;
 use head::HeadBudget;
 use rand::seq::SliceRandom;
+use since::Since;
 use tracing::{info, warn};
+
+pub use changed::{FieldCheck, check_field};
+pub use since::ChangeField;
 
 use crate::archive::{
     ArchiveError, Committed, ReadMode, Repository, Selection, Session, Snapshot, SnapshotDraft,
@@ -86,6 +94,9 @@ pub struct BackupOptions {
     /// How to read; `None`: names where there is a parent, else whole documents. Without a parent there is nothing to
     /// compare names with, and whole documents are read in any case.
     pub read: Option<ReadMode>,
+    /// Ask a field which documents have changed, where there is a parent whose chain has read all names lately enough; elsewhere
+    /// `read` holds.
+    pub changed: Option<ChangeField>,
     /// Point at what is stored already instead of storing it again. `false` is for a repository that has damaged chunks:
     /// then, without a [parent](Parent::None), the snapshot needs nothing that was there before it.
     pub deduplicate: bool,
@@ -129,6 +140,7 @@ impl Default for BackupOptions {
             ranges: None,
             parent: Parent::default(),
             read: None,
+            changed: None,
             deduplicate: true,
             tags: Vec::new(),
             host: None,
@@ -173,6 +185,8 @@ pub struct BackupStats {
     pub requests: u64,
     /// Requests that were sent again after a failure.
     pub retries: u64,
+    /// Where a [field](BackupOptions::changed) should have been asked and names were read by this process: why, a sentence each.
+    pub names_instead: Vec<String>,
 }
 
 /// How long a range that is asked to stop waits for a good place to: past the next cut nothing is read or stored twice. Whoever asks
@@ -214,8 +228,8 @@ pub async fn backup(
         (None, Some(name)) => begin::named(database, repository, name, &options, read_time, progress).await?,
         (None, None) => Start::Work(begin::begin(database, repository, &options, read_time, progress).await?),
     };
-    let (snapshot, committed) = match begun {
-        Start::Committed(snapshot) => (*snapshot, CommittedBy::Before),
+    let (snapshot, committed, names_instead) = match begun {
+        Start::Committed(snapshot) => (*snapshot, CommittedBy::Before, Vec::new()),
         Start::Work(begun) => work(database, repository, begun, &options, &before, progress).await?,
     };
     let counts = database.stats().counts().since(&before);
@@ -226,6 +240,7 @@ pub async fn backup(
         billed_reads: counts.billed_reads,
         requests: counts.total_requests(),
         retries: counts.retries,
+        names_instead,
     })
 }
 
@@ -237,13 +252,15 @@ async fn work(
     options: &BackupOptions,
     before: &RequestCounts,
     progress: &Progress,
-) -> Result<(Snapshot, CommittedBy), BackupError> {
+) -> Result<(Snapshot, CommittedBy, Vec<String>), BackupError> {
     let Begun {
         session,
         parent,
         ranges,
     } = begun;
+    let since = Since::of(&session.plan().extra);
     let readers = Readers {
+        asking: since.as_ref().map(|since| Arc::new(Asking::new(since))),
         database,
         session: &session,
         others: Arc::new(Others::of(options, &session, database, before)),
@@ -257,21 +274,31 @@ async fn work(
         host: options.host.clone(),
         description: options.description.clone(),
         billed_reads: database.stats().counts().since(before).billed_reads + reads_of_others,
-        extra: fleet::agreed(options),
+        extra: fleet::agreed(options)
+            .into_iter()
+            .chain(since::handed_down(&session.plan().extra))
+            .collect(),
         ..SnapshotDraft::default()
     };
+    let mut names_instead = Vec::new();
+    if let Some(wanted) = &options.changed {
+        let parent = parent.as_ref().map(SnapshotReader::snapshot);
+        names_instead.extend(since::why_not_asked(wanted, session.plan(), parent));
+    }
     let others = Arc::clone(&readers.others);
     let committed = match &*others {
         Others::Tasks(fleet) => readers.finish_as_task(fleet, draft).await?,
         Others::None | Others::Named => readers.finish(ranges, || draft(0)).await?,
     };
+    names_instead.extend(readers.asking.iter().flat_map(|asking| asking.said()));
     Ok(match committed.by_this_worker {
         true => (
             compact_if_due(repository, committed.snapshot).await,
             CommittedBy::ThisProcess,
+            names_instead,
         ),
         // Once is enough: whoever made the snapshot does.
-        false => (committed.snapshot, CommittedBy::Another),
+        false => (committed.snapshot, CommittedBy::Another, names_instead),
     })
 }
 
@@ -295,6 +322,7 @@ struct Readers<'a> {
     others: Arc<Others>,
     parent: Option<&'a SnapshotReader>,
     options: Arc<BackupOptions>,
+    asking: Option<Arc<Asking>>,
     progress: &'a Progress,
 }
 
@@ -406,6 +434,7 @@ impl Readers<'_> {
             session,
             Arc::clone(&self.others),
             options,
+            self.asking.clone(),
             self.progress.clone(),
         );
         let work = |range, share| context.clone().back_up(range, share);

@@ -659,6 +659,7 @@ impl SessionShared {
                 changed_documents: stats.documents - added.min(stats.documents),
                 deleted_documents: stats.tombstones,
                 unchanged_documents: stats.unchanged_documents,
+                largest_lag_micros: stats.largest_lag_micros,
             },
             collections: totals.collections,
             collection_groups: totals.collection_groups,

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use tracing::info;
 
+use super::since::{self, Choice, Since};
 use super::{BackupError, BackupOptions, Parent, TaskOptions, fleet, parent, plan, recovery};
 use crate::archive::session::UPLOAD_BUDGET;
 use crate::archive::{
@@ -254,9 +255,12 @@ async fn try_begin(
         Some(parent) => plan::ranges_of_parent(database, parent, read_time, options, progress).await?,
         None => plan::ranges_of_database(database, options, read_time, progress).await?,
     };
-    let read = match &parent {
-        Some(_) => options.read.unwrap_or(ReadMode::Names),
-        None => ReadMode::Full,
+    let Choice { read, since } = match &parent {
+        Some(parent) => since::choose(database, parent.snapshot(), read_time, options),
+        None => Choice {
+            read: ReadMode::Full,
+            since: None,
+        },
     };
     info!(
         %read_time, ranges = ranges.len(), %read, parent = ?parent.as_ref().map(SnapshotReader::id),
@@ -273,7 +277,10 @@ async fn try_begin(
         merges: None,
         read,
         ranges,
-        extra: fleet::agreed(options),
+        extra: fleet::agreed(options)
+            .into_iter()
+            .chain(since.iter().flat_map(Since::entry))
+            .collect(),
     };
     let pins = match &parent {
         _ if !options.deduplicate => Vec::new(),

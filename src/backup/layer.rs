@@ -12,9 +12,11 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
-use super::compared::{Changes, Comparer, Comparison};
+use super::changed::Asking;
+use super::compared::{Changes, Comparison};
 use super::crew::Share;
 use super::fleet::{Others, Wanting};
+use super::source::Source;
 use super::{BackupError, BackupOptions, out_of_patience, plan};
 use crate::archive::{LayerWriter, ReadMode, Session, UnfinishedRange};
 use crate::document::{DocumentBatch, DocumentKey, DocumentPath};
@@ -39,6 +41,8 @@ pub(super) struct LayerContext {
     session: Arc<Session>,
     others: Arc<Others>,
     options: Arc<BackupOptions>,
+    /// How a field is asked that tells of changes, where one is known.
+    asking: Option<Arc<Asking>>,
     fetches: Arc<Semaphore>,
     progress: Progress,
 }
@@ -54,7 +58,7 @@ enum Left {
 struct Splitting {
     context: LayerContext,
     share: Share<UnfinishedRange>,
-    comparer: Comparer,
+    source: Source,
     range: Arc<Mutex<UnfinishedRange>>,
 }
 
@@ -64,6 +68,7 @@ impl LayerContext {
         session: Arc<Session>,
         others: Arc<Others>,
         options: Arc<BackupOptions>,
+        asking: Option<Arc<Asking>>,
         progress: Progress,
     ) -> Self {
         Self {
@@ -71,6 +76,7 @@ impl LayerContext {
             session,
             others,
             options,
+            asking,
             fetches: Arc::new(Semaphore::new(FETCHES)),
             progress,
         }
@@ -120,8 +126,9 @@ impl LayerContext {
     ) -> Result<Left, BackupError> {
         let unfinished = lock(range).clone();
         let after = unfinished.covered().map(|(covered, _)| covered.clone());
-        let comparer = Comparer::new(
+        let source = Source::new(
             self.comparison.clone(),
+            self.asking.as_ref(),
             unfinished.range.clone(),
             after.as_ref(),
             mode,
@@ -130,12 +137,12 @@ impl LayerContext {
         let reader = Splitting {
             context: self.clone(),
             share: share.clone(),
-            comparer,
+            source,
             range: Arc::clone(range),
         };
         let changes = stream::try_unfold(reader, |mut reader| async move {
             let changes = match reader.give_away().await? {
-                true => reader.comparer.next().await?,
+                true => reader.source.next().await?,
                 false => return Err(BackupError::SplitElsewhere),
             };
             Ok::<_, BackupError>(changes.map(|changes| (changes, reader)))
@@ -228,7 +235,7 @@ impl LayerContext {
             return Err(BackupError::Vanished { path, read_time });
         }
         if changes.samples.is_empty() {
-            changes.documents = fetched.found;
+            changes.documents = merged(std::mem::take(&mut changes.documents), fetched.found);
             return Ok((changes, None));
         }
         let mut samples = changes.samples.iter().peekable();
@@ -253,7 +260,16 @@ impl LayerContext {
     }
 
     /// Writes changes in the order of keys.
-    async fn write(&self, changes: Changes, writer: &mut LayerWriter) -> Result<(), BackupError> {
+    async fn write(&self, mut changes: Changes, writer: &mut LayerWriter) -> Result<(), BackupError> {
+        if let Some(asking) = &self.asking {
+            let lags = changes
+                .documents
+                .iter()
+                .filter_map(|document| asking.lag_micros(document));
+            if let Some(lag) = lags.max() {
+                changes.compared.lagged(lag);
+            }
+        }
         let unchanged = changes.compared.unchanged_documents();
         let written = changes.documents.len() as u64;
         let bytes = changes
@@ -293,7 +309,7 @@ impl Splitting {
             ..
         } = &self.context;
         let mut rest = range.clone();
-        rest.range = self.comparer.rest();
+        rest.range = self.source.rest();
         let parent = Some(&comparison.parent);
         let points = plan::split_points(
             &comparison.database,
@@ -323,12 +339,29 @@ impl Splitting {
         let others = parts.split_off(1);
         let end = parts.remove(0).range.end;
         lock(&self.range).range.end.clone_from(&end);
-        self.comparer.shorten(end);
+        self.source.shorten(end);
         if to == Wanting::Readers {
             self.share.give(others);
         }
         Ok(true)
     }
+}
+
+/// Two ascending batches as one.
+fn merged(one: DocumentBatch, other: DocumentBatch) -> DocumentBatch {
+    if one.is_empty() {
+        return other;
+    }
+    let mut merged = DocumentBatch::new();
+    let mut others = other.iter().peekable();
+    for document in one.iter() {
+        while let Some(first) = others.next_if(|other| other.key < document.key) {
+            merged.push(first);
+        }
+        merged.push(document);
+    }
+    others.for_each(|document| merged.push(document));
+    merged
 }
 
 fn lock(range: &Mutex<UnfinishedRange>) -> MutexGuard<'_, UnfinishedRange> {
@@ -401,6 +434,7 @@ mod tests {
             Arc::new(session),
             Arc::new(Others::None),
             options,
+            None,
             progress,
         );
         let nobody = DocumentPath::parse("products/nobody").unwrap();

@@ -16,6 +16,7 @@ mod bucket_faults;
 mod bucket_requests;
 mod bucket_rights;
 mod buckets;
+mod changed;
 mod cli_clean;
 mod cli_commands;
 mod cli_damage;
