@@ -2,10 +2,6 @@
 //! repositories, the database as raw bytes, and the report.
 #![allow(dead_code, reason = "each benchmark compiles it for itself and uses a part")]
 
-// As the tool has it; the yardsticks, too.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 pub(crate) mod process;
 pub(crate) mod raw;
 pub(crate) mod report;
