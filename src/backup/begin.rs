@@ -175,6 +175,7 @@ pub(super) async fn named(
             Err(BackupError::Archive(ArchiveError::CommittedAlready { session })) => {
                 let snapshot = repository.pinned_snapshot(session).await?;
                 check(snapshot.kind, &snapshot.database, &snapshot.selection)?;
+                fleet::check(name, &snapshot.extra, options)?;
                 return Ok(Start::Committed(Box::new(snapshot)));
             }
             Err(BackupError::Archive(error)) if attempt < ATTEMPTS && may_differ_next_time(&error) => {
