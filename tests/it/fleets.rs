@@ -8,7 +8,7 @@ use firebank::backup::{BackupError, BackupOptions, BackupStats, CommittedBy, Tas
 use firebank::document::{DocumentPath, canonical, typed_json};
 use firebank::firestore::Firestore;
 use firebank::progress::Progress;
-use firebank::sandbox::{Effect, Fault, FaultPlan, Rpc, Sandbox, SandboxConfig, SyntheticSpec, When};
+use firebank::sandbox::{FaultPlan, Sandbox, SandboxConfig, SyntheticSpec};
 use firebank::stop::Stop;
 use firebank::store::Store;
 use firebank::task::Task;
@@ -555,6 +555,8 @@ fn start_restore(shop: &Shop, index: u32, count: u32) -> Child {
         .args(["--emulator", &shop.address(), "--project", SHOP])
         .args(["restore", "latest", "--to-project", "demo-copy", "--json"])
         .args(["--state", "state", "--parallel", "2"])
+        // Slow enough that one is killed in the middle.
+        .args(["--rate", "150"])
         .args(["--task-count", &count.to_string()])
         .env("JOB_COMPLETION_INDEX", index.to_string())
         .stdout(Stdio::piped())
@@ -580,12 +582,6 @@ fn tasks_share_a_restore_and_go_on_where_they_were_killed() {
         "3",
     ])
     .fails(2, &["--state"]);
-    // Slow enough that the first is killed in the middle.
-    shop.add_fault(Fault::new(
-        Rpc::BatchWrite,
-        When::Always,
-        Effect::Delay(Duration::from_millis(400)),
-    ));
     let mut tasks: Vec<Child> = (0..RESTORERS)
         .map(|index| start_restore(&shop, index, RESTORERS))
         .collect();
