@@ -6,7 +6,7 @@ use std::process::Stdio;
 use crate::cli_support::plan_keys;
 use crate::cli_support::*;
 
-pub(crate) const BACKUP_KEYS: [&str; 21] = [
+pub(crate) const BACKUP_KEYS: [&str; 22] = [
     "billed_reads",
     "changed_documents",
     "committed_by",
@@ -16,6 +16,7 @@ pub(crate) const BACKUP_KEYS: [&str; 21] = [
     "documents",
     "lag_seconds",
     "layers",
+    "names_instead",
     "new_bytes",
     "new_documents",
     "parent",
