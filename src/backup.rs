@@ -26,8 +26,11 @@
 //! chunk, and a directory.
 
 mod begin;
+mod changed;
 mod compared;
 mod crew;
+mod error;
+mod fleet;
 mod head;
 mod layer;
 mod parent;
@@ -35,22 +38,32 @@ mod plan;
 mod range;
 mod reading;
 mod recovery;
+mod since;
+mod source;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use begin::{Begun, Start};
+use changed::Asking;
 use crew::Ended;
+pub use error::BackupError;
+use fleet::Others;
+pub use fleet::TaskOptions;
 use head::HeadBudget;
 use rand::seq::SliceRandom;
+use since::Since;
 use tracing::{info, warn};
 
+pub use changed::{FieldCheck, check_field};
+pub use since::ChangeField;
+
 use crate::archive::{
-    ArchiveError, Committed, ReadMode, Repository, Selection, Session, SessionId, Snapshot, SnapshotDraft,
-    SnapshotId, SnapshotReader, UnfinishedRange,
+    ArchiveError, Committed, ReadMode, Repository, Selection, Session, Snapshot, SnapshotDraft,
+    SnapshotReader, UnfinishedRange,
 };
 use crate::compact::{CompactOptions, compact};
-use crate::document::{DatabaseName, DocumentPath, PathError, Timestamp};
+use crate::document::Timestamp;
 use crate::firestore::{self, Firestore, RequestCounts};
 use crate::progress::Progress;
 use crate::stop::Stop;
@@ -81,6 +94,9 @@ pub struct BackupOptions {
     /// How to read; `None`: names where there is a parent, else whole documents. Without a parent there is nothing to
     /// compare names with, and whole documents are read in any case.
     pub read: Option<ReadMode>,
+    /// Ask a field which documents have changed, where there is a parent whose chain has read all names lately enough; elsewhere
+    /// `read` holds.
+    pub changed: Option<ChangeField>,
     /// Point at what is stored already instead of storing it again. `false` is for a repository that has damaged chunks:
     /// then, without a [parent](Parent::None), the snapshot needs nothing that was there before it.
     pub deduplicate: bool,
@@ -95,6 +111,9 @@ pub struct BackupOptions {
     pub resume: bool,
     /// The name of the session to work on: the first process with it begins the session, all others take part in it.
     pub session: Option<String>,
+    /// Which of the tasks of the session this process is; `None`: the session's processes do not know how many they are. Needs
+    /// [`session`](Self::session), and is of no meaning to a backup that is gone on with.
+    pub task: Option<TaskOptions>,
     /// How often a range writes down how far it has got.
     pub checkpoint_every: Duration,
     /// As of when to read; `None`: now. The server keeps an hour, and with point-in-time recovery the whole minutes of seven days.
@@ -121,12 +140,14 @@ impl Default for BackupOptions {
             ranges: None,
             parent: Parent::default(),
             read: None,
+            changed: None,
             deduplicate: true,
             tags: Vec::new(),
             host: None,
             description: None,
             resume: false,
             session: None,
+            task: None,
             checkpoint_every: Duration::from_secs(60),
             read_time: None,
             pitr: false,
@@ -138,11 +159,24 @@ impl Default for BackupOptions {
     }
 }
 
+/// Who made a snapshot of what a session's processes read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommittedBy {
+    /// This process.
+    ThisProcess,
+    /// Another process of the session, while this one took part.
+    Another,
+    /// Others, before this process came to do anything.
+    Before,
+}
+
 /// What a backup did.
 #[derive(Clone, Debug)]
 pub struct BackupStats {
     /// The snapshot that it committed.
     pub snapshot: Snapshot,
+    /// Who has committed it.
+    pub committed: CommittedBy,
     /// How long it took.
     pub duration: Duration,
     /// Reads as Firestore bills them: more than the snapshot has documents where ranges overlap.
@@ -151,151 +185,8 @@ pub struct BackupStats {
     pub requests: u64,
     /// Requests that were sent again after a failure.
     pub retries: u64,
-}
-
-/// A backup that failed. Nothing that it wrote is taken for a snapshot.
-#[derive(Debug, thiserror::Error)]
-pub enum BackupError {
-    /// The database could not be read.
-    #[error(transparent)]
-    Firestore(#[from] firestore::Error),
-    /// The repository could not be written.
-    #[error(transparent)]
-    Archive(#[from] ArchiveError),
-    /// The server sent a document whose name is none.
-    #[error("the server sent a document whose name makes no sense: {0}")]
-    Name(#[from] PathError),
-    /// The snapshot that was named as the parent cannot be it.
-    #[error("the backup cannot build upon snapshot {snapshot}: {why}. Name another one, or none with --full")]
-    NotAParent {
-        /// The snapshot.
-        snapshot: SnapshotId,
-        /// What speaks against it.
-        why: &'static str,
-    },
-    /// The parent's index cannot be read.
-    #[error(
-        "snapshot {snapshot}, which the backup builds upon, cannot be read: {source}. Nothing was committed. Build upon \
-         nothing with --full, or upon another snapshot with --parent; `firebank verify {snapshot}` tells what is damaged"
-    )]
-    DamagedParent {
-        /// The snapshot.
-        snapshot: SnapshotId,
-        /// What is wrong with it.
-        source: Box<ArchiveError>,
-    },
-    /// The server counts documents that it does not send.
-    #[error(
-        "the server sends no documents of {range} and counts {documents} there, as of {read_time}: nothing may be \
-         concluded from that, and nothing was committed. Try again later"
-    )]
-    Contradiction {
-        /// Where.
-        range: String,
-        /// When.
-        read_time: Timestamp,
-        /// How many it counts.
-        documents: u64,
-    },
-    /// The server listed a document and then had none of that name at the same moment.
-    #[error(
-        "the server listed `{path}` and then said that there is no such document, both as of {read_time}: nothing was \
-         committed. Try again, or read whole documents with --read full"
-    )]
-    Vanished {
-        /// The document.
-        path: DocumentPath,
-        /// When.
-        read_time: Timestamp,
-    },
-    /// Somebody asked it to stop.
-    #[error(
-        "stopped with {finished} of {ranges} key ranges finished: there is no snapshot of it, and what was read is kept. \
-         `firebank backup --resume` goes on from there while the database can be read at the same time: for an hour after it began, \
-         with --pitr for seven days (session {session})"
-    )]
-    Stopped {
-        /// Its session.
-        session: SessionId,
-        /// Ranges that are finished.
-        finished: usize,
-        /// Ranges in all.
-        ranges: usize,
-    },
-    /// The session of this name has come to its end.
-    #[error(
-        "session `{name}` was {how} already (snapshot {session}): a name stands for one session, so name another one to take another \
-         backup"
-    )]
-    NameUsed {
-        /// The name.
-        name: String,
-        /// Its session.
-        session: SessionId,
-        /// Committed, or given up.
-        how: &'static str,
-    },
-    /// The session of this name is another backup's.
-    #[error(
-        "session `{name}` backs up {selection} of {database}: its workers must all be asked for the same"
-    )]
-    OtherPlan {
-        /// The name.
-        name: String,
-        /// Of which database.
-        database: DatabaseName,
-        /// What of it.
-        selection: String,
-    },
-    /// The database can no longer be read at the time of the backup, and only that would have been consistent.
-    #[error(
-        "{source}: the backup did not come to its end in time, and documents of several moments were not asked for \
-         (--require-consistent), so nothing was committed. Read with more readers (--parallel), or as of a whole minute of a database \
-         with point-in-time recovery (--pitr) (session {session})"
-    )]
-    WindowClosed {
-        /// Its session.
-        session: SessionId,
-        /// The server's answer.
-        source: firestore::Error,
-    },
-    /// A session that others began, or that was left, has read at several times.
-    #[error(
-        "session {session} has read the database at several times, and documents of several moments were not asked for \
-         (--require-consistent): nothing was committed. Begin a new backup"
-    )]
-    Mixed {
-        /// The session.
-        session: SessionId,
-    },
-    /// A time that the database cannot be read at.
-    #[error("the database cannot be read as of {read_time}: {why}")]
-    ReadTime {
-        /// The time.
-        read_time: Timestamp,
-        /// What speaks against it.
-        why: &'static str,
-    },
-    /// Another worker of the session has split a range: what was read of it is of no use.
-    #[error("another worker has split the range")]
-    #[doc(hidden)]
-    SplitElsewhere,
-    /// Documents that were held in memory could not be compressed.
-    #[error("cannot compress documents in memory: {0}")]
-    Compression(#[from] std::io::Error),
-}
-
-impl BackupError {
-    /// An error from reading the snapshot that the backup builds upon.
-    fn of_parent(snapshot: SnapshotId, error: ArchiveError) -> Self {
-        match error.into_damage() {
-            Ok(damage) => Self::DamagedParent {
-                snapshot,
-                source: Box::new(ArchiveError::Damaged(Box::new(damage))),
-            },
-            Err(error) => error.into(),
-        }
-    }
+    /// Where a [field](BackupOptions::changed) should have been asked and names were read by this process: why, a sentence each.
+    pub names_instead: Vec<String>,
 }
 
 /// How long a range that is asked to stop waits for a good place to: past the next cut nothing is read or stored twice. Whoever asks
@@ -337,17 +228,19 @@ pub async fn backup(
         (None, Some(name)) => begin::named(database, repository, name, &options, read_time, progress).await?,
         (None, None) => Start::Work(begin::begin(database, repository, &options, read_time, progress).await?),
     };
-    let snapshot = match begun {
-        Start::Committed(snapshot) => *snapshot,
+    let (snapshot, committed, names_instead) = match begun {
+        Start::Committed(snapshot) => (*snapshot, CommittedBy::Before, Vec::new()),
         Start::Work(begun) => work(database, repository, begun, &options, &before, progress).await?,
     };
     let counts = database.stats().counts().since(&before);
     Ok(BackupStats {
         snapshot,
+        committed,
         duration: start.elapsed(),
         billed_reads: counts.billed_reads,
         requests: counts.total_requests(),
         retries: counts.retries,
+        names_instead,
     })
 }
 
@@ -359,32 +252,53 @@ async fn work(
     options: &BackupOptions,
     before: &RequestCounts,
     progress: &Progress,
-) -> Result<Snapshot, BackupError> {
+) -> Result<(Snapshot, CommittedBy, Vec<String>), BackupError> {
     let Begun {
         session,
         parent,
         ranges,
     } = begun;
+    let since = Since::of(&session.plan().extra);
     let readers = Readers {
+        asking: since.as_ref().map(|since| Arc::new(Asking::new(since))),
         database,
         session: &session,
+        others: Arc::new(Others::of(options, &session, database, before)),
         parent: parent.as_ref(),
         options: Arc::new(options.clone()),
         progress,
     };
-    let draft = || SnapshotDraft {
+    let draft = |reads_of_others| SnapshotDraft {
         parent: parent.as_ref().map(|parent| parent.snapshot().clone()),
         tags: options.tags.clone(),
         host: options.host.clone(),
         description: options.description.clone(),
-        billed_reads: database.stats().counts().since(before).billed_reads,
+        billed_reads: database.stats().counts().since(before).billed_reads + reads_of_others,
+        extra: fleet::agreed(options)
+            .into_iter()
+            .chain(since::handed_down(&session.plan().extra))
+            .collect(),
         ..SnapshotDraft::default()
     };
-    let committed = readers.finish(ranges, draft).await?;
+    let mut names_instead = Vec::new();
+    if let Some(wanted) = &options.changed {
+        let parent = parent.as_ref().map(SnapshotReader::snapshot);
+        names_instead.extend(since::why_not_asked(wanted, session.plan(), parent));
+    }
+    let others = Arc::clone(&readers.others);
+    let committed = match &*others {
+        Others::Tasks(fleet) => readers.finish_as_task(fleet, draft).await?,
+        Others::None | Others::Named => readers.finish(ranges, || draft(0)).await?,
+    };
+    names_instead.extend(readers.asking.iter().flat_map(|asking| asking.said()));
     Ok(match committed.by_this_worker {
-        true => compact_if_due(repository, committed.snapshot).await,
+        true => (
+            compact_if_due(repository, committed.snapshot).await,
+            CommittedBy::ThisProcess,
+            names_instead,
+        ),
         // Once is enough: whoever made the snapshot does.
-        false => committed.snapshot,
+        false => (committed.snapshot, CommittedBy::Another, names_instead),
     })
 }
 
@@ -405,8 +319,10 @@ async fn compact_if_due(repository: &Repository, snapshot: Snapshot) -> Snapshot
 struct Readers<'a> {
     database: &'a Firestore,
     session: &'a Arc<Session>,
+    others: Arc<Others>,
     parent: Option<&'a SnapshotReader>,
     options: Arc<BackupOptions>,
+    asking: Option<Arc<Asking>>,
     progress: &'a Progress,
 }
 
@@ -428,13 +344,18 @@ impl Readers<'_> {
                 return Ok(());
             }
             if self.options.stop.is_requested() {
-                return Err(BackupError::Stopped {
-                    session: self.session.id(),
-                    finished: self.session.finished_ranges().await?.len(),
-                    ranges: self.session.ranges().await?,
-                });
+                return Err(self.stopped().await?);
             }
         }
+    }
+
+    /// That somebody asked to stop, and how far it has got.
+    async fn stopped(&self) -> Result<BackupError, BackupError> {
+        Ok(BackupError::Stopped {
+            session: self.session.id(),
+            finished: self.session.finished_ranges().await?.len(),
+            ranges: self.session.ranges().await?,
+        })
     }
 
     /// Reads what is left, and commits. What another worker has split or left is read in a further round.
@@ -468,11 +389,11 @@ impl Readers<'_> {
         Ok(self.session.commit_or_adopt(draft).await?)
     }
 
-    /// Where several processes work on a session, each takes the ranges in an order of its own: two that went through them in the
+    /// Where several processes work on a session and do not know how many they are, each takes the ranges in an order of its own: two that went through them in the
     /// same order would read the same ranges at the same time from where they meet. (In a first backup ranges lose their
     /// neighbours that way, and read some 8 MiB past their ends themselves.)
     fn in_order(&self, mut ranges: Vec<UnfinishedRange>) -> Vec<UnfinishedRange> {
-        if self.options.session.is_some() {
+        if matches!(*self.others, Others::Named) {
             ranges.shuffle(&mut rand::rng());
         }
         ranges
@@ -480,12 +401,20 @@ impl Readers<'_> {
 
     /// Each range is a task: parsing is work for every core, and wants to be where the bytes have just arrived.
     async fn read(&self, ranges: Vec<UnfinishedRange>) -> Result<Ended, BackupError> {
+        tokio::select! {
+            ended = self.read_ranges(ranges) => ended,
+            never = self.others.listen() => match never {},
+        }
+    }
+
+    async fn read_ranges(&self, ranges: Vec<UnfinishedRange>) -> Result<Ended, BackupError> {
         let ranges = self.in_order(ranges);
         let (session, options) = (Arc::clone(self.session), Arc::clone(&self.options));
         let Some(parent) = self.parent else {
             let context = range::RangeContext {
                 database: self.database.clone(),
                 session,
+                others: Arc::clone(&self.others),
                 heads: HeadBudget::new(),
                 progress: self.progress.clone(),
                 options,
@@ -500,7 +429,14 @@ impl Readers<'_> {
             read_time: self.session.plan().read_time,
             sampled: layer::sampled(parent.snapshot().documents),
         };
-        let context = layer::LayerContext::new(comparison, session, options, self.progress.clone());
+        let context = layer::LayerContext::new(
+            comparison,
+            session,
+            Arc::clone(&self.others),
+            options,
+            self.asking.clone(),
+            self.progress.clone(),
+        );
         let work = |range, share| context.clone().back_up(range, share);
         crew::run(ranges, &self.options, work).await
     }

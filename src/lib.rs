@@ -13,7 +13,7 @@
 //! | [`migration`] | scripts that change a database: the engine they run in, their history and lock, and the way back |
 //! | [`schedule`] | crontabs, units and manifests for what starts the jobs of the nights and weeks |
 //! | [`sandbox`] | an embedded Firestore for the demonstration, the tests and the benchmarks |
-//! | [`clock`], [`stop`], [`progress`], [`path_filter`], [`compare`](mod@compare) | what operations share: the time, how to end early, what is told meanwhile, which documents, two sides document by document |
+//! | [`clock`], [`stop`], [`task`], [`progress`], [`path_filter`], [`compare`](mod@compare) | what operations share: the time, how to end early, who of several processes one is, what is told meanwhile, which documents, two sides document by document |
 //! | [`cli`] | the command line |
 //!
 //! Arrows point one way: `cli` → operations → `archive`, `firestore` → `store`, `document`. The archive does
@@ -65,4 +65,5 @@ pub mod sandbox;
 pub mod schedule;
 pub mod stop;
 pub mod store;
+pub mod task;
 pub mod verify;

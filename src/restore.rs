@@ -42,6 +42,7 @@ use crate::path_filter::{PathFilter, without_lock};
 use crate::progress::Progress;
 use crate::stop::Stop;
 use crate::store::StoreError;
+use crate::task::Task;
 pub(crate) use check::{Checks, is_acceptable};
 pub use check::{TtlField, Warning, WarningKind, ttl_fields_of};
 pub(crate) use conflicts::Conflicts;
@@ -92,6 +93,8 @@ pub struct RestoreOptions {
     pub dead_letter_file: PathBuf,
     /// Restores what is intact around damage, instead of stopping there.
     pub skip_damaged: bool,
+    /// Restore only the share of one of several tasks: together they restore all. They must be given the same of everything else.
+    pub task: Option<Task>,
     /// Where it is recorded how far the restore is, so that it can be resumed.
     pub session: Option<SessionOptions>,
     /// Asks the restore to stop: it waits for what is under way, and records it.
@@ -118,6 +121,7 @@ impl RestoreOptions {
             parallel: READERS,
             dead_letter_file: dead_letter_file.into(),
             skip_damaged: false,
+            task: None,
             session: None,
             stop: Stop::default(),
         }
@@ -148,6 +152,12 @@ impl RestoreOptions {
         if self.skip_damaged {
             note("--skip-damaged", "yes".to_owned());
         }
+        if let Some(task) = self.task {
+            note("--task-index", task.index().to_string());
+            note("--task-count", task.count().to_string());
+            // The cuts depend on it, and so what the shares are.
+            note("--parallel", self.parallel.to_string());
+        }
         options
     }
 
@@ -171,17 +181,22 @@ impl RestoreOptions {
         })
     }
 
-    /// The ranges of a snapshot that were chosen, cut where its index can be cut, ascending.
+    /// The ranges of a snapshot that were chosen, or a task's share of them, cut where its index can be cut, ascending.
     async fn cut(&self, reader: &SnapshotReader) -> Result<Vec<KeyRange>, ArchiveError> {
         let chosen = self.pieces(reader);
-        match ranges::split_ranges(reader, &chosen, self.parallel).await {
+        let tasks = self.task.map_or(1, |task| task.count() as usize);
+        let pieces = match ranges::split_ranges(reader, &chosen, self.parallel.max(1) * tasks).await {
             Err(error) if self.skip_damaged => {
                 // Where the index cannot be cut it is read in one piece, and around what is damaged.
                 error.into_damage()?;
-                Ok(chosen)
+                chosen
             }
-            pieces => pieces,
-        }
+            pieces => pieces?,
+        };
+        Ok(match self.task {
+            Some(task) => ranges::share(pieces, task),
+            None => pieces,
+        })
     }
 
     /// Where a document is restored.

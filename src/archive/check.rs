@@ -25,6 +25,7 @@ use super::error::Result;
 use super::ids::ChunkId;
 use super::reader::SnapshotReader;
 use crate::progress::Progress;
+use crate::task::Task;
 pub use presence::check_presence;
 pub use report::DamageReport;
 use stack::StackCheck;
@@ -66,6 +67,14 @@ impl DataSubset {
     /// All data chunks.
     pub const ALL: Self = Self { part: 0, of: 1 };
 
+    /// The share of it that one of several tasks reads: together they read all of it, and nothing twice.
+    pub fn share(self, task: Task) -> Self {
+        Self {
+            part: self.part + u64::from(task.index()) * self.of.max(1),
+            of: self.of.max(1) * u64::from(task.count()),
+        }
+    }
+
     /// Whether a chunk belongs to the part.
     pub fn includes(&self, id: &ChunkId) -> bool {
         id.low_bits() % self.of.max(1) == self.part
@@ -101,4 +110,21 @@ pub async fn check_contents(
         }
     }
     Ok(stats)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tasks_share_a_part_without_rest_or_overlap() {
+        for subset in [DataSubset::ALL, DataSubset { part: 2, of: 3 }] {
+            for bits in 0..1000u64 {
+                let in_part = |subset: DataSubset| bits % subset.of == subset.part;
+                let tasks = (0..5).map(|index| Task::new(index, 5).unwrap());
+                let readers = tasks.filter(|&task| in_part(subset.share(task))).count();
+                assert_eq!(readers, usize::from(in_part(subset)), "{subset:?} {bits}");
+            }
+        }
+    }
 }

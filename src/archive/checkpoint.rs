@@ -42,6 +42,10 @@ pub struct UnfinishedRange {
     pub(super) next: u64,
     /// How it is read, where that is not as planned.
     pub(super) read: Option<ReadMode>,
+    /// How often it was claimed.
+    pub(super) claims: u64,
+    /// Which of the ranges that the session began with it is of, and how many these are.
+    pub(super) origin: (usize, usize),
 }
 
 impl UnfinishedRange {
@@ -62,6 +66,11 @@ impl UnfinishedRange {
         self.read
     }
 
+    /// Which of the ranges that the session began with it is a part of, and how many these are.
+    pub fn origin(&self) -> (usize, usize) {
+        self.origin
+    }
+
     /// Takes notice of checkpoints that were written of it.
     pub fn passed_checkpoint(&mut self, next: u64) {
         self.next = next;
@@ -73,6 +82,7 @@ impl UnfinishedRange {
             range,
             checkpoint: None,
             next: 1,
+            claims: 0,
             ..*self
         }
     }
@@ -82,14 +92,20 @@ impl Session {
     /// The plan's ranges, as if nobody had begun with them.
     pub fn planned_ranges(&self) -> Vec<UnfinishedRange> {
         let plan = self.plan();
-        let planned = plan.ranges.iter().map(|range| UnfinishedRange {
-            range: range.clone(),
-            read_time: plan.read_time,
-            tail: None,
-            checkpoint: None,
-            next: 1,
-            read: None,
-        });
+        let planned = plan
+            .ranges
+            .iter()
+            .enumerate()
+            .map(|(origin, range)| UnfinishedRange {
+                range: range.clone(),
+                read_time: plan.read_time,
+                tail: None,
+                checkpoint: None,
+                next: 1,
+                read: None,
+                claims: 0,
+                origin: (origin, plan.ranges.len()),
+            });
         planned.collect()
     }
 

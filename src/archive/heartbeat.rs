@@ -13,10 +13,15 @@ pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(30);
 pub(super) struct Heartbeat(tokio::task::JoinHandle<()>);
 
 impl Heartbeat {
-    pub(super) fn start(repository: &Repository, session: SessionId, at_once: bool) -> Self {
+    /// `worker` is the process.
+    pub(super) fn start(
+        repository: &Repository,
+        session: SessionId,
+        worker: SessionId,
+        at_once: bool,
+    ) -> Self {
         let store = repository.store().clone();
         Self(tokio::spawn(async move {
-            let worker = SessionId::random();
             for beat in 0u64.. {
                 if beat > 0 || !at_once {
                     tokio::time::sleep(HEARTBEAT_EVERY).await;

@@ -37,6 +37,7 @@ const MAX_HELD_LEN: u32 = 16 << 20;
 pub struct Compared {
     added: u64,
     unchanged: u64,
+    largest_lag_micros: u64,
     tally: Tally,
 }
 
@@ -56,6 +57,11 @@ impl Compared {
     /// Takes note that one of the documents that are written is not in the parent.
     pub fn added(&mut self) {
         self.added += 1;
+    }
+
+    /// Takes note of how long after a time that it carries a document was committed.
+    pub fn lagged(&mut self, micros: u64) {
+        self.largest_lag_micros = self.largest_lag_micros.max(micros);
     }
 
     /// Documents that are as the parent has them.
@@ -330,6 +336,8 @@ impl LayerWriter {
     pub fn note(&mut self, compared: Compared) {
         self.stats.added_documents += compared.added;
         self.stats.unchanged_documents += compared.unchanged;
+        let lag = &mut self.stats.largest_lag_micros;
+        *lag = (*lag).max(compared.largest_lag_micros);
         self.tally.absorb(compared.tally);
     }
 

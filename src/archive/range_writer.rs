@@ -74,6 +74,9 @@ pub struct WriteStats {
     /// Documents that are as the parent snapshot has them.
     #[serde(default)]
     pub unchanged_documents: u64,
+    /// The longest time, in microseconds, by which the update time of a written document was behind a time that it carries.
+    #[serde(default)]
+    pub largest_lag_micros: u64,
 }
 
 impl WriteStats {
@@ -86,6 +89,7 @@ impl WriteStats {
         self.skipped_documents += other.skipped_documents;
         self.added_documents += other.added_documents;
         self.unchanged_documents += other.unchanged_documents;
+        self.largest_lag_micros = self.largest_lag_micros.max(other.largest_lag_micros);
         super::counts::add_counts(&mut self.collections, &other.collections);
         super::counts::add_counts(&mut self.collection_groups, &other.collection_groups);
     }

@@ -8,12 +8,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::budget::ByteBudget;
 use super::chunk::{BuiltChunk, FrameTable, with_decoder};
+use super::claims::Requests;
 use super::counts::Counts;
 use super::envelope::{self, MAX_JSON_LEN};
 use super::error::{ArchiveError, DamageKind, Result};
@@ -167,6 +169,14 @@ pub(crate) struct SessionShared {
     written: Mutex<HashMap<ChunkId, Known>>,
     /// Checkpoints that this worker wrote, by name: the commit need not fetch them.
     pub(super) finished: Mutex<HashMap<String, RangeOutput>>,
+    /// This worker's own id.
+    pub(super) worker: SessionId,
+    /// What other tasks want of this worker.
+    pub(super) requests: Requests,
+    /// Claims that were read: the worker and the task of each, by name.
+    pub(super) claims: Mutex<HashMap<String, (SessionId, u32)>>,
+    /// The newest object that this worker has seen, and when it was first seen.
+    pub(super) newest: Mutex<Option<(DateTime<Utc>, Instant)>>,
     /// Objects of the journal that this worker has begun.
     pub(super) journal_objects: AtomicU64,
 }
@@ -261,7 +271,8 @@ impl Session {
         let name = format!("{}/plan.json", id.folder());
         let bytes = repository.store().get_at_most(&name, MAX_JSON_LEN).await?;
         let plan: Plan = envelope::decode(&name, "plan", &bytes)?;
-        let heartbeat = Heartbeat::start(repository, id, resumed);
+        let worker = SessionId::random();
+        let heartbeat = Heartbeat::start(repository, id, worker, resumed);
         // What changed is hardly ever stored already: not worth reading the directories of everything each night.
         let known = match plan.parent {
             Some(_) => HashMap::new(),
@@ -276,6 +287,10 @@ impl Session {
             known,
             written: Mutex::default(),
             finished: Mutex::default(),
+            worker,
+            requests: Requests::default(),
+            claims: Mutex::default(),
+            newest: Mutex::default(),
             journal_objects: AtomicU64::new(0),
         };
         Ok(Self {
@@ -426,6 +441,21 @@ impl Session {
                 )),
             },
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// How the session came to its end, if it did, through another worker.
+    ///
+    /// # Errors
+    /// [`ArchiveError::Aborted`] when somebody gave it up.
+    pub async fn decided(&self) -> Result<Option<Committed>> {
+        match self.shared.repository.decision(self.shared.id).await? {
+            None => Ok(None),
+            Some(Decision::Committed(snapshot)) => Ok(Some(Committed {
+                snapshot: *snapshot,
+                by_this_worker: false,
+            })),
+            Some(Decision::Aborted(record)) => Err(aborted(record)),
         }
     }
 
@@ -629,6 +659,7 @@ impl SessionShared {
                 changed_documents: stats.documents - added.min(stats.documents),
                 deleted_documents: stats.tombstones,
                 unchanged_documents: stats.unchanged_documents,
+                largest_lag_micros: stats.largest_lag_micros,
             },
             collections: totals.collections,
             collection_groups: totals.collection_groups,

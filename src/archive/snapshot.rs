@@ -37,6 +37,8 @@ pub enum ReadMode {
     Full,
     /// Names and times, and those documents whose times differ from the parent's.
     Names,
+    /// The documents that say by a field that they have changed, and names only where counts differ.
+    Changed,
 }
 
 impl std::fmt::Display for ReadMode {
@@ -44,6 +46,7 @@ impl std::fmt::Display for ReadMode {
         f.write_str(match self {
             Self::Full => "full",
             Self::Names => "names",
+            Self::Changed => "changed",
         })
     }
 }
@@ -180,6 +183,15 @@ pub struct SnapshotStats {
     pub deleted_documents: u64,
     /// Documents that are as the parent has them.
     pub unchanged_documents: u64,
+    /// The longest time, in microseconds, by which the update time of a written document was behind the time that it carries in
+    /// the field that tells of changes; 0 where no field was looked at.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub largest_lag_micros: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// A committed snapshot.

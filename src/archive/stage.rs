@@ -19,6 +19,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{FINISHED, UnfinishedRange};
+use super::claims::Signs;
 use super::envelope::{self, MAX_JSON_LEN};
 use super::error::{ArchiveError, DamageKind, Result};
 use super::ids::SessionId;
@@ -62,14 +63,16 @@ struct Kept {
 
 /// A range that takes part in the tiling.
 #[derive(Clone, Debug)]
-struct Leaf {
-    range: KeyRange,
-    name: String,
-    finished: bool,
+pub(super) struct Leaf {
+    pub(super) range: KeyRange,
+    pub(super) name: String,
+    pub(super) finished: bool,
     /// Those that it is the first part of, the nearest first: their checkpoints hold for it as far as they go.
-    ancestors: Vec<String>,
+    pub(super) ancestors: Vec<String>,
     /// How it is read, where the split that it comes of says so.
     read: Option<ReadMode>,
+    /// Which of the ranges that were begun with it is a part of, and how many these are.
+    origin: (usize, usize),
 }
 
 /// How far a session has got.
@@ -78,7 +81,9 @@ pub(super) struct Stage {
     /// The number of the tails; 0 while the plan holds.
     number: u64,
     tails: Option<Tails>,
-    leaves: Vec<Leaf>,
+    pub(super) leaves: Vec<Leaf>,
+    /// What tasks have said of themselves.
+    pub(super) signs: Signs,
     /// Numbers of the checkpoints of each range that is not finished, ascending.
     progress: HashMap<String, Vec<u64>>,
 }
@@ -229,11 +234,13 @@ impl SessionShared {
     /// Looks at what the session has.
     pub(super) async fn stage(&self) -> Result<Stage> {
         let folder = self.id().folder();
-        let mut seen = Seen::default();
+        let (mut seen, mut signs) = (Seen::default(), Signs::default());
         let mut objects = self.repository.store().list(&folder);
         while let Some(object) = objects.try_next().await? {
             let name = object.name.strip_prefix(&folder).unwrap_or_default();
-            seen.take(name.trim_start_matches('/'));
+            let name = name.trim_start_matches('/');
+            seen.take(name);
+            signs.take(name, object.last_modified);
         }
         let tails = match seen.tails {
             0 => None,
@@ -244,7 +251,7 @@ impl SessionShared {
             None => (&self.plan().ranges, None),
         };
         let mut leaves = Vec::with_capacity(ranges.len());
-        for range in ranges {
+        for (origin, range) in ranges.iter().enumerate() {
             let name = self.range_name(range, tail)?;
             let root = Leaf {
                 range: range.clone(),
@@ -252,6 +259,7 @@ impl SessionShared {
                 finished: false,
                 ancestors: Vec::new(),
                 read: None,
+                origin: (origin, ranges.len()),
             };
             self.grow(&seen, root, tail, &mut leaves).await?;
         }
@@ -259,6 +267,7 @@ impl SessionShared {
             number: seen.tails,
             tails,
             leaves,
+            signs,
             progress: seen.progress,
         })
     }
@@ -296,6 +305,7 @@ impl SessionShared {
                     finished: false,
                     ancestors,
                     read: split.read.or(whole.read),
+                    origin: whole.origin,
                 };
                 self.grow(seen, part, tail, leaves).await?;
             }
@@ -305,7 +315,7 @@ impl SessionShared {
     }
 
     /// A range that is not finished, with the last checkpoint that holds for it.
-    async fn unfinished(&self, stage: &Stage, leaf: &Leaf) -> Result<UnfinishedRange> {
+    pub(super) async fn unfinished(&self, stage: &Stage, leaf: &Leaf) -> Result<UnfinishedRange> {
         let next = stage.progress.get(&leaf.name).and_then(|numbers| numbers.last());
         let last = self
             .progress(stage, leaf)
@@ -318,6 +328,8 @@ impl SessionShared {
             next: next.map_or(1, |number| number + 1),
             read: last.as_ref().and_then(|last| last.read).or(leaf.read),
             checkpoint: last.filter(|last| last.cursor.is_some()),
+            claims: stage.signs.claims_of(&leaf.name),
+            origin: leaf.origin,
         })
     }
 

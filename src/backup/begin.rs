@@ -1,11 +1,12 @@
 //! How a backup begins: with a session of its own, or with one that an earlier process has left.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tracing::info;
 
-use super::{BackupError, BackupOptions, Parent, parent, plan, recovery};
+use super::since::{self, Choice, Since};
+use super::{BackupError, BackupOptions, Parent, TaskOptions, fleet, parent, plan, recovery};
 use crate::archive::session::UPLOAD_BUDGET;
 use crate::archive::{
     ArchiveError, Decision, NamedSession, OpenSession, Plan, ReadMode, Repository, Selection, Session,
@@ -34,6 +35,9 @@ pub(super) enum Start {
     /// Nothing: other workers of its session came to its end in the same moment.
     Committed(Box<Snapshot>),
 }
+
+/// How often a task looks whether there is a plan.
+const PLAN_POLL: Duration = Duration::from_millis(500);
 
 /// How often to look again when what was found is forgotten, given up or chosen otherwise in the same moment.
 const ATTEMPTS: u32 = 3;
@@ -128,11 +132,22 @@ pub(super) async fn named(
             selection: selection.to_string(),
         })
     };
+    let since = Instant::now();
     let mut attempt = 1;
     loop {
         let begun = match repository.session_named(name).await? {
             NamedSession::Planned(id) => join(repository, id, progress).await,
+            NamedSession::New(_) | NamedSession::Pinned(..) if waits_for_plan(options, since) => {
+                tokio::time::sleep(PLAN_POLL).await;
+                continue;
+            }
             NamedSession::Decided(session, decision) => {
+                if let Decision::Committed(snapshot) = &*decision
+                    && fleet::has_taken(snapshot, options)
+                {
+                    check(snapshot.kind, &snapshot.database, &snapshot.selection)?;
+                    return Ok(Start::Committed(snapshot.clone()));
+                }
                 return Err(BackupError::NameUsed {
                     name: name.to_owned(),
                     session,
@@ -154,11 +169,13 @@ pub(super) async fn named(
             Ok(begun) => {
                 let plan = begun.session.plan();
                 check(plan.kind, &plan.database, &plan.selection)?;
+                fleet::check(name, &plan.extra, options)?;
                 return Ok(Start::Work(begun));
             }
             Err(BackupError::Archive(ArchiveError::CommittedAlready { session })) => {
                 let snapshot = repository.pinned_snapshot(session).await?;
                 check(snapshot.kind, &snapshot.database, &snapshot.selection)?;
+                fleet::check(name, &snapshot.extra, options)?;
                 return Ok(Start::Committed(Box::new(snapshot)));
             }
             Err(BackupError::Archive(error)) if attempt < ATTEMPTS && may_differ_next_time(&error) => {
@@ -168,6 +185,12 @@ pub(super) async fn named(
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Whether a task leaves it to the first one to plan, for a while: to find out how to cut a database is billed.
+fn waits_for_plan(options: &BackupOptions, since: Instant) -> bool {
+    let waits = |task: &TaskOptions| task.task.index() > 0 && since.elapsed() < task.wait;
+    options.task.as_ref().is_some_and(waits) && !options.stop.is_requested()
 }
 
 /// Whether another look at a name or at the sessions that were left finds something else.
@@ -233,9 +256,12 @@ async fn try_begin(
         Some(parent) => plan::ranges_of_parent(database, parent, read_time, options, progress).await?,
         None => plan::ranges_of_database(database, options, read_time, progress).await?,
     };
-    let read = match &parent {
-        Some(_) => options.read.unwrap_or(ReadMode::Names),
-        None => ReadMode::Full,
+    let Choice { read, since } = match &parent {
+        Some(parent) => since::choose(database, parent.snapshot(), read_time, options),
+        None => Choice {
+            read: ReadMode::Full,
+            since: None,
+        },
     };
     info!(
         %read_time, ranges = ranges.len(), %read, parent = ?parent.as_ref().map(SnapshotReader::id),
@@ -252,7 +278,10 @@ async fn try_begin(
         merges: None,
         read,
         ranges,
-        extra: BTreeMap::new(),
+        extra: fleet::agreed(options)
+            .into_iter()
+            .chain(since.iter().flat_map(Since::entry))
+            .collect(),
     };
     let pins = match &parent {
         _ if !options.deduplicate => Vec::new(),

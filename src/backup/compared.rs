@@ -5,7 +5,7 @@
 //! Reading names, a document has changed when one of its times **differs**: with point-in-time recovery a read may go back, so
 //! "is newer" would be wrong. Reading whole documents, the body's hash counts as well.
 
-use futures::stream::{BoxStream, StreamExt, TryStreamExt};
+use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use rand::RngExt;
 use tracing::info;
 
@@ -43,7 +43,7 @@ pub(super) struct Changes {
     pub(super) compared: Compared,
     /// The last key, document or gone, up to which all that there is to do is in these changes and those before.
     pub(super) cursor: Option<DocumentKey>,
-    wanted_bytes: usize,
+    pub(super) wanted_bytes: usize,
 }
 
 /// An unchanged document that is to be fetched all the same.
@@ -54,7 +54,7 @@ pub(super) struct Sample {
 }
 
 impl Changes {
-    fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.wanted.len() + self.samples.len() >= WANTED
             || self.wanted_bytes + self.documents.byte_len() >= CHANGED_BYTES
             || self.deleted.len() >= DELETED
@@ -110,13 +110,28 @@ impl Comparer {
         mode: ReadMode,
     ) -> Self {
         range.start = after.map(DocumentKey::after).or(range.start);
+        let records = Records::new(&comparison.parent, range.clone());
+        Self::with_records(comparison, range, records, mode)
+    }
+
+    /// The same of a range whose records are at hand.
+    pub(super) fn with_records(
+        comparison: Comparison,
+        range: KeyRange,
+        records: Records,
+        mode: ReadMode,
+    ) -> Self {
+        let mode = match mode {
+            ReadMode::Full => ReadMode::Full,
+            ReadMode::Names | ReadMode::Changed => ReadMode::Names,
+        };
         let options = match mode {
             ReadMode::Full => ScanOptions::new(range.clone(), comparison.read_time),
-            ReadMode::Names => ScanOptions::names(range.clone(), comparison.read_time),
+            _ => ScanOptions::names(range.clone(), comparison.read_time),
         };
         let selection = &comparison.parent.snapshot().selection;
         Self {
-            records: Records::new(&comparison.parent, range.clone()),
+            records,
             documents: Documents::new(Reading::new(comparison.database.clone(), selection, options)),
             until_sample: next_sample(comparison.sampled),
             comparison,
@@ -255,7 +270,7 @@ impl Comparer {
         let same_times =
             (record.create_time, record.update_time) == (document.create_time, document.update_time);
         let unchanged = match self.mode {
-            ReadMode::Names => same_times,
+            ReadMode::Names | ReadMode::Changed => same_times,
             ReadMode::Full => {
                 let repository = self.comparison.parent.repository();
                 same_times
@@ -341,7 +356,7 @@ fn take(
 ) -> Result<(), BackupError> {
     match mode {
         ReadMode::Full => changes.documents.push(document),
-        ReadMode::Names => {
+        ReadMode::Names | ReadMode::Changed => {
             changes.wanted_bytes += document.key.len() + length;
             changes.wanted.push(path_of(document)?);
         }
@@ -364,17 +379,28 @@ fn next_sample(probability: f64) -> u64 {
 }
 
 /// The parent's records, batch by batch.
-struct Records {
+pub(super) struct Records {
     batches: BoxStream<'static, Result<RecordBatch, ArchiveError>>,
     /// Where to end, before the batches do.
-    end: Option<DocumentKey>,
+    pub(super) end: Option<DocumentKey>,
     batch: RecordBatch,
-    position: usize,
+    pub(super) position: usize,
     ended: bool,
 }
 
 impl Records {
-    fn new(parent: &SnapshotReader, range: KeyRange) -> Self {
+    /// These and no others.
+    pub(super) fn at_hand(batch: RecordBatch) -> Self {
+        Self {
+            end: None,
+            batches: stream::empty().boxed(),
+            batch,
+            position: 0,
+            ended: false,
+        }
+    }
+
+    pub(super) fn new(parent: &SnapshotReader, range: KeyRange) -> Self {
         Self {
             end: range.end.clone(),
             batches: parent.records(range).boxed(),
@@ -384,7 +410,7 @@ impl Records {
         }
     }
 
-    async fn fill(&mut self, parent: &SnapshotReader) -> Result<(), BackupError> {
+    pub(super) async fn fill(&mut self, parent: &SnapshotReader) -> Result<(), BackupError> {
         while !self.ended && self.position >= self.batch.len() {
             let batch = self.batches.try_next().await;
             match batch.map_err(|error| BackupError::of_parent(parent.id(), error))? {
@@ -396,7 +422,7 @@ impl Records {
         Ok(())
     }
 
-    fn current(&self) -> Option<RecordRef<'_>> {
+    pub(super) fn current(&self) -> Option<RecordRef<'_>> {
         let record = self.batch.get(self.position)?;
         let inside = self.end.as_ref().is_none_or(|end| record.key < end.as_bytes());
         inside.then_some(record)

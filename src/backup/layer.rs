@@ -12,8 +12,11 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
-use super::compared::{Changes, Comparer, Comparison};
+use super::changed::Asking;
+use super::compared::{Changes, Comparison};
 use super::crew::Share;
+use super::fleet::{Others, Wanting};
+use super::source::Source;
 use super::{BackupError, BackupOptions, out_of_patience, plan};
 use crate::archive::{LayerWriter, ReadMode, Session, UnfinishedRange};
 use crate::document::{DocumentBatch, DocumentKey, DocumentPath};
@@ -36,7 +39,10 @@ const SAMPLED_AT_LEAST: f64 = 8.0;
 pub(super) struct LayerContext {
     comparison: Comparison,
     session: Arc<Session>,
+    others: Arc<Others>,
     options: Arc<BackupOptions>,
+    /// How a field is asked that tells of changes, where one is known.
+    asking: Option<Arc<Asking>>,
     fetches: Arc<Semaphore>,
     progress: Progress,
 }
@@ -52,7 +58,7 @@ enum Left {
 struct Splitting {
     context: LayerContext,
     share: Share<UnfinishedRange>,
-    comparer: Comparer,
+    source: Source,
     range: Arc<Mutex<UnfinishedRange>>,
 }
 
@@ -60,13 +66,17 @@ impl LayerContext {
     pub(super) fn new(
         comparison: Comparison,
         session: Arc<Session>,
+        others: Arc<Others>,
         options: Arc<BackupOptions>,
+        asking: Option<Arc<Asking>>,
         progress: Progress,
     ) -> Self {
         Self {
             comparison,
             session,
+            others,
             options,
+            asking,
             fetches: Arc::new(Semaphore::new(FETCHES)),
             progress,
         }
@@ -78,7 +88,7 @@ impl LayerContext {
         range: UnfinishedRange,
         share: Share<UnfinishedRange>,
     ) -> Result<(), BackupError> {
-        if self.options.session.is_some() && self.session.is_done_or_split(&range).await? {
+        if !self.others.leave(&self.session, &range).await? {
             return Ok(());
         }
         let mut attempt = 1;
@@ -116,8 +126,9 @@ impl LayerContext {
     ) -> Result<Left, BackupError> {
         let unfinished = lock(range).clone();
         let after = unfinished.covered().map(|(covered, _)| covered.clone());
-        let comparer = Comparer::new(
+        let source = Source::new(
             self.comparison.clone(),
+            self.asking.as_ref(),
             unfinished.range.clone(),
             after.as_ref(),
             mode,
@@ -126,12 +137,12 @@ impl LayerContext {
         let reader = Splitting {
             context: self.clone(),
             share: share.clone(),
-            comparer,
+            source,
             range: Arc::clone(range),
         };
         let changes = stream::try_unfold(reader, |mut reader| async move {
             let changes = match reader.give_away().await? {
-                true => reader.comparer.next().await?,
+                true => reader.source.next().await?,
                 false => return Err(BackupError::SplitElsewhere),
             };
             Ok::<_, BackupError>(changes.map(|changes| (changes, reader)))
@@ -179,6 +190,7 @@ impl LayerContext {
         match left {
             None => {
                 writer.shorten(lock(range).range.end.clone())?;
+                self.others.tell_reads().await?;
                 let output = writer.finish().await?;
                 debug!(range = ?output.range, stats = ?output.stats, "range finished");
                 Ok(Left::Done)
@@ -223,7 +235,7 @@ impl LayerContext {
             return Err(BackupError::Vanished { path, read_time });
         }
         if changes.samples.is_empty() {
-            changes.documents = fetched.found;
+            changes.documents = merged(std::mem::take(&mut changes.documents), fetched.found);
             return Ok((changes, None));
         }
         let mut samples = changes.samples.iter().peekable();
@@ -248,7 +260,16 @@ impl LayerContext {
     }
 
     /// Writes changes in the order of keys.
-    async fn write(&self, changes: Changes, writer: &mut LayerWriter) -> Result<(), BackupError> {
+    async fn write(&self, mut changes: Changes, writer: &mut LayerWriter) -> Result<(), BackupError> {
+        if let Some(asking) = &self.asking {
+            let lags = changes
+                .documents
+                .iter()
+                .filter_map(|document| asking.lag_micros(document));
+            if let Some(lag) = lags.max() {
+                changes.compared.lagged(lag);
+            }
+        }
         let unchanged = changes.compared.unchanged_documents();
         let written = changes.documents.len() as u64;
         let bytes = changes
@@ -275,8 +296,11 @@ impl Splitting {
     /// Splits what is left of the range, when other readers want some of it, and gives all but the first part away. `false`:
     /// another worker has split it where this one has read on.
     async fn give_away(&mut self) -> Result<bool, BackupError> {
-        let Some(wanted) = self.share.wanted() else {
-            return Ok(true);
+        let range = lock(&self.range).clone();
+        let (wanted, to) = match (self.share.wanted(), self.context.others.want(&range)?) {
+            (Some(wanted), _) => (wanted, Wanting::Readers),
+            (None, Some(wanted)) => (wanted, Wanting::Tasks),
+            (None, None) => return Ok(true),
         };
         let LayerContext {
             comparison,
@@ -284,9 +308,8 @@ impl Splitting {
             options,
             ..
         } = &self.context;
-        let range = lock(&self.range).clone();
         let mut rest = range.clone();
-        rest.range = self.comparer.rest();
+        rest.range = self.source.rest();
         let parent = Some(&comparison.parent);
         let points = plan::split_points(
             &comparison.database,
@@ -298,7 +321,9 @@ impl Splitting {
         );
         let points = points.await?;
         if points.is_empty() {
-            self.share.give_nothing();
+            if to == Wanting::Readers {
+                self.share.give_nothing();
+            }
             return Ok(true);
         }
         let mut parts = session.split(&range, &points).await?;
@@ -310,14 +335,33 @@ impl Splitting {
             self.share.give(parts);
             return Ok(false);
         }
-        info!(range = ?range.range, parts = parts.len(), "giving parts of a range to idle readers");
+        info!(range = ?range.range, parts = parts.len(), "giving parts of a range to idle {to}");
         let others = parts.split_off(1);
         let end = parts.remove(0).range.end;
         lock(&self.range).range.end.clone_from(&end);
-        self.comparer.shorten(end);
-        self.share.give(others);
+        self.source.shorten(end);
+        if to == Wanting::Readers {
+            self.share.give(others);
+        }
         Ok(true)
     }
+}
+
+/// Two ascending batches as one.
+fn merged(one: DocumentBatch, other: DocumentBatch) -> DocumentBatch {
+    if one.is_empty() {
+        return other;
+    }
+    let mut merged = DocumentBatch::new();
+    let mut others = other.iter().peekable();
+    for document in one.iter() {
+        while let Some(first) = others.next_if(|other| other.key < document.key) {
+            merged.push(first);
+        }
+        merged.push(document);
+    }
+    others.for_each(|document| merged.push(document));
+    merged
 }
 
 fn lock(range: &Mutex<UnfinishedRange>) -> MutexGuard<'_, UnfinishedRange> {
@@ -385,7 +429,14 @@ mod tests {
             sampled: 0.0,
         };
         let options = Arc::new(BackupOptions::default());
-        let context = LayerContext::new(comparison, Arc::new(session), options, progress);
+        let context = LayerContext::new(
+            comparison,
+            Arc::new(session),
+            Arc::new(Others::None),
+            options,
+            None,
+            progress,
+        );
         let nobody = DocumentPath::parse("products/nobody").unwrap();
         let mut changes = Changes::default();
         changes.wanted.push(nobody.clone());

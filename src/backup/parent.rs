@@ -108,13 +108,13 @@ pub(super) fn newest_of_every_selection(listing: &SnapshotListing) -> Vec<Snapsh
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::archive::{Consistency, SnapshotStats};
     use crate::clock;
     use crate::document::CollectionPath;
 
-    fn snapshot(read_time: i64) -> Snapshot {
+    pub(in crate::backup) fn snapshot(read_time: i64) -> Snapshot {
         Snapshot {
             id: SnapshotId::from_u64(7),
             kind: SnapshotKind::Backup,

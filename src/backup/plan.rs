@@ -55,10 +55,16 @@ pub(super) async fn ranges_of_parent(
         .collect())
 }
 
+/// How many ranges can be read at the same time, by all tasks together.
+fn readers(options: &BackupOptions) -> usize {
+    let tasks = options.task.as_ref().map_or(1, |task| task.task.count() as usize);
+    options.parallel.max(1) * tasks
+}
+
 fn parts(documents: u64, least: u64, options: &BackupOptions) -> usize {
     usize::try_from(documents / least)
         .unwrap_or(usize::MAX)
-        .clamp(1, options.parallel.max(1) * RANGES_PER_READER)
+        .clamp(1, readers(options) * RANGES_PER_READER)
 }
 
 /// The selection cut by what the server tells of its documents.
@@ -84,7 +90,7 @@ pub(super) async fn ranges_of_database(
         let parts = match (options.ranges, count) {
             (Some(ranges), _) => ranges.max(1),
             (None, Some(count)) => parts(count, MIN_DOCUMENTS_PER_RANGE, options),
-            (None, None) => options.parallel.max(1),
+            (None, None) => readers(options),
         };
         let boundaries = if parts > 1 {
             database.split(&interval, groups, read_time, parts).await?
@@ -166,5 +172,26 @@ pub(super) async fn count(
             info!("the server takes long to count its documents: going on without");
             Ok(None)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::TaskOptions;
+    use crate::task::Task;
+
+    #[test]
+    fn there_are_ranges_for_the_readers_of_all_tasks() {
+        let of = |count: Option<u32>| BackupOptions {
+            parallel: 8,
+            task: count.map(|count| TaskOptions::new(Task::new(0, count).unwrap())),
+            ..BackupOptions::default()
+        };
+        let many = 1_000_000_000;
+        assert_eq!(parts(many, MIN_DOCUMENTS_PER_RANGE, &of(None)), 32);
+        assert_eq!(parts(many, MIN_DOCUMENTS_PER_RANGE, &of(Some(8))), 256);
+        // Small ranges are not worth it, however many tasks there are: who is idle asks for parts.
+        assert_eq!(parts(640 * 1024, MIN_DOCUMENTS_PER_RANGE, &of(Some(8))), 10);
     }
 }

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use tracing::{debug, info};
 
 use super::crew::Share;
+use super::fleet::{Others, Wanting};
 use super::head::{HeadBudget, HeadKeeper, NextHead};
 use super::reading::Reading;
 use super::{BackupError, BackupOptions, out_of_patience, plan};
@@ -53,6 +54,7 @@ pub(super) fn jobs(ranges: Vec<UnfinishedRange>, parallel: usize, budget: &HeadB
 pub(super) struct RangeContext {
     pub(super) database: Firestore,
     pub(super) session: Arc<Session>,
+    pub(super) others: Arc<Others>,
     pub(super) options: Arc<BackupOptions>,
     pub(super) heads: HeadBudget,
     pub(super) progress: Progress,
@@ -66,7 +68,7 @@ pub(super) async fn back_up(
     share: Share<RangeJob>,
 ) -> Result<(), BackupError> {
     let RangeJob { range, head, next } = job;
-    if context.options.session.is_some() && context.session.is_done_or_split(&range).await? {
+    if !context.others.leave(&context.session, &range).await? {
         return Ok(());
     }
     let mut reader = RangeReader {
@@ -86,6 +88,7 @@ pub(super) async fn back_up(
     };
     match reader.read().await {
         Ok(true) => {
+            reader.context.others.tell_reads().await?;
             let output = reader.sink.writer.finish().await?;
             debug!(range = ?output.range, stats = ?output.stats, "range finished");
             Ok(())
@@ -146,9 +149,9 @@ impl RangeReader {
                 return Ok(false);
             }
             if flow != Flow::Done
-                && let Some(wanted) = self.share.wanted()
                 && !self.sink.writer.is_before_first_cut()
-                && !self.give_away(wanted, &mut batches).await?
+                && let Some((wanted, to)) = self.wanted()?
+                && !self.give_away(wanted, to, &mut batches).await?
             {
                 return Ok(false);
             }
@@ -176,9 +179,23 @@ impl RangeReader {
         Ok(true)
     }
 
+    /// How many others want a part of the range, and who.
+    fn wanted(&self) -> Result<Option<(usize, Wanting)>, BackupError> {
+        if let Some(wanted) = self.share.wanted() {
+            return Ok(Some((wanted, Wanting::Readers)));
+        }
+        let wanted = self.context.others.want(&self.range)?;
+        Ok(wanted.map(|wanted| (wanted, Wanting::Tasks)))
+    }
+
     /// Splits what is left of the range, and gives all but the first part away. `false`: another worker has split it where this one
     /// has read on, so that what it has read is of no use.
-    async fn give_away(&mut self, wanted: usize, batches: &mut Reading) -> Result<bool, BackupError> {
+    async fn give_away(
+        &mut self,
+        wanted: usize,
+        to: Wanting,
+        batches: &mut Reading,
+    ) -> Result<bool, BackupError> {
         let Some(last) = self.last.clone() else {
             return Ok(true);
         };
@@ -195,7 +212,9 @@ impl RangeReader {
         );
         let points = points.await?;
         if points.is_empty() {
-            self.share.give_nothing();
+            if to == Wanting::Readers {
+                self.share.give_nothing();
+            }
             return Ok(true);
         }
         let mut parts = session.split(&self.range, &points).await?;
@@ -204,12 +223,17 @@ impl RangeReader {
                 .give(jobs(parts, options.parallel, &self.context.heads));
             return Ok(false);
         }
-        info!(range = ?self.range.range, parts = parts.len(), "giving parts of a range to idle readers");
+        info!(range = ?self.range.range, parts = parts.len(), "giving parts of a range to idle {to}");
         let others = parts.split_off(1);
         self.range.range = parts.remove(0).range;
         let end = self.range.range.end.clone();
         self.sink.writer.shorten(end.clone())?;
         batches.shorten(end, Some(last));
+        if to == Wanting::Tasks {
+            // They find the parts by themselves; the heads of those are not to be had from here.
+            self.next = None;
+            return Ok(true);
+        }
         let mut others = jobs(others, 2, &self.context.heads);
         if !self.range.is_exact()
             && let Some(first) = others.first_mut()

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use clap::{Args, ValueEnum};
@@ -12,10 +13,11 @@ use serde::Serialize;
 use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
 use super::snapshots::lag_seconds;
-use super::{Outcome, UsageError, json_backup, output};
+use super::task_args::TaskArgs;
+use super::{Outcome, UsageError, durations, json_backup, output};
 use crate::archive::{Consistency, Counts, ReadMode, Repository, Selection, Snapshot};
-use crate::backup::{BackupOptions, BackupStats, Parent, backup};
-use crate::document::{CollectionPath, Timestamp};
+use crate::backup::{BackupOptions, BackupStats, ChangeField, CommittedBy, Parent, TaskOptions, backup};
+use crate::document::{CollectionPath, FieldMask, Timestamp};
 use crate::progress::Progress;
 use crate::stop::Stop;
 
@@ -46,14 +48,48 @@ enum Format {
     Json,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+/// What `--read` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Read {
-    /// Whole documents in a first backup, names afterwards
     Auto,
-    /// Every document whole: more traffic, and it finds changes that leave a document's times as they were
     Full,
-    /// Names and times, and those documents whose times differ from the parent's
     Names,
+    Changed(Vec<String>),
+}
+
+impl Read {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "full" => Ok(Self::Full),
+            "names" => Ok(Self::Names),
+            text => match text.strip_prefix(CHANGED) {
+                Some(field) => field_path(field).map(Self::Changed),
+                None => Err("say auto, full, names or changed:FIELD".to_owned()),
+            },
+        }
+    }
+}
+
+/// How often names are read where a field is asked.
+const FULL_SCAN_EVERY: Duration = Duration::from_secs(7 * 24 * 3600);
+
+const CHANGED: &str = "changed:";
+
+/// The field of `changed:FIELD`.
+pub(crate) fn changed_field(text: &str) -> Result<Vec<String>, String> {
+    field_path(
+        text.strip_prefix(CHANGED)
+            .ok_or("say changed:FIELD, as `backup --read` does")?,
+    )
+}
+
+fn field_path(text: &str) -> Result<Vec<String>, String> {
+    let mask = FieldMask::parse(text).map_err(|error| error.to_string())?;
+    match mask.paths() {
+        [only] => Ok(only.clone()),
+        _ => Err("name one field, such as changed:updated_at or changed:meta.updated_at".to_owned()),
+    }
 }
 
 #[derive(Args, Debug)]
@@ -76,9 +112,26 @@ struct Options {
     /// A sentence to record with the snapshot
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
-    /// What to read: names and times, and whole only what changed; or every document whole
-    #[arg(long, value_enum, default_value_t = Read::Auto)]
+    /// What to read [possible values: auto, full, names, changed:FIELD]
+    ///
+    /// auto: whole documents in a first backup, names afterwards.
+    ///
+    /// full: every document whole; more traffic, and it finds changes that leave a document's times as they were.
+    ///
+    /// names: names and times, and those documents whose times differ from the parent's.
+    ///
+    /// changed:FIELD: only documents that say by this field, a timestamp, that they have changed, and counts that tell where others are
+    /// gone: a few per cent of the billed reads. A document is found late, by the next reading of names (--full-scan-every), when its
+    /// change leaves FIELD as it was, sets it to a time long before the commit, or to no timestamp; when it is
+    /// deleted and made again with the old FIELD; or when it comes without FIELD at the moment and place at which another one of its
+    /// collection group goes. Needs an index over each collection group: `firebank doctor --for backup --read changed:FIELD` names
+    /// those that are missing, and names are read where one is.
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = Read::parse)]
     read: Read,
+    /// With --read changed:FIELD: read names when the newest backup of the chain that read all names, or everything, is older than
+    /// this, such as 7d or 36h [default: 7d]
+    #[arg(long, value_name = "AGE", value_parser = durations::parse)]
+    full_scan_every: Option<Duration>,
     /// Build upon this snapshot instead of the newest: its id, or a unique prefix of it
     #[arg(long, value_name = "SNAPSHOT", conflicts_with = "full")]
     parent: Option<String>,
@@ -96,6 +149,12 @@ struct Options {
     /// machine or another. Once the backup is there the name cannot be used again [default: in a Cloud Run Job, its execution]
     #[arg(long, value_name = "NAME", conflicts_with = "resume")]
     session: Option<String>,
+    #[command(flatten)]
+    task: TaskArgs,
+    /// What tells these tasks from those of another time: one that is started again after the backup is there says so and ends well, one
+    /// of another execution is refused [default: in a Cloud Run Job, its execution]
+    #[arg(long, value_name = "ID", env = "FIREBANK_EXECUTION", hide_env_values = true)]
+    execution: Option<String>,
     /// Back up the database as it was then, such as 2026-01-31T22:00:00Z: any moment of the last hour, and with point-in-time
     /// recovery any whole minute of the last seven days
     #[arg(long, value_name = "TIME", value_parser = read_time, conflicts_with = "resume")]
@@ -196,6 +255,44 @@ impl Options {
                 "--output and --include-migrations go with --format json",
             ));
         }
+        let session = match self.resume {
+            true => None,
+            false => self.session.or_else(execution),
+        };
+        let task = match self.resume {
+            true => None,
+            false => self.task.task()?,
+        };
+        if task.is_some() && session.is_none() {
+            return Err(UsageError::new(
+                "tasks share a session: give all of them the same --session NAME, a new one for each backup",
+            ));
+        }
+        let task = task.map(|task| TaskOptions {
+            execution: self
+                .execution
+                .filter(|execution| !execution.is_empty())
+                .or_else(execution),
+            ..TaskOptions::new(task)
+        });
+        let (read, changed) = match self.read {
+            Read::Auto => (None, None),
+            Read::Full => (Some(ReadMode::Full), None),
+            Read::Names => (Some(ReadMode::Names), None),
+            Read::Changed(field) => {
+                let full_scan_every = self.full_scan_every.unwrap_or(FULL_SCAN_EVERY);
+                let changed = ChangeField {
+                    field,
+                    full_scan_every,
+                };
+                (None, Some(changed))
+            }
+        };
+        if self.full_scan_every.is_some() && changed.is_none() {
+            return Err(UsageError::new(
+                "--full-scan-every goes with --read changed:FIELD",
+            ));
+        }
         let repository = global.open_repository().await?;
         let database = global.connect().await?;
         if self.walk {
@@ -210,11 +307,8 @@ impl Options {
                 (Some(snapshot), _) => Parent::Snapshot(snapshot),
                 (None, false) => Parent::Newest,
             },
-            read: match self.read {
-                Read::Auto => None,
-                Read::Full => Some(ReadMode::Full),
-                Read::Names => Some(ReadMode::Names),
-            },
+            read,
+            changed,
             deduplicate: !self.no_dedup,
             tags: self.tags,
             host: self
@@ -222,9 +316,8 @@ impl Options {
                 .or_else(|| gethostname::gethostname().into_string().ok()),
             description: self.description,
             resume: self.resume,
-            session: self
-                .session
-                .or_else(|| if self.resume { None } else { execution() }),
+            session,
+            task,
             read_time: self.read_time,
             pitr: self.pitr,
             require_consistent: self.require_consistent,
@@ -335,6 +428,8 @@ pub(crate) fn root_collections(names: &[String]) -> anyhow::Result<Vec<Collectio
 #[derive(Serialize)]
 struct Summary {
     snapshot: String,
+    /// Who committed it.
+    committed_by: &'static str,
     database: String,
     read_time: String,
     /// From then to the commit.
@@ -355,12 +450,21 @@ struct Summary {
     billed_reads: u64,
     requests: u64,
     retries: u64,
+    /// Where a field should have been asked and names were read: why.
+    names_instead: Vec<String>,
     seconds: f64,
 }
 
 fn report(global: &GlobalOptions, stats: &BackupStats) -> anyhow::Result<()> {
     let snapshot = &stats.snapshot;
     let output = global.output();
+    match stats.committed {
+        CommittedBy::ThisProcess => {}
+        CommittedBy::Another => output.line("All is read, and another task has committed the snapshot.")?,
+        CommittedBy::Before => {
+            output.line("The snapshot of this session is there: nothing was left to do.")?
+        }
+    }
     output.line(format!(
         "Snapshot {} of {}, as of {}: {}, {}.",
         snapshot.id,
@@ -386,8 +490,16 @@ fn report(global: &GlobalOptions, stats: &BackupStats) -> anyhow::Result<()> {
         output::duration(stats.duration),
         output::count(stats.billed_reads, "billed read"),
     ))?;
+    for why in &stats.names_instead {
+        output.line(format!("Note: {}.", output::printable(why)))?;
+    }
     output.json(&Summary {
         snapshot: snapshot.id.to_string(),
+        committed_by: match stats.committed {
+            CommittedBy::ThisProcess => "this process",
+            CommittedBy::Another => "another process",
+            CommittedBy::Before => "before",
+        },
         database: snapshot.database.to_string(),
         read_time: snapshot.read_time.to_string(),
         lag_seconds: lag_seconds(snapshot),
@@ -406,6 +518,7 @@ fn report(global: &GlobalOptions, stats: &BackupStats) -> anyhow::Result<()> {
         billed_reads: stats.billed_reads,
         requests: stats.requests,
         retries: stats.retries,
+        names_instead: stats.names_instead.clone(),
         seconds: stats.duration.as_secs_f64(),
     })
 }

@@ -1,10 +1,13 @@
 //! `firebank doctor`
 
+use std::time::Duration;
+
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::options::GlobalOptions;
 use super::{Outcome, output};
+use crate::backup::{ChangeField, check_field};
 use crate::firestore::{Firestore, Permission, PermissionCheck, Purpose};
 
 #[derive(Args, Debug)]
@@ -12,6 +15,20 @@ pub(crate) struct DoctorCommand {
     /// What the account is for: one that only backs up need not be allowed to write
     #[arg(long = "for", value_enum, value_name = "PURPOSE", default_value_t = AccountPurpose::Everything)]
     purpose: AccountPurpose,
+    /// Also look whether backups with this `--read changed:FIELD` can ask the field of every collection group, and name the indexes
+    /// that are missing
+    #[arg(long, value_name = "changed:FIELD", value_parser = ReadField::parse)]
+    read: Option<ReadField>,
+}
+
+/// The field that `backup --read changed:FIELD` asks.
+#[derive(Clone, Debug)]
+struct ReadField(Vec<String>);
+
+impl ReadField {
+    fn parse(text: &str) -> Result<Self, String> {
+        super::backup::changed_field(text).map(Self)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -69,7 +86,7 @@ impl DoctorCommand {
     pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
         let mut checks = Vec::new();
         check_repository(global, &mut checks).await?;
-        check_database(global, self.purpose, &mut checks).await;
+        check_database(global, self.purpose, self.read, &mut checks).await;
         let healthy = checks.iter().all(|check| check.state != State::Problem);
         let output = global.output();
         let mut table = output::table(&["check", "state", "detail"], &[]);
@@ -146,7 +163,12 @@ async fn check_repository(global: &GlobalOptions, checks: &mut Vec<Check>) -> an
     Ok(())
 }
 
-async fn check_database(global: &GlobalOptions, purpose: AccountPurpose, checks: &mut Vec<Check>) {
+async fn check_database(
+    global: &GlobalOptions,
+    purpose: AccountPurpose,
+    read: Option<ReadField>,
+    checks: &mut Vec<Check>,
+) {
     let connection = match global.connect().await {
         Ok(connection) => connection,
         Err(error) => return push(checks, "connection", State::Problem, format!("{error:#}")),
@@ -162,6 +184,48 @@ async fn check_database(global: &GlobalOptions, purpose: AccountPurpose, checks:
         Err(error) => push(checks, "connection", State::Problem, error.to_string()),
     }
     check_permissions(&connection, purpose, checks).await;
+    if let Some(ReadField(field)) = read {
+        check_changed(global, &connection, field, checks).await;
+    }
+}
+
+/// Whether a field can be asked which documents have changed.
+async fn check_changed(
+    global: &GlobalOptions,
+    connection: &Firestore,
+    field: Vec<String>,
+    checks: &mut Vec<Check>,
+) {
+    let field = ChangeField {
+        field,
+        full_scan_every: Duration::MAX,
+    };
+    let name = format!("changed:{}", field.path());
+    // Without a repository there are the root collections.
+    let snapshots = match global.open_repository().await {
+        Ok(repository) => repository.snapshots().await.unwrap_or_default().snapshots,
+        Err(_) => Vec::new(),
+    };
+    match check_field(connection, &field, &snapshots).await {
+        Err(error) => push(checks, name, State::Unknown, error.to_string()),
+        Ok(groups) => {
+            for group in groups {
+                let (state, detail) = match group.refusal {
+                    None => (State::Ok, "its index is there, or none is needed".to_owned()),
+                    Some(error) => (
+                        State::Problem,
+                        format!("{error}; if its index is missing: {}", group.index_command),
+                    ),
+                };
+                push(
+                    checks,
+                    format!("{name} of {}", group.collection_group),
+                    state,
+                    detail,
+                );
+            }
+        }
+    }
 }
 
 async fn check_permissions(connection: &Firestore, purpose: AccountPurpose, checks: &mut Vec<Check>) {

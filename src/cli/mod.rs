@@ -40,6 +40,7 @@ mod show;
 mod snapshot_filter;
 mod snapshots;
 mod status;
+mod task_args;
 mod verify;
 mod verify_live;
 mod write_args;

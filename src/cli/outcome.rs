@@ -83,6 +83,7 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
 fn exit_code(error: &anyhow::Error) -> Option<u8> {
     Some(match error {
         error if error.is::<UsageError>() || error.is::<Refused>() => EXIT_USAGE,
+        error if disagrees_with_others(error) => EXIT_USAGE,
         error if error.is::<Interrupted>() => EXIT_INTERRUPTED,
         error if was_stopped(error) => EXIT_INTERRUPTED,
         error => match error.downcast_ref::<output::OutputError>() {
@@ -90,6 +91,11 @@ fn exit_code(error: &anyhow::Error) -> Option<u8> {
             _ => EXIT_FAILED,
         },
     })
+}
+
+/// Whether the command line is not that of the others which it is to work with.
+fn disagrees_with_others(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(BackupError::TaskCount { .. }))
 }
 
 /// Whether somebody asked the command to stop, and it did.

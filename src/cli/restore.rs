@@ -56,7 +56,7 @@ pub(crate) struct RestoreCommand {
 }
 
 /// A dead letter says itself what is to be written and when. Whoever gives one of these counts on it.
-const RETRY_HEEDS_NOT: [&str; 15] = [
+const RETRY_HEEDS_NOT: [&str; 17] = [
     "source",
     "in_place",
     "verify",
@@ -70,6 +70,8 @@ const RETRY_HEEDS_NOT: [&str; 15] = [
     "no_check",
     "resume",
     "skip_damaged",
+    "task_index",
+    "task_count",
     "tags",
     "hosts",
 ];
@@ -91,6 +93,7 @@ impl RestoreCommand {
             let file = [DocumentsFile::at(file)];
             return json_restore::run(global, &file, &target, options, &self.write).await;
         }
+        options.task = self.session.task()?;
         let repository = global.open_repository().await?;
         let mut snapshot = find_filtered(global, &repository, source, &self.latest).await?;
         let target = self.target(global, &snapshot)?;
@@ -164,6 +167,10 @@ impl RestoreCommand {
             (
                 self.session.skip_damaged,
                 "--skip-damaged goes around what is damaged in a snapshot",
+            ),
+            (
+                self.session.names_task(),
+                "--task-index and --task-count share a restore of a snapshot",
             ),
             (!self.latest.is_empty(), "--tag and --host choose among snapshots"),
         ];

@@ -6,11 +6,13 @@ use anyhow::Context;
 use clap::Args;
 
 use super::options::GlobalOptions;
+use super::task_args::TaskArgs;
 use super::{UsageError, output};
 use crate::archive::{RepositoryId, SnapshotId};
 use crate::document::DatabaseName;
 use crate::restore::{RestoreOptions, RestoreSessions, SessionOptions, UnfinishedRestore};
 use crate::store::{Address, AddressError, Store, StoreError};
+use crate::task::Task;
 
 const STATE_VARIABLE: &str = "FIREBANK_STATE";
 
@@ -30,6 +32,8 @@ pub(super) struct SessionArgs {
     pub(super) resume: bool,
     #[command(flatten)]
     state: StateArgs,
+    #[command(flatten)]
+    task: TaskArgs,
     /// Restore what is intact around damage, and list what is not
     #[arg(long)]
     pub(super) skip_damaged: bool,
@@ -75,6 +79,24 @@ impl SessionArgs {
         }
     }
 
+    /// The task whose share is restored. Tasks go on with what an earlier process of theirs has left, so they need a place for
+    /// their state that outlives them.
+    pub(super) fn task(&self) -> anyhow::Result<Option<Task>> {
+        // A job of one task shares with nobody.
+        let task = self.task.task()?.filter(|task| task.count() > 1);
+        if task.is_some() && self.state.given().is_none() {
+            return Err(UsageError::new(
+                "tasks that share a restore keep their state where one that is started again finds it: name a bucket with --state",
+            ));
+        }
+        Ok(task)
+    }
+
+    /// Whether the command line says which task this is.
+    pub(super) fn names_task(&self) -> bool {
+        self.task.is_given()
+    }
+
     fn sessions(&self, global: &GlobalOptions) -> anyhow::Result<RestoreSessions> {
         let address = self.state.address()?;
         let store = Store::create_at(&address, &global.bucket_options()).with_context(|| {
@@ -108,16 +130,23 @@ impl SessionArgs {
             Err(error) => return Err(error),
         };
         unfinished.retain(|one| one.repository() == repository && one.target() == target);
+        if let Some(task) = restore.task {
+            check_count(&unfinished, snapshot, task)?;
+        }
+        let own = restore.task.map(|task| (task.index(), task.count()));
+        unfinished.retain(|one| one.task() == own);
         let of_snapshot = |one: &UnfinishedRestore| one.snapshot() == snapshot;
+        let resume = self.resume || own.is_some();
         unfinished.retain(|one| of_snapshot(one) || is_latest && self.resume);
         // The newest that is the same in most: one that only differs in its options is told of, and not taken.
         unfinished.sort_by_key(|one| std::cmp::Reverse((one.has_options(restore), of_snapshot(one))));
         let found = unfinished.into_iter().next();
-        let resume = match (self.resume, found) {
+        let resume = match (resume, found) {
             (true, Some(unfinished)) => {
                 tracing::info!("going on with restore {}", unfinished.id());
                 Some(unfinished)
             }
+            (true, None) if !self.resume => None,
             (true, None) => {
                 tracing::warn!(
                     "there is no unfinished restore into {target} to go on with: beginning a new one"
@@ -134,6 +163,24 @@ impl SessionArgs {
             resume,
             ..SessionOptions::new(sessions)
         }))
+    }
+}
+
+/// Tasks must agree upon how many they are: shares of different counts leave gaps between them.
+fn check_count(unfinished: &[UnfinishedRestore], snapshot: SnapshotId, task: Task) -> anyhow::Result<()> {
+    let counts = unfinished
+        .iter()
+        .filter(|one| one.snapshot() == snapshot)
+        .filter_map(UnfinishedRestore::task);
+    match counts
+        .map(|(_, count)| count)
+        .find(|&count| count != task.count())
+    {
+        Some(count) => Err(UsageError::new(format!(
+            "a restore of snapshot {snapshot} into this database is shared by {count} tasks, and this is {task}: give all of them the \
+             same --task-count (`firebank sessions --remove` removes what nobody is to go on with)"
+        ))),
+        None => Ok(()),
     }
 }
 

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
 use super::snapshots::find_snapshot;
+use super::task_args::TaskArgs;
 use super::verify_live::LiveArgs;
 use super::{Outcome, output};
 use crate::archive::{ArchiveError, Damage, DataSubset, Repository, Verification};
@@ -23,6 +24,8 @@ pub(crate) struct VerifyCommand {
     /// Also read the data, all of it or a part: `10%`, or `2/7` for the second of seven parts
     #[arg(long, value_name = "SUBSET", num_args = 0..=1, require_equals = true, default_missing_value = "100%", value_parser = subset)]
     read_data: Option<DataSubset>,
+    #[command(flatten)]
+    task: TaskArgs,
     #[command(flatten)]
     live: LiveArgs,
 }
@@ -69,6 +72,11 @@ impl VerifyCommand {
         if self.live.live {
             return self.live.run(global, &self.snapshots).await;
         }
+        let task = self.task.task()?;
+        let read_data = match (self.read_data, task) {
+            (Some(subset), Some(task)) => Some(subset.share(task)),
+            (subset, _) => subset,
+        };
         let repository = match Repository::open(global.store()?).await {
             Err(ArchiveError::Damaged(damage)) => {
                 let stats = VerifyStats {
@@ -86,7 +94,7 @@ impl VerifyCommand {
         }
         let options = VerifyOptions {
             snapshots: (!self.snapshots.is_empty()).then_some(snapshots),
-            read_data: self.read_data,
+            read_data,
         };
         let progress = Arc::new(Progress::new());
         let display = ProgressDisplay::start("verifying", &progress, global.quiet);
@@ -96,7 +104,7 @@ impl VerifyCommand {
             at: clock::now(),
             snapshots: stats.snapshots,
             all: self.snapshots.is_empty(),
-            data_read: self.read_data.map_or(0.0, |part| 1.0 / part.of.max(1) as f64),
+            data_read: read_data.map_or(0.0, |part| 1.0 / part.of.max(1) as f64),
             damage_count: stats.damage_count,
             tool_version: env!("CARGO_PKG_VERSION").to_owned(),
         };

@@ -13,9 +13,12 @@ use ::firestore::gcloud_sdk::google::firestore::v1::structured_query::{
 use ::firestore::gcloud_sdk::google::firestore::v1::value::ValueType;
 use ::firestore::gcloud_sdk::google::firestore::v1::{Cursor, StructuredQuery, Value as ProtoValue};
 
+use super::cursor::name_range;
 use super::proto::{NAME_FIELD, proto_value};
 use super::{Error, Method, Result};
-use crate::document::{CollectionPath, DocumentPath, Fields, Reference, Value, canonical, field_path_text};
+use crate::document::{
+    CollectionPath, DocumentPath, Fields, KeyRange, Reference, Value, canonical, field_path_text,
+};
 
 /// Which documents, in which order.
 #[derive(Clone, Debug, PartialEq)]
@@ -131,6 +134,31 @@ impl Query {
             order: Vec::new(),
             limit: None,
         }
+    }
+
+    /// The same, of the documents in a range of keys, which must not be empty.
+    ///
+    /// # Errors
+    /// [`Error::BadBoundary`] when one of its ends is no place between documents.
+    pub fn within(mut self, range: &KeyRange) -> Result<Self> {
+        use QueryOperator::{GreaterThan, GreaterThanOrEqual, LessThan, LessThanOrEqual};
+        let names = name_range(range)?;
+        let start = match names.after_start {
+            true => GreaterThan,
+            false => GreaterThanOrEqual,
+        };
+        let end = match names.through_end {
+            true => LessThanOrEqual,
+            false => LessThan,
+        };
+        for (name, operator) in [(names.start, start), (names.end, end)] {
+            self.filters.extend(name.map(|name| QueryFilter {
+                field: vec![NAME_FIELD.to_owned()],
+                operator,
+                value: Value::Reference(Reference::Relative(name)),
+            }));
+        }
+        Ok(self)
     }
 
     fn with_descendants(mut self, all: bool) -> Self {

@@ -185,6 +185,12 @@ impl UnfinishedRestore {
         &self.plan.options
     }
 
+    /// Which task's share it restores, and of how many, where it is shared by tasks.
+    pub fn task(&self) -> Option<(u32, u32)> {
+        let number = |name: &str| self.plan.options.get(name)?.parse().ok();
+        Some((number("--task-index")?, number("--task-count")?))
+    }
+
     /// Whether it was begun with the same options, as far as these decide which documents are written and how.
     pub fn has_options(&self, options: &RestoreOptions) -> bool {
         self.plan.options == options.described()

@@ -104,6 +104,15 @@ impl Filter {
         }
     }
 
+    /// The comparisons of the name that must hold.
+    pub(crate) fn name_bounds(&self) -> Vec<(field_filter::Operator, &Value)> {
+        match self {
+            Self::All(parts) => parts.iter().flat_map(Self::name_bounds).collect(),
+            Self::Field(path, operator, value) if path.is_name() => vec![(*operator, value)],
+            Self::Any(_) | Self::Field(..) | Self::Unary(..) => Vec::new(),
+        }
+    }
+
     /// Whether it looks at nothing but the name.
     pub(crate) fn is_by_name(&self) -> bool {
         match self {

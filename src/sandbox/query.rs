@@ -171,6 +171,7 @@ impl Plan {
         if plan.is_by_name() {
             plan.narrow(database)?;
         }
+        plan.narrow_by_filter(database);
         Ok(plan)
     }
 
@@ -231,6 +232,25 @@ impl Plan {
             *side = tighter(std::mem::replace(side, Bound::Unbounded), bound, is_start);
         }
         Ok(())
+    }
+
+    /// Leaves out what the filter's bounds on names do. The filter stands all the same: this only spares the walk.
+    fn narrow_by_filter(&mut self, database: &DatabaseName) {
+        let Some(filter) = &self.filter else { return };
+        for (operator, value) in filter.name_bounds() {
+            use structured_query::field_filter::Operator;
+            let Ok(key) = cursor_key(value, database) else {
+                continue;
+            };
+            let (side, bound, is_start) = match operator {
+                Operator::GreaterThan => (&mut self.position.start, Bound::Excluded(key), true),
+                Operator::GreaterThanOrEqual => (&mut self.position.start, Bound::Included(key), true),
+                Operator::LessThan => (&mut self.position.end, Bound::Excluded(key), false),
+                Operator::LessThanOrEqual => (&mut self.position.end, Bound::Included(key), false),
+                _ => continue,
+            };
+            *side = tighter(std::mem::replace(side, Bound::Unbounded), bound, is_start);
+        }
     }
 
     fn accepts(&self, key: &[u8], found: &Found) -> bool {

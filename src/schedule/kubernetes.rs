@@ -1,6 +1,8 @@
 //! CronJobs of Kubernetes, `batch/v1`: <https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/cron-job-v1/>.
 //!
 //! The backup is an Indexed Job: its tasks work on one session, which has the Job's name, and share nothing but the bucket.
+//! Kubernetes tells each its index (`JOB_COMPLETION_INDEX`) and neither how many there are nor the Job's name: the count stands
+//! in the arguments, and the name and the Job's own id come from the labels that it gives its pods.
 //! A task that dies is started again and goes on. `backoffLimitPerIndex` wants Kubernetes 1.29.
 //!
 //! Values stand in double quotes as JSON writes them, which YAML reads the same.
@@ -20,8 +22,10 @@ pub struct Kubernetes {
     pub tasks: u16,
 }
 
-/// The label that a Job's pods bear, with its name.
+/// The labels that a Job's pods bear, with its name and its own id:
+/// <https://kubernetes.io/docs/reference/labels-annotations-taints/#batchkubernetesio-job-name>.
 const JOB_NAME: &str = "batch.kubernetes.io/job-name";
+const JOB_UID: &str = "batch.kubernetes.io/controller-uid";
 
 /// One file: the namespace's accounts, then a CronJob for each job.
 pub fn kubernetes(plan: &Plan, options: &Kubernetes) -> Result<File, ScheduleError> {
@@ -107,7 +111,9 @@ fn cron_job(text: &mut String, plan: &Plan, options: &Kubernetes, job: &Job) {
     };
     let mut arguments = job.arguments.clone();
     if is_backup {
-        arguments.extend(["--session".to_owned(), "$(JOB_NAME)".to_owned()]);
+        let count = options.tasks.to_string();
+        let session = ["--session", "$(JOB_NAME)", "--task-count", count.as_str()];
+        arguments.extend(session.map(str::to_owned));
     }
     let arguments: String = arguments
         .iter()
@@ -145,15 +151,19 @@ fn cron_job(text: &mut String, plan: &Plan, options: &Kubernetes, job: &Job) {
             string(value)
         );
     }
-    if is_backup {
+    let labels: &[_] = match is_backup {
+        true => &[("JOB_NAME", JOB_NAME), ("FIREBANK_EXECUTION", JOB_UID)],
+        false => &[],
+    };
+    for (name, label) in labels {
         let _ = write!(
             text,
             "                \
-                             - name: JOB_NAME\n                  \
+                             - name: {name}\n                  \
                                valueFrom:\n                    \
                                  fieldRef:\n                      \
                                    fieldPath: {}\n",
-            string(&format!("metadata.labels['{JOB_NAME}']"))
+            string(&format!("metadata.labels['{label}']"))
         );
     }
     text.push_str(

@@ -31,7 +31,7 @@ pub enum VerifyRestoreError {
 /// Compares what a restore with these options was to leave in a database with what is there now. What was there and was to stay,
 /// because of [`RestoreMode::CreateOnly`] or [`RestoreOptions::unmodified_since`], is a difference too: the question is what
 /// the database holds. Extra documents are counted; whether they matter, the caller knows (only after a mirror there must be
-/// none). After a restore of some fields, under other names, or [around damage](RestoreOptions::skip_damaged), extra ones are
+/// none). After a restore of some fields, of a task's share, under other names, or [around damage](RestoreOptions::skip_damaged), extra ones are
 /// counted after a mirror only.
 ///
 /// # Errors
@@ -42,8 +42,10 @@ pub async fn verify_restore(
     options: &RestoreOptions,
     progress: &Progress,
 ) -> Result<DatabaseStats, VerifyRestoreError> {
-    let as_they_are =
-        options.fields.is_none() && options.renames.is_empty() && options.mode != RestoreMode::Merge;
+    let as_they_are = options.fields.is_none()
+        && options.renames.is_empty()
+        && options.mode != RestoreMode::Merge
+        && options.task.is_none();
     if as_they_are {
         let compare = CompareOptions {
             filter: options.filter.clone(),

@@ -6,15 +6,17 @@ use std::process::Stdio;
 use crate::cli_support::plan_keys;
 use crate::cli_support::*;
 
-pub(crate) const BACKUP_KEYS: [&str; 20] = [
+pub(crate) const BACKUP_KEYS: [&str; 22] = [
     "billed_reads",
     "changed_documents",
+    "committed_by",
     "consistency",
     "database",
     "deleted_documents",
     "documents",
     "lag_seconds",
     "layers",
+    "names_instead",
     "new_bytes",
     "new_documents",
     "parent",

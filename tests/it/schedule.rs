@@ -254,7 +254,9 @@ fn manifests_pass_the_schemas_of_kubernetes() {
         "parallelism: 8",
         "timeZone: \"Asia/Tokyo\"",
         r#"- "a: \"b\" $$(HOME) #c""#,
-        "- \"--session\"\n                - \"$(JOB_NAME)\"",
+        "- \"--session\"\n                - \"$(JOB_NAME)\"\n                - \"--task-count\"\n                - \"8\"\n",
+        "fieldPath: \"metadata.labels['batch.kubernetes.io/job-name']\"",
+        "- name: FIREBANK_EXECUTION",
         "serviceAccountName: firebank-clean",
     ] {
         assert!(text.contains(expected), "{expected}\n{text}");

@@ -160,7 +160,7 @@ async fn nights_are_split_too() {
             .write((0..100).map(|number| (path(DOCUMENTS + number * 2 + read as u64), 7)))
             .await;
         world.slow_down(match read {
-            ReadMode::Names => 400_000,
+            ReadMode::Names | ReadMode::Changed => 400_000,
             ReadMode::Full => BYTES_PER_SECOND,
         });
         let options = BackupOptions {

@@ -58,6 +58,7 @@ conformance! {
         descending_names_are_refused,
         reads_see_the_past,
         filters_select_by_value,
+        changes_are_asked_by_field_and_name,
         orders_follow_the_order_of_values,
     }
     values::{

@@ -388,3 +388,119 @@ pub(crate) async fn orders_follow_the_order_of_values(server: &Server) {
     expected.reverse();
     assert_eq!(server.paths(ordered(Direction::Descending)).await, expected);
 }
+
+/// What a backup asks that goes by a field: a collection group, from a time on, between names, in the order of the field; counted, in pages, and
+/// as of a past time.
+pub(crate) async fn changes_are_asked_by_field_and_name(server: &Server) {
+    use field_filter::Operator::*;
+    for (path, at) in [
+        ("g/1", 10),
+        ("g/2", 40),
+        ("g/3", 30),
+        ("g/4", 30),
+        ("g/5", 20),
+        ("p/x/g/1", 35),
+        ("p/y/g/1", 36),
+        ("p/y/h/1", 37),
+        ("q/__id7__/g/__id7__", 38),
+    ] {
+        server
+            .put(path, &[("meta", map(&[("at", timestamp(at, 5000))]))])
+            .await;
+    }
+    server.put("g/6", &[("meta", map(&[("at", integer(99))]))]).await;
+    server.put("g/7", &[("meta", text("none"))]).await;
+    let before = server.now().await;
+    server
+        .put("g/2", &[("meta", map(&[("at", timestamp(50, 0))]))])
+        .await;
+    server.delete("g/3").await;
+    let changed = |bounds: &[(field_filter::Operator, &str)]| {
+        let names = bounds.iter().map(|(operator, path)| {
+            let name = server.reference(path);
+            field_filter("__name__", *operator, name)
+        });
+        let since = field_filter("meta.at", GreaterThanOrEqual, timestamp(30, 5000));
+        StructuredQuery {
+            r#where: Some(composite(
+                composite_filter::Operator::And,
+                std::iter::once(since).chain(names).collect(),
+            )),
+            order_by: vec![
+                by("meta.at", Direction::Ascending),
+                by("__name__", Direction::Ascending),
+            ],
+            ..collection("g", true)
+        }
+    };
+    let all = ["g/4", "p/x/g/1", "p/y/g/1", "q/__id7__/g/__id7__", "g/2"];
+    assert_eq!(server.paths(changed(&[(GreaterThan, "a/0")])).await, all);
+    type Bounds<'a> = &'a [(field_filter::Operator, &'a str)];
+    let cases: [(Bounds<'_>, &[&str]); 6] = [
+        (
+            &[(GreaterThanOrEqual, "g/4"), (LessThan, "p/y/g/1")],
+            &["g/4", "p/x/g/1"],
+        ),
+        (
+            &[(GreaterThan, "g/4"), (LessThanOrEqual, "p/y/g/1")],
+            &["p/x/g/1", "p/y/g/1"],
+        ),
+        (
+            &[(GreaterThanOrEqual, "p/y/g/1")],
+            &["p/y/g/1", "q/__id7__/g/__id7__"],
+        ),
+        (
+            &[
+                (GreaterThanOrEqual, "p/__id-9223372036854775808__"),
+                (LessThan, "p\0/__id-9223372036854775808__"),
+            ],
+            &["p/x/g/1", "p/y/g/1"],
+        ),
+        (&[(LessThan, "g/4")], &["g/2"]),
+        (&[(GreaterThan, "z/z")], &[]),
+    ];
+    for (bounds, expected) in cases {
+        let query = changed(bounds);
+        assert_eq!(server.paths(query.clone()).await, expected, "{bounds:?}");
+        let counted = count(server, query, None, None).await.unwrap();
+        assert_eq!(counted, expected.len() as i64, "{bounds:?}");
+    }
+    // In pages.
+    let mut cursor = None;
+    for path in all {
+        let page = StructuredQuery {
+            start_at: cursor.take(),
+            ..limited(changed(&[(GreaterThan, "a/0")]), 1)
+        };
+        let found = server.run(page).await.unwrap();
+        assert_eq!(server.path(&found[0].name), path);
+        let values = vec![
+            field_value(&found[0].fields["meta"], "at"),
+            server.reference(path),
+        ];
+        cursor = Some(firestore::gcloud_sdk::google::firestore::v1::Cursor {
+            values,
+            before: false,
+        });
+    }
+    let then = server
+        .run_at(&server.root(), changed(&[(LessThan, "p/0")]), Some(before))
+        .await
+        .unwrap();
+    let then: Vec<String> = then.iter().map(|document| server.path(&document.name)).collect();
+    assert_eq!(then, ["g/3", "g/4", "g/2"]);
+    assert_eq!(
+        count(server, changed(&[(LessThan, "p/0")]), None, Some(before))
+            .await
+            .unwrap(),
+        3
+    );
+}
+
+fn field_value(map: &Value, key: &str) -> Value {
+    use firestore::gcloud_sdk::google::firestore::v1::value::ValueType::MapValue;
+    match &map.value_type {
+        Some(MapValue(map)) => map.fields[key].clone(),
+        other => panic!("{other:?}"),
+    }
+}

@@ -1,0 +1,71 @@
+//! Which of several tasks this process is, as its options or the engine that started it say.
+
+use std::str::FromStr;
+
+use clap::Args;
+
+use super::UsageError;
+use crate::task::Task;
+
+/// What Cloud Run tells each task of a job: <https://cloud.google.com/run/docs/container-contract#jobs-env-vars>.
+const CLOUD_RUN_INDEX: &str = "CLOUD_RUN_TASK_INDEX";
+const CLOUD_RUN_COUNT: &str = "CLOUD_RUN_TASK_COUNT";
+/// What Kubernetes tells each pod of an Indexed Job; how many there are it does not tell:
+/// <https://kubernetes.io/docs/concepts/workloads/controllers/job/#completion-mode>.
+const KUBERNETES_INDEX: &str = "JOB_COMPLETION_INDEX";
+
+#[derive(Args, Debug, Default)]
+pub(crate) struct TaskArgs {
+    /// Which of the tasks that share the work this process is, counted from 0 [default: in a Cloud Run Job and an Indexed Job of
+    /// Kubernetes, the task's own]
+    #[arg(long, value_name = "I")]
+    task_index: Option<u32>,
+    /// How many tasks share the work [default: in a Cloud Run Job, as many as it has]
+    #[arg(long, value_name = "N")]
+    task_count: Option<u32>,
+}
+
+impl TaskArgs {
+    /// Whether the command line says anything of it.
+    pub(crate) fn is_given(&self) -> bool {
+        self.task_index.is_some() || self.task_count.is_some()
+    }
+
+    /// The task; `None` when nothing says that there are several.
+    pub(crate) fn task(&self) -> anyhow::Result<Option<Task>> {
+        let index = match self.task_index {
+            Some(index) => Some(index),
+            None => match from_environment(CLOUD_RUN_INDEX)? {
+                None => from_environment(KUBERNETES_INDEX)?,
+                index => index,
+            },
+        };
+        let count = match self.task_count {
+            Some(count) => Some(count),
+            None => from_environment(CLOUD_RUN_COUNT)?,
+        };
+        match (index, count) {
+            (Some(index), Some(count)) => Task::new(index, count)
+                .map(Some)
+                .map_err(|error| UsageError::new(format!("--task-index and --task-count: {error}"))),
+            (None, _) if self.task_count.is_some() => Err(UsageError::new(format!(
+                "--task-count needs --task-index, or {KUBERNETES_INDEX} or {CLOUD_RUN_INDEX} in the environment"
+            ))),
+            (_, None) if self.task_index.is_some() => Err(UsageError::new(
+                "--task-index needs --task-count: how many tasks share the work",
+            )),
+            // An engine that numbers its copies does not say by that that they shall share this.
+            _ => Ok(None),
+        }
+    }
+}
+
+fn from_environment<T: FromStr>(name: &str) -> anyhow::Result<Option<T>> {
+    match std::env::var(name) {
+        Ok(text) if !text.is_empty() => match text.parse() {
+            Ok(value) => Ok(Some(value)),
+            Err(_) => Err(UsageError::new(format!("{name} is `{text}`, which is no number"))),
+        },
+        _ => Ok(None),
+    }
+}
