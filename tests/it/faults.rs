@@ -261,16 +261,16 @@ async fn a_backup_that_is_refused_fails_at_once_and_harms_nothing() {
         // An empty stream is no word that there are no documents.
         (
             query(When::After(1), Effect::EndAfter { documents: 0 }),
-            "12 times in a row",
+            "50 times in a row",
         ),
         // Given up after so many attempts in a row.
         (
             query(When::After(1), cut(0, Code::Unavailable)),
-            "12 times in a row",
+            "50 times in a row",
         ),
         (
             query(When::After(1), status(Code::ResourceExhausted)),
-            "12 times in a row",
+            "50 times in a row",
         ),
     ];
     for (plan, told) in cases {
