@@ -30,6 +30,7 @@ mod changed;
 mod compared;
 mod crew;
 mod error;
+mod estimate;
 mod fleet;
 mod head;
 mod layer;
@@ -41,6 +42,7 @@ mod recovery;
 mod since;
 mod source;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -48,6 +50,7 @@ use begin::{Begun, Start};
 use changed::Asking;
 use crew::Ended;
 pub use error::BackupError;
+pub use estimate::{BackupEstimate, estimate_backup};
 use fleet::Others;
 pub use fleet::TaskOptions;
 use head::HeadBudget;
@@ -127,6 +130,10 @@ pub struct BackupOptions {
     pub split_after: Duration,
     /// Documents that must be left of a range for that, where the server counts them.
     pub split_documents: u64,
+    /// Reads that this process may be billed, about. A new backup that is expected to be billed more is not begun; one that comes to
+    /// be billed more stops where it can be gone on with. To find out what to expect is billed as well: a read for each thousand
+    /// documents. Each of several processes has its own limit.
+    pub max_reads: Option<u64>,
     /// Asks the backup to stop where it can go on later.
     pub stop: Stop,
 }
@@ -154,6 +161,7 @@ impl Default for BackupOptions {
             require_consistent: false,
             split_after: Duration::from_secs(10),
             split_documents: 32 << 10,
+            max_reads: None,
             stop: Stop::default(),
         }
     }
@@ -193,10 +201,12 @@ pub struct BackupStats {
 /// has little patience itself.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
 
-/// Waits until somebody asks to stop, and for as long after that as a range may go on.
-async fn out_of_patience(stop: Stop) {
-    stop.requested().await;
-    tokio::time::sleep(STOP_WITHIN).await;
+/// Waits until somebody asks to stop, and for as long after that as a range may go on: not at all where every read counts.
+async fn out_of_patience(options: Arc<BackupOptions>) {
+    options.stop.requested().await;
+    if options.max_reads.is_none() {
+        tokio::time::sleep(STOP_WITHIN).await;
+    }
 }
 
 /// How often it is looked for what other workers have left before a backup gives up.
@@ -218,20 +228,11 @@ pub async fn backup(
     // The connection may have served others before.
     let before = database.stats().counts();
     progress.watch(database.pace());
-    let read_time = begin::read_time(database, &options).await?;
-    let resumed = match options.resume {
-        true => begin::resume(database, repository, &options, progress).await?,
-        false => None,
+    let taken = match options.max_reads {
+        None => take(database, repository, &options, &before, progress).await?,
+        Some(most) => take_within(most, database, repository, options, &before, progress).await?,
     };
-    let begun = match (resumed, &options.session) {
-        (Some(start), _) => start,
-        (None, Some(name)) => begin::named(database, repository, name, &options, read_time, progress).await?,
-        (None, None) => Start::Work(begin::begin(database, repository, &options, read_time, progress).await?),
-    };
-    let (snapshot, committed, names_instead) = match begun {
-        Start::Committed(snapshot) => (*snapshot, CommittedBy::Before, Vec::new()),
-        Start::Work(begun) => work(database, repository, begun, &options, &before, progress).await?,
-    };
+    let (snapshot, committed, names_instead) = taken;
     let counts = database.stats().counts().since(&before);
     Ok(BackupStats {
         snapshot,
@@ -244,6 +245,77 @@ pub async fn backup(
     })
 }
 
+/// The snapshot, who committed it, and why names were read where a field should have been asked.
+type Taken = (Snapshot, CommittedBy, Vec<String>);
+
+/// Begins, or goes on with what was begun, and comes to its end.
+async fn take(
+    database: &Firestore,
+    repository: &Repository,
+    options: &BackupOptions,
+    before: &RequestCounts,
+    progress: &Progress,
+) -> Result<Taken, BackupError> {
+    let read_time = begin::read_time(database, options).await?;
+    let resumed = match options.resume {
+        true => begin::resume(database, repository, options, progress).await?,
+        false => None,
+    };
+    let begun = match (resumed, &options.session) {
+        (Some(start), _) => start,
+        (None, Some(name)) => begin::named(database, repository, name, options, read_time, progress).await?,
+        (None, None) => Start::Work(begin::begin(database, repository, options, read_time, progress).await?),
+    };
+    match begun {
+        Start::Committed(snapshot) => Ok((*snapshot, CommittedBy::Before, Vec::new())),
+        Start::Work(begun) => work(database, repository, begun, options, before, progress).await,
+    }
+}
+
+/// The same, and stops when so many reads were billed. Whoever asks to stop for another reason still can.
+async fn take_within(
+    most: u64,
+    database: &Firestore,
+    repository: &Repository,
+    options: BackupOptions,
+    before: &RequestCounts,
+    progress: &Progress,
+) -> Result<Taken, BackupError> {
+    let asked = options.stop.clone();
+    let options = BackupOptions {
+        stop: Stop::default(),
+        ..options
+    };
+    let billed = || database.stats().counts().since(before).billed_reads;
+    let watch = async {
+        tokio::select! {
+            () = asked.requested() => {}
+            () = database.stats().have_billed(before.billed_reads.saturating_add(most).saturating_add(1)) => {}
+        }
+        options.stop.request();
+        std::future::pending::<Infallible>().await
+    };
+    let taken = tokio::select! {
+        biased;
+        never = watch => match never {},
+        taken = take(database, repository, &options, before, progress) => taken,
+    };
+    match taken {
+        Err(BackupError::Stopped {
+            session,
+            finished,
+            ranges,
+        }) if !asked.is_requested() => Err(BackupError::ReadsSpent {
+            session,
+            finished,
+            ranges,
+            reads: billed(),
+            most,
+        }),
+        taken => taken,
+    }
+}
+
 /// Reads what is left of a session, commits it, and merges layers where that is due.
 async fn work(
     database: &Firestore,
@@ -252,7 +324,7 @@ async fn work(
     options: &BackupOptions,
     before: &RequestCounts,
     progress: &Progress,
-) -> Result<(Snapshot, CommittedBy, Vec<String>), BackupError> {
+) -> Result<Taken, BackupError> {
     let Begun {
         session,
         parent,

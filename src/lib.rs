@@ -13,6 +13,7 @@
 //! | [`migration`] | scripts that change a database: the engine they run in, their history and lock, and the way back |
 //! | [`schedule`] | crontabs, units and manifests for what starts the jobs of the nights and weeks |
 //! | [`sandbox`] | an embedded Firestore for the demonstration, the tests and the benchmarks |
+//! | [`cost`] | what operations cost: units in money, and bytes that leave a region |
 //! | [`clock`], [`stop`], [`task`], [`progress`], [`path_filter`], [`compare`](mod@compare) | what operations share: the time, how to end early, who of several processes one is, what is told meanwhile, which documents, two sides document by document |
 //! | [`cli`] | the command line |
 //!
@@ -49,6 +50,7 @@ pub mod cli;
 pub mod clock;
 pub mod compact;
 pub mod compare;
+pub mod cost;
 pub mod diff;
 pub mod document;
 pub mod export;

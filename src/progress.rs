@@ -36,7 +36,8 @@ impl fmt::Debug for Counters {
 /// How the conversation with the database goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Pace {
-    /// Writes a second that are let through at the moment; `None` without a limit, or where nothing is written.
+    /// Writes a second that are let through at the moment, or documents that are read where nothing is written; `None` without a
+    /// limit.
     pub limit: Option<f64>,
     /// What was sent again so far: requests that read, single writes.
     pub retries: u64,

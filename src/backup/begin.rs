@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use tracing::info;
 
 use super::since::{self, Choice, Since};
-use super::{BackupError, BackupOptions, Parent, TaskOptions, fleet, parent, plan, recovery};
+use super::{BackupError, BackupOptions, Parent, TaskOptions, estimate, fleet, parent, plan, recovery};
 use crate::archive::session::UPLOAD_BUDGET;
 use crate::archive::{
     ArchiveError, Decision, NamedSession, OpenSession, Plan, ReadMode, Repository, Selection, Session,
-    SessionId, SessionOptions, Snapshot, SnapshotId, SnapshotKind, SnapshotReader, UnfinishedRange,
+    SessionId, SessionOptions, Snapshot, SnapshotId, SnapshotKind, SnapshotListing, SnapshotReader,
+    UnfinishedRange,
 };
 use crate::clock;
 use crate::document::{DatabaseName, Timestamp};
@@ -229,6 +230,76 @@ async fn begin_pinned(
     }
 }
 
+/// What a new session would build upon, and how it would read.
+pub(super) struct Basis {
+    pub(super) metadata: Option<DatabaseMetadata>,
+    pub(super) listing: SnapshotListing,
+    pub(super) read_time: Timestamp,
+    pub(super) parent: Option<SnapshotReader>,
+    pub(super) choice: Choice,
+}
+
+/// Finds out what a new session would build upon; `lasting`: waits for a time to read at that lasts, where that is due.
+pub(super) async fn basis(
+    database: &Firestore,
+    repository: &Repository,
+    options: &BackupOptions,
+    read_time: Timestamp,
+    lasting: bool,
+) -> Result<Basis, BackupError> {
+    let metadata = metadata(database).await;
+    let listing = repository.snapshots().await?;
+    let read_time = match lasting {
+        true => recovery::time_that_lasts(database, metadata.as_ref(), &listing, options, read_time).await?,
+        false => read_time,
+    };
+    let wanted = parent::Wanted {
+        database: database.database(),
+        uid: metadata.as_ref().map(|metadata| &metadata.uid[..]),
+        selection: &options.selection,
+        read_time,
+    };
+    let parent = match parent::find(repository, &listing, options, &wanted).await? {
+        Some(parent) => Some(open_parent(repository, &parent).await?),
+        None => None,
+    };
+    let choice = match &parent {
+        Some(parent) => since::choose(database, parent.snapshot(), read_time, options),
+        None => Choice {
+            read: ReadMode::Full,
+            since: None,
+        },
+    };
+    Ok(Basis {
+        metadata,
+        listing,
+        read_time,
+        parent,
+        choice,
+    })
+}
+
+/// Refuses a backup that is expected to be billed more reads than it may.
+async fn check_reads(
+    database: &Firestore,
+    options: &BackupOptions,
+    basis: &Basis,
+) -> Result<(), BackupError> {
+    let Some(most) = options.max_reads else {
+        return Ok(());
+    };
+    // Each task has its share, and its own limit.
+    let tasks = options
+        .task
+        .as_ref()
+        .map_or(1, |task| u64::from(task.task.count()));
+    let expected = estimate::reads(database, options, basis).await?.div_ceil(tasks);
+    match expected > most {
+        true => Err(BackupError::TooManyReads { expected, most }),
+        false => Ok(()),
+    }
+}
+
 async fn try_begin(
     database: &Firestore,
     repository: &Repository,
@@ -237,31 +308,19 @@ async fn try_begin(
     read_time: Timestamp,
     progress: &Progress,
 ) -> Result<Begun, BackupError> {
-    let metadata = metadata(database).await;
-    let listing = repository.snapshots().await?;
-    let read_time =
-        recovery::time_that_lasts(database, metadata.as_ref(), &listing, options, read_time).await?;
-    let uid = metadata.map(|metadata| metadata.uid);
-    let wanted = parent::Wanted {
-        database: database.database(),
-        uid: uid.as_deref(),
-        selection: &options.selection,
+    let basis = basis(database, repository, options, read_time, true).await?;
+    check_reads(database, options, &basis).await?;
+    let Basis {
+        metadata,
+        listing,
         read_time,
-    };
-    let parent = match parent::find(repository, &listing, options, &wanted).await? {
-        Some(parent) => Some(open_parent(repository, &parent).await?),
-        None => None,
-    };
+        parent,
+        choice: Choice { read, since },
+    } = basis;
+    let uid = metadata.map(|metadata| metadata.uid);
     let ranges = match &parent {
         Some(parent) => plan::ranges_of_parent(database, parent, read_time, options, progress).await?,
         None => plan::ranges_of_database(database, options, read_time, progress).await?,
-    };
-    let Choice { read, since } = match &parent {
-        Some(parent) => since::choose(database, parent.snapshot(), read_time, options),
-        None => Choice {
-            read: ReadMode::Full,
-            since: None,
-        },
     };
     info!(
         %read_time, ranges = ranges.len(), %read, parent = ?parent.as_ref().map(SnapshotReader::id),

@@ -40,11 +40,18 @@ use section::Section;
 
 use super::BackupError;
 use super::compared::{Changes, Comparer, Comparison, Records};
+use super::since::Since;
 use crate::archive::{ReadMode, RecordBatch};
-use crate::document::{DocumentKey, KeyRange};
+use crate::document::{DocumentKey, KeyRange, Timestamp};
+use crate::firestore::Query;
 
 /// Keys of the parent in a section, at most.
-const SECTION: usize = 16_000;
+pub(super) const SECTION: usize = 16_000;
+
+/// The documents of a group that the field tells of, asked as a backup asks whose parent knows until this time.
+pub(super) fn query(since: &Since, group: &str, known_until: Timestamp) -> Query {
+    asked::query(&since.field, group, asked::from(known_until, since.overlap()))
+}
 
 /// Goes through a range, from its start or from a cursor on.
 pub(super) struct Changed {

@@ -13,6 +13,34 @@ pub enum BackupError {
     /// The repository could not be written.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    /// More would be billed than may be. Nothing was begun.
+    #[error(
+        "the backup would be billed about {expected} reads, and --max-reads allows {most}: nothing was begun. `firebank backup \
+         --dry-run` tells more; --read changed:FIELD bills less where documents carry the time of their last change"
+    )]
+    TooManyReads {
+        /// Reads that it would be billed, or this task of it.
+        expected: u64,
+        /// Reads that it may be billed.
+        most: u64,
+    },
+    /// As many reads were billed as may be, and not all is read.
+    #[error(
+        "stopped after {reads} billed reads, for --max-reads allows {most}: {finished} of {ranges} ranges of session {session} are \
+         read. The same command with --resume goes on from there, or with the same --session, and counts from 0"
+    )]
+    ReadsSpent {
+        /// The session.
+        session: SessionId,
+        /// Ranges that are finished.
+        finished: usize,
+        /// Ranges of the session.
+        ranges: usize,
+        /// Reads that were billed.
+        reads: u64,
+        /// Reads that may be billed.
+        most: u64,
+    },
     /// The server sent a document whose name is none.
     #[error("the server sent a document whose name makes no sense: {0}")]
     Name(#[from] PathError),

@@ -153,7 +153,7 @@ impl LayerContext {
             .boxed();
         let mut cursor = None;
         let mut checkpoint_at = Instant::now();
-        let mut out_of_patience = pin!(out_of_patience(self.options.stop.clone()));
+        let mut out_of_patience = pin!(out_of_patience(Arc::clone(&self.options)));
         let left = loop {
             let next = tokio::select! {
                 next = changes.try_next() => next,

@@ -67,6 +67,27 @@ fn parts(documents: u64, least: u64, options: &BackupOptions) -> usize {
         .clamp(1, readers(options) * RANGES_PER_READER)
 }
 
+/// In how many ranges so many documents are read, where nothing else comes between.
+pub(super) fn expected_ranges(documents: u64, has_parent: bool, options: &BackupOptions) -> u64 {
+    let least = match has_parent {
+        true => MIN_COMPARED_PER_RANGE,
+        false => MIN_DOCUMENTS_PER_RANGE,
+    };
+    let parts = options.ranges.unwrap_or_else(|| parts(documents, least, options));
+    parts.max(1) as u64
+}
+
+/// What it costs about in reads to have the server tell where to cut so many documents: a few questions for each piece that is
+/// looked at, and counts, of all documents at first and of halves then.
+pub(super) fn reads_to_cut(documents: u64, ranges: u64) -> u64 {
+    if ranges < 2 {
+        return 0;
+    }
+    let pieces = 2 * ranges;
+    let rounds = 1 + u64::from(pieces.ilog2()) / 2;
+    4 * pieces + documents / 1000 * rounds
+}
+
 /// The selection cut by what the server tells of its documents.
 pub(super) async fn ranges_of_database(
     database: &Firestore,

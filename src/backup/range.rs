@@ -131,7 +131,7 @@ impl RangeReader {
     async fn read(&mut self) -> Result<bool, BackupError> {
         let mut flow = Flow::Continue;
         let mut batches = self.open(self.range.range.clone(), self.last.clone(), None);
-        let mut out_of_patience = pin!(out_of_patience(self.context.options.stop.clone()));
+        let mut out_of_patience = pin!(out_of_patience(Arc::clone(&self.context.options)));
         while flow != Flow::Done {
             let batch = tokio::select! {
                 batch = batches.next() => batch?,

@@ -158,17 +158,31 @@ pub(super) fn why_not_asked(wanted: &ChangeField, plan: &Plan, parent: Option<&S
         return (asked.as_ref() != Some(&wanted.field))
             .then(|| format!("another field than `{path}` was asked: the session was begun with it"));
     }
+    why_another(wanted, plan.read, plan.read_time, parent)
+}
+
+/// Why a backup upon this parent does not ask the field that is wanted, as of a time.
+pub(super) fn why_another(
+    wanted: &ChangeField,
+    read: ReadMode,
+    read_time: Timestamp,
+    parent: Option<&Snapshot>,
+) -> Option<String> {
+    if read == ReadMode::Changed {
+        return None;
+    }
+    let path = wanted.path();
     let Some(parent) = parent else {
         return Some(format!(
             "every document was read, and `{path}` not asked: there is no backup before this one to build upon"
         ));
     };
-    let read = match plan.read {
+    let what = match read {
         ReadMode::Full => "whole documents",
         _ => "all names",
     };
     let why = match last_full_scan(parent) {
-        Some(last) if !wanted.covers(last, plan.read_time) => {
+        Some(last) if !wanted.covers(last, read_time) => {
             format!("they were read last at {last}, longer ago than --full-scan-every")
         }
         Some(_) => {
@@ -176,7 +190,7 @@ pub(super) fn why_not_asked(wanted: &ChangeField, plan: &Plan, parent: Option<&S
         }
         None => "it is not known when they were read last".to_owned(),
     };
-    Some(format!("{read} were read, and `{path}` not asked: {why}"))
+    Some(format!("{what} were read, and `{path}` not asked: {why}"))
 }
 
 /// The moment from which on a range of the parent does not know what happened.

@@ -10,11 +10,13 @@ use clap::{Args, ValueEnum};
 use futures::TryStreamExt;
 use serde::Serialize;
 
+use super::cost_args::{self, PricesArgs};
 use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
 use super::snapshots::lag_seconds;
 use super::task_args::TaskArgs;
-use super::{Outcome, UsageError, durations, json_backup, output};
+use super::write_args::positive;
+use super::{Outcome, UsageError, backup_plan, durations, json_backup, output};
 use crate::archive::{Consistency, Counts, ReadMode, Repository, Selection, Snapshot};
 use crate::backup::{BackupOptions, BackupStats, ChangeField, CommittedBy, Parent, TaskOptions, backup};
 use crate::document::{CollectionPath, FieldMask, Timestamp};
@@ -174,6 +176,20 @@ struct Options {
     /// How many key ranges to read at the same time
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=512))]
     parallel: u16,
+    /// Read at most so many documents a second, by all readers of this process together. It reads more slowly by itself while the database
+    /// refuses reads, or takes long to answer
+    #[arg(long, value_name = "N", value_parser = positive)]
+    read_rate: Option<f64>,
+    /// Be billed at most about so many reads: a backup that is expected to take more is not begun, one that comes to take more stops, for
+    /// --resume to go on with (exit code 1). With tasks, each counts its own
+    #[arg(long, value_name = "N")]
+    max_reads: Option<u64>,
+    /// Say what a backup would read, store and cost, and write nothing. That is billed itself: a read for each thousand documents, and some
+    /// hundred for a sample
+    #[arg(long, short = 'n', conflicts_with_all = ["resume", "session", "task_index", "task_count", "max_reads"])]
+    dry_run: bool,
+    #[command(flatten)]
+    prices: PricesArgs,
     /// How many key ranges to read the database in [default: by its size]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     ranges: Option<u16>,
@@ -211,6 +227,11 @@ impl BackupCommand {
                 self.options.take_snapshot(global, selection, stop).await
             }
             Format::Json => {
+                if self.options.dry_run || self.options.max_reads.is_some() {
+                    return Err(UsageError::new(
+                        "--dry-run and --max-reads go with snapshots, not with --format json",
+                    ));
+                }
                 if !groups.is_empty() {
                     return Err(UsageError::new(
                         "JSON files are of root collections: --collection-group goes with snapshots",
@@ -255,11 +276,13 @@ impl Options {
                 "--output and --include-migrations go with --format json",
             ));
         }
-        let session = match self.resume {
+        // A dry run is nobody's part of anything, whatever the environment says.
+        let alone = self.resume || self.dry_run;
+        let session = match alone {
             true => None,
             false => self.session.or_else(execution),
         };
-        let task = match self.resume {
+        let task = match alone {
             true => None,
             false => self.task.task()?,
         };
@@ -294,7 +317,7 @@ impl Options {
             ));
         }
         let repository = global.open_repository().await?;
-        let database = global.connect().await?;
+        let database = global.connect_reading(global.database()?, self.read_rate).await?;
         if self.walk {
             database.walk();
         }
@@ -321,9 +344,14 @@ impl Options {
             read_time: self.read_time,
             pitr: self.pitr,
             require_consistent: self.require_consistent,
+            max_reads: self.max_reads,
             stop,
             ..BackupOptions::default()
         };
+        if self.dry_run {
+            return backup_plan::run(global, &database, &repository, &options, &self.prices).await;
+        }
+        cost_args::look_for_crossing(global, &database).await?;
         let progress = Arc::new(Progress::new());
         let display = ProgressDisplay::start("backing up", &progress, global.quiet);
         let stats = backup(&database, &repository, options, &progress).await?;

@@ -11,12 +11,14 @@ use super::listing::JsonListing;
 use super::ls::subtree;
 use super::options::GlobalOptions;
 use super::snapshots::find_snapshot;
-use super::{Outcome, output};
+use super::write_args::positive;
+use super::{Outcome, UsageError, output};
 use crate::archive::ChangeKind;
 use crate::diff::{
     ChangeCounts, DiffError, DiffOptions, DiffSummary, DocumentChange, ReadTimes, diff, diff_live,
 };
 use crate::document::{FieldChange, FieldChangeKind, KeyRange};
+use crate::firestore::{Firestore, RequestCounts};
 
 /// What the second side is called when it is the database itself.
 const LIVE: &str = "live";
@@ -37,6 +39,23 @@ pub(crate) struct DiffCommand {
     /// With `live`: how many key ranges to read at the same time
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=512))]
     parallel: u16,
+    /// With `live`: read at most so many documents a second, by all readers together
+    #[arg(long, value_name = "N", value_parser = positive)]
+    read_rate: Option<f64>,
+}
+
+/// The database that is compared with.
+struct Live<'a> {
+    times: &'a ReadTimes,
+    database: &'a Firestore,
+    /// What it was asked before.
+    before: RequestCounts,
+}
+
+impl Live<'_> {
+    fn billed_reads(&self) -> u64 {
+        self.database.stats().counts().since(&self.before).billed_reads
+    }
 }
 
 #[derive(Serialize)]
@@ -60,15 +79,27 @@ impl DiffCommand {
         let reader = repository.reader(&old).await?;
         let mut about = vec![("old", old.id.to_string())];
         if self.new == LIVE {
-            let database = match global.named_project() {
-                Some(_) => global.connect().await?,
-                None => global.connect_to(old.database.clone()).await?,
+            let name = match global.named_project() {
+                Some(_) => global.database()?,
+                None => old.database.clone(),
             };
+            let database = global.connect_reading(name, self.read_rate).await?;
+            let before = database.stats().counts();
             let times = ReadTimes::now(&database).await?;
             about.push(("new", LIVE.to_owned()));
             about.push(("read_time", times.first().to_string()));
             let changes = diff_live(&reader, &database, &times, &options).await?;
-            return self.print(global, &about, changes, Some(&times)).await;
+            let live = Live {
+                times: &times,
+                database: &database,
+                before,
+            };
+            return self.print(global, &about, changes, Some(live)).await;
+        }
+        if self.read_rate.is_some() {
+            return Err(UsageError::new(
+                "--read-rate goes with `live`: no database is read to compare two snapshots",
+            ));
         }
         let new = find_snapshot(global, &repository, &self.new).await?;
         about.push(("new", new.id.to_string()));
@@ -90,7 +121,7 @@ impl DiffCommand {
         global: &GlobalOptions,
         about: &[(&str, String)],
         changes: impl Stream<Item = Result<Vec<DocumentChange>, DiffError>> + Send,
-        times: Option<&ReadTimes>,
+        live: Option<Live<'_>>,
     ) -> anyhow::Result<Outcome> {
         let output = global.output();
         let mut listing = JsonListing::start(output.is_json(), about, "documents")?;
@@ -111,14 +142,17 @@ impl DiffCommand {
             }
         }
         let mut values = vec![("summary", serde_json::to_value(&summary)?)];
-        if let Some(later) = times.map(ReadTimes::later) {
+        if let Some(live) = &live {
+            let later = live.times.later();
             warn_of_later(&later);
             values.push(("later_ranges", serde_json::to_value(LaterView::of(&later))?));
+            values.push(("billed_reads", live.billed_reads().into()));
         }
         listing.end(&values)?;
+        let billed = live.map(|live| output::count(live.billed_reads(), "billed read"));
         if summary.total == ChangeCounts::default() {
             output.line("no document differs")?;
-            return Ok(Outcome::Done);
+            return tell_billed(output, billed);
         }
         if !self.by_collection {
             output.line("")?;
@@ -145,8 +179,15 @@ impl DiffCommand {
                 output.line(text.trim_end())?;
             }
         }
-        Ok(Outcome::Done)
+        tell_billed(output, billed)
     }
+}
+
+fn tell_billed(output: output::Output, billed: Option<String>) -> anyhow::Result<Outcome> {
+    if let Some(billed) = billed {
+        output.line(format!("({billed})"))?;
+    }
+    Ok(Outcome::Done)
 }
 
 /// `M products/p1  price, +stock.count, -old`

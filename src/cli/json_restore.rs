@@ -9,6 +9,7 @@ use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
 use super::write_args::{WriteArgs, report, show_plan, show_warnings};
 use super::{Outcome, output, write_args};
+use crate::cost::Cost;
 use crate::document::DatabaseName;
 use crate::import::{ImportError, check_import, import, plan_import};
 use crate::json::DocumentsFile;
@@ -20,6 +21,7 @@ struct Plan<'a> {
     dry_run: bool,
     files: Vec<&'a Path>,
     target: String,
+    cost: Cost,
     #[serde(flatten)]
     plan: RestorePlan,
 }
@@ -41,11 +43,13 @@ pub(crate) async fn run(
             .await
             .map_err(wrong_usage)?;
         let output = global.output();
-        let outcome = show_plan(output, &plan, &source, target, &options)?;
+        let cost = write.cost(&plan, &database).await?;
+        let outcome = show_plan(output, &plan, &source, target, &options, &cost)?;
         output.json(&Plan {
             dry_run: true,
             files: files.iter().map(DocumentsFile::name).collect(),
             target: target.to_string(),
+            cost,
             plan,
         })?;
         return Ok(outcome);

@@ -1,10 +1,12 @@
 //! The command line: clap definitions, one file a command, and nothing that a library user would miss.
 
 mod backup;
+mod backup_plan;
 mod clean;
 mod compact;
 mod completions;
 mod confirm;
+mod cost_args;
 mod demo;
 mod demo_migrations;
 mod diff;

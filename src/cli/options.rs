@@ -199,6 +199,15 @@ impl GlobalOptions {
     }
 
     pub(crate) async fn connect_to(&self, database: DatabaseName) -> anyhow::Result<Firestore> {
+        self.connect_reading(database, None).await
+    }
+
+    /// The same, reading at most so many documents a second.
+    pub(crate) async fn connect_reading(
+        &self,
+        database: DatabaseName,
+        read_rate: Option<f64>,
+    ) -> anyhow::Result<Firestore> {
         self.announce_found_credentials();
         let target = match self.emulator() {
             Some(host_port) => Target::Emulator {
@@ -212,6 +221,7 @@ impl GlobalOptions {
         };
         let options = ConnectOptions {
             channels: self.connections.max(1),
+            read_rate,
             ..ConnectOptions::new(database, target)
         };
         Ok(Firestore::connect(options).await?)

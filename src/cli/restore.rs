@@ -8,6 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::confirm::confirm;
+use super::cost_args::look_for_crossing;
 use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
 use super::restore_session::SessionArgs;
@@ -17,6 +18,7 @@ use super::verify_live::{Check, Verification};
 use super::write_args::{WriteArgs, report, show_plan, show_warnings, tell_of_gaps, wrong_usage};
 use super::{Outcome, UsageError, json_restore, output};
 use crate::archive::{Snapshot, SnapshotFilter, SnapshotReader};
+use crate::cost::Cost;
 use crate::document::DatabaseName;
 use crate::json::{DocumentsFile, is_ndjson};
 use crate::progress::Progress;
@@ -56,7 +58,7 @@ pub(crate) struct RestoreCommand {
 }
 
 /// A dead letter says itself what is to be written and when. Whoever gives one of these counts on it.
-const RETRY_HEEDS_NOT: [&str; 17] = [
+const RETRY_HEEDS_NOT: [&str; 18] = [
     "source",
     "in_place",
     "verify",
@@ -67,6 +69,7 @@ const RETRY_HEEDS_NOT: [&str; 17] = [
     "references",
     "ttl_field",
     "dry_run",
+    "prices",
     "no_check",
     "resume",
     "skip_damaged",
@@ -125,7 +128,7 @@ impl RestoreCommand {
         }
         let reader = repository.reader(&snapshot).await?;
         if self.write.dry_run {
-            return dry_run(global, &reader, &target, &options).await;
+            return dry_run(global, &reader, &target, &options, &self.write).await;
         }
         if self.write.checks_first(global, &target) {
             let checked = self.write.check_options(global, &target, &options).await;
@@ -235,6 +238,7 @@ async fn write_snapshot(
 ) -> anyhow::Result<Outcome> {
     let snapshot = reader.snapshot();
     let database = global.connect_to(target.clone()).await?;
+    look_for_crossing(global, &database).await?;
     let progress = Arc::new(Progress::new());
     if options.filter.is_all() {
         progress.set_total_documents(snapshot.documents);
@@ -308,6 +312,7 @@ struct Plan {
     dry_run: bool,
     snapshot: String,
     target: String,
+    cost: Cost,
     #[serde(flatten)]
     plan: RestorePlan,
 }
@@ -317,6 +322,7 @@ async fn dry_run(
     reader: &SnapshotReader,
     target: &DatabaseName,
     options: &RestoreOptions,
+    write: &WriteArgs,
 ) -> anyhow::Result<Outcome> {
     let database = global.connect_to(target.clone()).await?;
     let plan = plan_restore(reader, &database, options)
@@ -324,11 +330,13 @@ async fn dry_run(
         .map_err(wrong_usage)?;
     let output = global.output();
     let source = format!("snapshot {}", reader.id());
-    let outcome = show_plan(output, &plan, &source, target, options)?;
+    let cost = write.cost(&plan, &database).await?;
+    let outcome = show_plan(output, &plan, &source, target, options, &cost)?;
     output.json(&Plan {
         dry_run: true,
         snapshot: reader.id().to_string(),
         target: target.to_string(),
+        cost,
         plan,
     })?;
     Ok(outcome)

@@ -12,6 +12,7 @@ use super::options::GlobalOptions;
 use super::output::Output;
 use super::progress::ProgressDisplay;
 use super::snapshots::find_snapshot;
+use super::write_args::positive;
 use super::{Outcome, UsageError, output};
 use crate::archive::{Snapshot, SnapshotId};
 use crate::compare::{Difference, DifferenceKind, NAMED_DIFFERENCES};
@@ -55,6 +56,9 @@ pub(crate) struct LiveArgs {
     /// With --live: how many key ranges to read at the same time
     #[arg(long, value_name = "N", requires = "live", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=512))]
     parallel: u16,
+    /// With --live: read at most so many documents a second, by all readers together
+    #[arg(long, value_name = "N", requires = "live", value_parser = positive)]
+    read_rate: Option<f64>,
 }
 
 fn sample(text: &str) -> Result<Sample, String> {
@@ -97,7 +101,7 @@ impl LiveArgs {
         let repository = global.open_repository().await?;
         let snapshot = find_snapshot(global, &repository, wanted).await?;
         let target = self.target(global, &snapshot);
-        let database = global.connect_to(target.clone()).await?;
+        let database = global.connect_reading(target.clone(), self.read_rate).await?;
         let reader = repository.reader(&snapshot).await?;
         let progress = Arc::new(Progress::new());
         let display = ProgressDisplay::start("comparing", &progress, global.quiet);

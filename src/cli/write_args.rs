@@ -8,13 +8,15 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::confirm::{confirm, is_protected};
+use super::cost_args::{self, PricesArgs};
 use super::options::GlobalOptions;
 use super::output::Output;
 use super::verify_live::{Verification, VerificationView};
 use super::{Outcome, UsageError, output};
 use crate::clock;
+use crate::cost::Cost;
 use crate::document::{DatabaseName, DocumentPath, FieldMask, Timestamp};
-use crate::firestore::WriteOptions;
+use crate::firestore::{Firestore, WriteOptions};
 use crate::path_filter::PathFilter;
 use crate::restore::{
     Fates, Gap, ReferenceCounts, ReferenceMode, Renames, RestoreError, RestoreMode, RestoreOptions,
@@ -52,6 +54,8 @@ pub(super) struct WriteArgs {
     /// Show what would be created, changed, left alone and deleted, with what that costs, and write nothing
     #[arg(long)]
     pub(super) dry_run: bool,
+    #[command(flatten)]
+    pub(super) prices: PricesArgs,
     /// Do not look through the documents for what to warn of before they are written
     #[arg(long, conflicts_with = "dry_run")]
     pub(super) no_check: bool,
@@ -180,6 +184,12 @@ impl WriteArgs {
         options
     }
 
+    /// What a plan costs that writes into a database.
+    pub(super) async fn cost(&self, plan: &RestorePlan, database: &Firestore) -> anyhow::Result<Cost> {
+        let location = cost_args::location(database).await;
+        Ok(self.prices.at(location.as_deref())?.of(&plan.billed()))
+    }
+
     /// Says what comes of writing, and asks before documents are written or deleted.
     pub(super) fn confirm(&self, global: &GlobalOptions, target: &DatabaseName) -> anyhow::Result<()> {
         if !self.dry_run && is_protected(global, target) {
@@ -226,6 +236,7 @@ pub(super) fn show_plan(
     source: &str,
     target: &DatabaseName,
     options: &RestoreOptions,
+    cost: &Cost,
 ) -> anyhow::Result<Outcome> {
     let source = output::printable(source);
     let mut table = output::table(
@@ -276,6 +287,7 @@ pub(super) fn show_plan(
         output::count(plan.billed_writes, "write"),
         output::count(plan.billed_deletes, "delete"),
     ))?;
+    cost_args::show(output, cost)?;
     if plan.billed_writes + plan.billed_deletes > 0 {
         output
             .data("Cloud Functions and Eventarc triggers that listen to these collections are triggered by every one of these writes.")?;

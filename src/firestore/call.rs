@@ -187,6 +187,9 @@ impl Firestore {
         backoff: &mut Backoff,
         status: Status,
     ) -> Result<()> {
+        if method.reads_documents() {
+            self.inner.read_rate.refused(&status);
+        }
         if is_retryable(&status)
             && let Some(wait) = backoff.next_wait()
         {

@@ -59,6 +59,8 @@ pub struct ConnectOptions {
     pub stall_timeout: Duration,
     /// What happens after failures.
     pub retry: RetryPolicy,
+    /// Documents a second that are read at most, by all streams together; `None`: as many as there are. Counts are not limited.
+    pub read_rate: Option<f64>,
 }
 
 impl ConnectOptions {
@@ -73,6 +75,7 @@ impl ConnectOptions {
             connect_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(90),
             retry: RetryPolicy::default(),
+            read_rate: None,
         }
     }
 }

@@ -78,10 +78,12 @@ impl Firestore {
             if open_before == 0 {
                 return Ok(answers.in_order(wanted));
             }
+            self.inner.read_rate.names(open_before).await;
             let outcome = self.get_once(wanted, read_time, &mut answers).await?;
             let answered = open_before - answers.open();
             self.inner.stats.billed(answered as u64);
             if answered > 0 {
+                self.inner.read_rate.answered(answered as u64, None);
                 backoff.progressed();
             }
             match outcome {

@@ -26,6 +26,7 @@ mod proto;
 mod query;
 mod query_pages;
 mod raw;
+mod read_rate;
 mod read_time;
 mod retry;
 mod scan;
@@ -81,6 +82,7 @@ struct Inner {
     retry: RetryPolicy,
     stall_timeout: Duration,
     stats: RequestStats,
+    read_rate: read_rate::ReadRate,
     /// Whether to read collection by collection.
     walks: AtomicBool,
 }
@@ -105,6 +107,7 @@ impl Firestore {
                 database: options.database,
                 emulator: matches!(options.target, Target::Emulator { .. }),
                 channels,
+                read_rate: read_rate::ReadRate::new(options.read_rate),
                 retry: options.retry,
                 stall_timeout: options.stall_timeout,
                 stats: RequestStats::default(),
@@ -150,6 +153,7 @@ impl Firestore {
         let inner = Arc::downgrade(&self.inner);
         move || {
             inner.upgrade().map(|inner| Pace {
+                limit: inner.read_rate.current(),
                 retries: inner.stats.counts().retries,
                 ..Pace::default()
             })

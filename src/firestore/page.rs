@@ -1,8 +1,11 @@
 //! A page of documents that a query streams: what has come of it, and what it is billed.
 
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 
 use super::call::AnswerStream;
+use super::read_rate::ReadRate;
 use super::{Error, Method, RequestStats, Result};
 use crate::document::{DocumentBatch, Timestamp, wire};
 
@@ -18,17 +21,25 @@ pub(super) struct Page {
     pub(super) bytes: u64,
     /// Whether any message has arrived.
     pub(super) answered: bool,
+    /// Documents that are in the books already.
+    accounted: u64,
+    asked_at: Instant,
+    /// From the request to the first message.
+    first_after: Option<Duration>,
 }
 
 impl Page {
-    /// A page that nothing has come of yet.
-    pub(super) fn new(answers: AnswerStream, limit: u64) -> Self {
+    /// A page that nothing has come of yet, asked for at this moment.
+    pub(super) fn new(answers: AnswerStream, limit: u64, asked_at: Instant) -> Self {
         Self {
             answers,
             limit,
             documents: 0,
             bytes: 0,
             answered: false,
+            accounted: 0,
+            asked_at,
+            first_after: None,
         }
     }
 
@@ -42,7 +53,10 @@ impl Page {
         read_time: Timestamp,
         batch: &mut DocumentBatch,
     ) -> Result<bool> {
-        self.answered = true;
+        if !self.answered {
+            self.answered = true;
+            self.first_after = Some(self.asked_at.elapsed());
+        }
         self.bytes += message.len() as u64;
         let answer = wire::query_answer(message)?;
         if let Some(answered) = answer.read_time
@@ -62,9 +76,18 @@ impl Page {
         Ok(true)
     }
 
+    /// Does the books up to here: whoever watches what is billed need not wait for the end of a page.
+    pub(super) fn account_so_far(&mut self, stats: &RequestStats) {
+        stats.billed(self.documents - self.accounted);
+        self.accounted = self.documents;
+    }
+
     /// Does the books. A query that finds nothing is billed as one read.
-    pub(super) fn account(&self, stats: &RequestStats) {
-        stats.billed(self.documents.max(1));
+    pub(super) fn account(&self, stats: &RequestStats, rate: &ReadRate) {
+        stats.billed(self.documents.max(1) - self.accounted);
         stats.received(self.bytes);
+        if self.answered {
+            rate.answered(self.documents, self.first_after);
+        }
     }
 }

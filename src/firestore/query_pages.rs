@@ -4,6 +4,8 @@
 //! the network does, and a stream that ended is believed only when a query from its cursor has nothing. A
 //! page resumes after the last document by the values that the query orders by.
 
+use std::time::Instant;
+
 use ::firestore::gcloud_sdk::google::firestore::v1::run_query_request::{ConsistencySelector, QueryType};
 use ::firestore::gcloud_sdk::google::firestore::v1::{Cursor, RunQueryRequest};
 use futures::{Stream, stream};
@@ -133,6 +135,7 @@ impl Pages {
                     if page.take_in(&message, root, self.read_time, batch)? {
                         self.left -= 1;
                         if batch.len() >= BATCH_DOCUMENTS || batch.byte_len() >= BATCH_BYTES {
+                            page.account_so_far(&self.firestore.inner.stats);
                             return Ok(Ok(()));
                         }
                     }
@@ -154,7 +157,7 @@ impl Pages {
         if page.documents > 0 {
             self.backoff.progressed();
         }
-        page.account(&self.firestore.inner.stats);
+        page.account(&self.firestore.inner.stats, &self.firestore.inner.read_rate);
     }
 
     async fn open_page(&mut self) -> Result<Page, Status> {
@@ -162,7 +165,9 @@ impl Pages {
             true => EMULATOR_PAGE,
             false => PAGE,
         };
-        let limit = page.min(self.left);
+        let wanted = u32::try_from(page.min(self.left)).unwrap_or(u32::MAX);
+        let limit = u64::from(self.firestore.inner.read_rate.query(wanted).await);
+        let asked_at = Instant::now();
         let root = &self.firestore.inner.root;
         let mut query = self.query.structured(root);
         query.start_at = self.after.clone();
@@ -177,7 +182,7 @@ impl Pages {
             .firestore
             .open_stream(Lane::Bulk, Method::RunQuery, encoded(&request))
             .await?;
-        Ok(Page::new(answers, limit))
+        Ok(Page::new(answers, limit, asked_at))
     }
 }
 

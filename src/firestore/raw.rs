@@ -53,6 +53,15 @@ impl Method {
         self as usize
     }
 
+    /// Whether its answers are documents, or what was counted of them.
+    pub(super) fn reads_documents(self) -> bool {
+        use Method::{BatchGetDocuments, ListDocuments, RunAggregationQuery, RunQuery};
+        matches!(
+            self,
+            RunQuery | RunAggregationQuery | BatchGetDocuments | ListDocuments
+        )
+    }
+
     pub(super) fn path(self) -> PathAndQuery {
         PathAndQuery::from_static(match self {
             Method::RunQuery => "/google.firestore.v1.Firestore/RunQuery",

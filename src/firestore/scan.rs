@@ -14,6 +14,8 @@
 //! the documents' mean size), and the next one is asked for when the last document of the one before has
 //! arrived, without waiting for the stream to end.
 
+use std::time::Instant;
+
 use futures::{FutureExt, Stream, stream};
 use tonic::Status;
 
@@ -118,6 +120,18 @@ impl PageSize {
     fn arrived(&mut self, documents: u64, bytes: u64) {
         self.documents += documents;
         self.bytes += bytes;
+    }
+}
+
+impl Firestore {
+    /// How many documents a query of a scan asks for whose documents take so many bytes each.
+    pub(crate) fn page_documents(&self, mean_bytes: u64) -> u64 {
+        let size = PageSize {
+            fixed: self.is_emulator().then_some(FIRST_PAGE),
+            documents: 1,
+            bytes: mean_bytes,
+        };
+        size.next().into()
     }
 }
 
@@ -261,6 +275,7 @@ impl Scanner {
                         if self.batch.len() >= self.options.batch_documents
                             || self.batch.byte_len() >= self.options.batch_bytes
                         {
+                            page.account_so_far(&self.firestore.inner.stats);
                             return Ok(Ok(()));
                         }
                     }
@@ -288,7 +303,7 @@ impl Scanner {
             self.backoff.progressed();
             self.size.arrived(page.documents, page.bytes);
         }
-        page.account(&self.firestore.inner.stats);
+        page.account(&self.firestore.inner.stats, &self.firestore.inner.read_rate);
     }
 
     async fn open_page(&mut self) -> Result<Result<Page, Status>> {
@@ -300,7 +315,8 @@ impl Scanner {
         let last = last
             .transpose()
             .map_err(|source| Error::malformed(Method::RunQuery, source))?;
-        let limit = self.size.next();
+        let limit = self.firestore.inner.read_rate.query(self.size.next()).await;
+        let asked_at = Instant::now();
         let root = &self.firestore.inner.root;
         let query = query_by_name(root, self.group.as_deref(), &self.names, last.as_ref());
         let read_time = Some(self.options.read_time);
@@ -309,7 +325,7 @@ impl Scanner {
             .firestore
             .open_stream(Lane::Bulk, Method::RunQuery, encoded(&request))
             .await;
-        Ok(opened.map(|answers| Page::new(answers, limit.into())))
+        Ok(opened.map(|answers| Page::new(answers, limit.into(), asked_at)))
     }
 }
 

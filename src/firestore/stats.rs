@@ -2,11 +2,15 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use tokio::sync::Notify;
+
 use super::Method;
 
 /// Counters that a [`Firestore`](super::Firestore) and its clones share.
 #[derive(Debug, Default)]
 pub struct RequestStats {
+    /// Told of every read that is billed.
+    changed: Notify,
     requests: [AtomicU64; Method::ALL.len()],
     retries: AtomicU64,
     billed_reads: AtomicU64,
@@ -76,6 +80,20 @@ impl RequestStats {
 
     pub(super) fn billed(&self, reads: u64) {
         self.billed_reads.fetch_add(reads, Relaxed);
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until so many reads were billed since the connection was made.
+    pub(crate) async fn have_billed(&self, reads: u64) {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            // Before the look: what comes after it wakes.
+            changed.as_mut().enable();
+            if self.billed_reads.load(Relaxed) >= reads {
+                return;
+            }
+            changed.await;
+        }
     }
 
     pub(super) fn received(&self, bytes: u64) {

@@ -1,4 +1,4 @@
-//! How fast to write: a fixed rate, Firestore's own advice for new traffic, and what the database makes of it.
+//! How fast to write, or to read: a fixed rate, Firestore's own advice for new traffic, and what the database makes of it.
 //!
 //! Firestore splits its tablets as load arrives, which takes minutes. Its advice is to begin with 500
 //! operations a second and to add half as much every five minutes
@@ -50,7 +50,7 @@ const BURST_SECONDS: f64 = 1.0;
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// How many times what the server takes is sent to it.
 const OVERSEND: f64 = 1.25;
-/// However much is refused, this many writes a second are tried.
+/// However much is refused, this many writes a second are tried; [`Throttle::with_least_rate`] says otherwise.
 const LEAST_RATE: f64 = 20.0;
 /// How far back "of late" reaches.
 const WINDOW: Duration = Duration::from_secs(10);
@@ -110,6 +110,8 @@ pub fn write_time(writes: u64, rate: Option<f64>, ramp: bool) -> Option<Duration
 pub struct Throttle {
     clock: Arc<dyn Clock>,
     options: ThrottleOptions,
+    /// However much is refused, this many a second are tried.
+    least_rate: f64,
     state: Mutex<State>,
 }
 
@@ -188,6 +190,7 @@ impl Throttle {
                 rate: options.rate.filter(|rate| *rate > 0.0),
                 ..options
             },
+            least_rate: LEAST_RATE,
             state: Mutex::new(State {
                 started: now,
                 paid_until: now,
@@ -197,6 +200,11 @@ impl Throttle {
                 seconds_per_write: None,
             }),
         }
+    }
+
+    /// The same, which tries at least so many a second however much is refused.
+    pub(super) fn with_least_rate(self, least_rate: f64) -> Self {
+        Self { least_rate, ..self }
     }
 
     /// Waits until `writes` more may be sent. Calls are served in the order in which they are made.
@@ -294,7 +302,7 @@ impl Throttle {
         state.window.fade(now);
         let taken_rate = state.window.taken_rate();
         if state.window.is_overloaded() {
-            let limit = (OVERSEND * taken_rate).max(LEAST_RATE);
+            let limit = (OVERSEND * taken_rate).max(self.least_rate);
             state.limit = lower(state.limit, Some(limit));
         } else if let Some(limit) = state.limit {
             let limit = limit * RECOVERY_PER_SECOND.powi(seconds.min(1000) as i32);
@@ -318,23 +326,24 @@ fn lower(one: Option<f64>, other: Option<f64>) -> Option<f64> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    struct FakeClock {
+    /// A clock that stands still, but for those who sleep.
+    pub(in crate::firestore) struct FakeClock {
         start: Instant,
         passed: Mutex<Duration>,
     }
 
     impl FakeClock {
-        fn new() -> Arc<Self> {
+        pub(in crate::firestore) fn new() -> Arc<Self> {
             Arc::new(Self {
                 start: Instant::now(),
                 passed: Mutex::default(),
             })
         }
 
-        fn pass(&self, time: Duration) {
+        pub(in crate::firestore) fn pass(&self, time: Duration) {
             *self.passed.lock().unwrap() += time;
         }
     }

@@ -235,7 +235,8 @@ impl Walker {
             ..Default::default()
         };
         let message = loop {
-            let documents = self.page_documents;
+            let wanted = u32::try_from(self.page_documents).unwrap_or(u32::MAX);
+            let documents = u64::from(self.firestore.inner.read_rate.query(wanted).await);
             request.page_size = i32::try_from(documents).unwrap_or(i32::MAX);
             let asked = self
                 .firestore

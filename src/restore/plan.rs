@@ -15,6 +15,7 @@ use super::write::{Message, Step};
 use super::{Gap, ReferenceCounts, RestoreCounts, RestoreError, RestoreOptions, WAITING_BATCHES};
 use crate::archive::{Lease, SnapshotReader};
 use crate::compare::{Difference, DifferenceKind, NAMED_DIFFERENCES};
+use crate::cost::Billed;
 use crate::document::{DatabaseName, DocumentPath};
 use crate::firestore::{Firestore, write_time};
 
@@ -107,6 +108,16 @@ impl Tally {
 }
 
 impl RestorePlan {
+    /// What is paid for: operations. What the documents take in the database then, indexes included, is not known here.
+    pub fn billed(&self) -> Billed {
+        Billed {
+            reads: self.billed_reads,
+            writes: self.billed_writes,
+            deletes: self.billed_deletes,
+            ..Billed::default()
+        }
+    }
+
     pub(crate) fn new(
         counts: &RestoreCounts,
         mut tally: Tally,

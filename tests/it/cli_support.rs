@@ -342,7 +342,7 @@ impl Shop {
 }
 
 /// What a plan says, beside what it is a plan of.
-pub(crate) const PLAN_KEYS: [&str; 21] = [
+pub(crate) const PLAN_KEYS: [&str; 22] = [
     "billed_deletes",
     "billed_reads",
     "billed_writes",
@@ -351,6 +351,7 @@ pub(crate) const PLAN_KEYS: [&str; 21] = [
     "collections",
     "conflicting",
     "conflicts",
+    "cost",
     "created",
     "deleted",
     "documents",

@@ -7,6 +7,7 @@ use firebank::sandbox::{SandboxConfig, SyntheticSpec};
 use crate::cli_clean::CLEAN_KEYS;
 use crate::cli_commands::{BACKUP_KEYS, RESTORE_KEYS, SNAPSHOT_KEYS};
 use crate::cli_support::*;
+use crate::cost::ESTIMATE_KEYS;
 
 const LIST_KEYS: [&str; 3] = ["json_backups", "snapshots", "unreadable"];
 
@@ -68,7 +69,15 @@ const STATUS_KEYS: [&str; 12] = [
     "snapshots",
 ];
 
-const DIFF_KEYS: [&str; 6] = ["documents", "later_ranges", "new", "old", "read_time", "summary"];
+const DIFF_KEYS: [&str; 7] = [
+    "billed_reads",
+    "documents",
+    "later_ranges",
+    "new",
+    "old",
+    "read_time",
+    "summary",
+];
 
 #[test]
 fn the_commands_print_these_keys() {
@@ -171,6 +180,7 @@ fn the_readme_lists_every_key_and_no_other() {
         assert_eq!(found, Some(expected), "{row}");
     };
     check("`backup`", &[&BACKUP_KEYS]);
+    check("`backup --dry-run`", &[&ESTIMATE_KEYS]);
     check("`list-backups`", &[&LIST_KEYS]);
     check("`list-backups`, each of `snapshots`; `show`", &[&SNAPSHOT_KEYS]);
     check("`restore`, `import`", &[&RESTORE_KEYS, &["verification"]]);

@@ -30,6 +30,7 @@ mod collection_groups;
 mod compaction;
 mod conformance;
 mod consistency;
+mod cost;
 mod dedup;
 mod faults;
 mod firestore_client;

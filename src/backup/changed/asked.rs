@@ -107,8 +107,7 @@ impl Asking {
             return Ok(Answer::OfNoUse);
         }
         let known_until = since::known_until(comparison.parent.snapshot(), &section.range);
-        let overlap = i64::try_from(self.overlap.as_secs()).unwrap_or(i64::MAX);
-        let from = Timestamp::new(known_until.seconds.saturating_sub(overlap), 0);
+        let from = from(known_until, self.overlap);
         let mut queries = Vec::with_capacity(section.groups.len());
         for group in &section.groups {
             queries.push(query(&self.field, group, from).within(&section.range)?);
@@ -265,6 +264,12 @@ impl Found {
         }
         Ok(Some(found))
     }
+}
+
+/// From when on to ask.
+pub(super) fn from(known_until: Timestamp, overlap: Duration) -> Timestamp {
+    let overlap = i64::try_from(overlap.as_secs()).unwrap_or(i64::MAX);
+    Timestamp::new(known_until.seconds.saturating_sub(overlap), 0)
 }
 
 /// The documents of a group whose field is not before a time.
