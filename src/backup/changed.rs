@@ -48,9 +48,15 @@ use crate::firestore::Query;
 /// Keys of the parent in a section, at most.
 pub(super) const SECTION: usize = 16_000;
 
-/// The documents of a group that the field tells of, asked as a backup asks whose parent knows until this time.
+/// The documents of a group that the field tells of, as a backup asks for them whose parent knows until this time: some of
+/// them the parent has.
 pub(super) fn query(since: &Since, group: &str, known_until: Timestamp) -> Query {
     asked::query(&since.field, group, asked::from(known_until, since.overlap()))
+}
+
+/// Those whose field says that they have changed since then.
+pub(super) fn query_changed(since: &Since, group: &str, known_until: Timestamp) -> Query {
+    asked::query(&since.field, group, known_until)
 }
 
 /// Goes through a range, from its start or from a cursor on.

@@ -10,7 +10,7 @@
 //! full, without a parent    N + N/1000 (the count) + what it takes to cut the database + 3R
 //! full, with a parent       N + 2R
 //! names                     N + C + 0.0001 N (the sample that is compared all the same) + 2R
-//! changed:FIELD             C + 2N/1000 + some for each collection group of a section of 16,000 + some 24 D
+//! changed:FIELD             C + 2N/1000 + some for each collection group of 16,000 documents + some 24 D
 //! ```
 //!
 //! Nothing is written to the repository.
@@ -38,8 +38,11 @@ const COLLECTIONS: usize = 32;
 const NAME_OVERHEAD: u64 = 52;
 /// What a document's times and place in the index take when it is stored.
 const INDEX_BYTES: u64 = 24;
-/// Reads that narrow down where one document is gone, and compare what is left by name.
-const READS_PER_GONE: u64 = 24;
+/// Documents that a backup which asks a field counts at once, and how many are left when it compares names instead.
+const LEAF: u64 = 1000;
+const LEFT_IN_LEAF: u64 = 15;
+/// Bytes of an answer that is a count, or that there is nothing.
+const COUNT_BYTES: u64 = 40;
 /// Documents that are asked for by name in one request.
 const NAMES_PER_REQUEST: u64 = 300;
 /// The level of zstd that repositories are compressed with.
@@ -136,7 +139,8 @@ pub async fn estimate_backup(
         ranges,
         billed_reads: night.reads,
         requests: night.requests(database, &sample, body_bytes),
-        read_bytes: night.names * sample.name_bytes
+        read_bytes: (night.names + night.beside) * sample.name_bytes
+            + night.requests * COUNT_BYTES
             + (night.whole + night.fetched) * sample.wire_bytes(body_bytes),
         stored_bytes,
         known_from,
@@ -200,7 +204,7 @@ impl Scale {
         if basis.choice.read == ReadMode::Changed
             && let Some(told) = told_by_field(database, basis, parent).await?
         {
-            (scale.told, changed, scale.answers) = (told, told, true);
+            (scale.told, changed, scale.answers) = (told.documents, told.changed, true);
             scale.groups = groups_of_a_section(basis).await?;
         }
         // There are at least as many new ones as there are more, and at least as many are gone as there are less.
@@ -280,9 +284,40 @@ impl Scale {
         night.whole = self.told;
         // What does not fit into memory comes again by name; how large it is, is not asked here.
         night.count(sections, self.documents);
-        let stretches = (self.deleted + sections) as f64 * self.groups;
+        let narrowed = Narrowed::find(self.documents, self.deleted);
+        night.ask(narrowed.halvings);
+        night.beside = narrowed.leaves * LEFT_IN_LEAF;
+        night.reads += night.beside;
+        // Each comparison of names ends with a query that finds nothing, and a count that agrees.
+        night.requests += narrowed.leaves;
+        night.ask(2 * narrowed.leaves);
+        // Each group is counted wherever nothing differs.
+        let stretches = (narrowed.leaves + sections) as f64 * self.groups;
         night.count(stretches.round() as u64, self.documents);
-        night.ask(self.deleted * READS_PER_GONE);
+    }
+}
+
+/// How counts are narrowed down that differ.
+struct Narrowed {
+    /// Counts of halves.
+    halvings: u64,
+    /// Stretches of names that are compared in the end.
+    leaves: u64,
+}
+
+impl Narrowed {
+    /// Where so many are gone, anywhere: what is halved is what has any of them.
+    fn find(documents: u64, gone: u64) -> Self {
+        let counted = documents.div_ceil(LEAF).max(1) as f64;
+        let hit = |parts: f64| parts * -(-(gone as f64) / parts).exp_m1();
+        let levels = (LEAF / LEFT_IN_LEAF).ilog2();
+        let halvings: f64 = (0..levels)
+            .map(|level| hit(counted * f64::from(1 << level)))
+            .sum();
+        Self {
+            halvings: halvings.round() as u64,
+            leaves: hit(counted * f64::from(1 << levels)).round() as u64,
+        }
     }
 }
 
@@ -293,6 +328,8 @@ struct Night {
     reads: u64,
     /// Names that are streamed.
     names: u64,
+    /// Names that are compared where counts differ.
+    beside: u64,
     /// Documents that are streamed.
     whole: u64,
     /// Documents that are asked for by name.
@@ -355,16 +392,25 @@ fn last_night(parent: &Snapshot) -> Option<(u64, u64)> {
     ))
 }
 
+/// What the field tells of.
+#[derive(Default)]
+struct Told {
+    /// All that is asked for, what the parent has already among it.
+    documents: u64,
+    /// What says that it has changed since the parent.
+    changed: u64,
+}
+
 /// How many documents the field tells of; `None` where the server refuses to say.
 async fn told_by_field(
     database: &Firestore,
     basis: &Basis,
     parent: &Snapshot,
-) -> Result<Option<u64>, BackupError> {
+) -> Result<Option<Told>, BackupError> {
     let Some(since) = &basis.choice.since else {
         return Ok(None);
     };
-    let mut told = 0;
+    let mut told = Told::default();
     for (range, groups) in parent.selection.parts(&KeyRange::all()) {
         let known_until = since::known_until(parent, &range);
         let all = parent.collection_groups.keys().filter(|group| !group.is_empty());
@@ -373,13 +419,21 @@ async fn told_by_field(
             groups => groups.iter().collect(),
         };
         for group in groups {
-            let query = changed::query(since, group, known_until).within(&range)?;
-            match database.count_query(&query, Some(basis.read_time)).await {
-                Ok(count) => told += count,
-                Err(firestore::Error::Rejected { .. } | firestore::Error::Unsupported { .. }) => {
-                    return Ok(None);
+            for (query, sum) in [
+                (changed::query(since, group, known_until), &mut told.documents),
+                (
+                    changed::query_changed(since, group, known_until),
+                    &mut told.changed,
+                ),
+            ] {
+                let query = query.within(&range)?;
+                match database.count_query(&query, Some(basis.read_time)).await {
+                    Ok(count) => *sum += count,
+                    Err(firestore::Error::Rejected { .. } | firestore::Error::Unsupported { .. }) => {
+                        return Ok(None);
+                    }
+                    Err(error) => return Err(error.into()),
                 }
-                Err(error) => return Err(error.into()),
             }
         }
     }
