@@ -246,7 +246,12 @@ impl BackupCommand {
                         ))
                     })?,
                 };
-                json_backup::run(global, folder, collections, self.options.include_migrations).await
+                let Options {
+                    include_migrations,
+                    read_rate,
+                    ..
+                } = self.options;
+                json_backup::run(global, folder, collections, include_migrations, read_rate).await
             }
         }
     }

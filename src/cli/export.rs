@@ -100,7 +100,7 @@ impl ExportCommand {
         let display = ProgressDisplay::start("exporting", &progress, global.quiet);
         let stats = export_snapshot(reader, snapshot, &options, &progress).await?;
         drop(display);
-        json_backup::report(global, &stats, !options.collections.is_empty())
+        json_backup::report(global, &stats, !options.collections.is_empty(), None)
     }
 
     async fn ndjson(

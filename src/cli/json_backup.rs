@@ -20,14 +20,16 @@ pub(crate) async fn run(
     folder: PathBuf,
     collections: Vec<CollectionPath>,
     include_migrations: bool,
+    read_rate: Option<f64>,
 ) -> anyhow::Result<Outcome> {
-    let database = global.connect().await?;
+    let database = global.connect_reading(global.database()?, read_rate).await?;
     let options = options(folder, collections, include_migrations)?;
     let progress = Arc::new(Progress::new());
     let display = ProgressDisplay::start("backing up", &progress, global.quiet);
     let stats = export_database(&database, &options, &progress).await?;
     drop(display);
-    report(global, &stats, !options.collections.is_empty())
+    let billed = database.stats().counts().billed_reads;
+    report(global, &stats, !options.collections.is_empty(), Some(billed))
 }
 
 /// Makes the folder, too.
@@ -52,6 +54,9 @@ struct Summary {
     files: Vec<File>,
     failed: Vec<Failed>,
     summary: String,
+    /// Of a backup.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    billed_reads: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -70,7 +75,14 @@ struct Failed {
 }
 
 /// Tells what was written. `named` says whether the collections were named by somebody, who may have misspelt one.
-pub(crate) fn report(global: &GlobalOptions, stats: &ExportStats, named: bool) -> anyhow::Result<Outcome> {
+///
+/// `billed_reads` are those of a database, where one was read.
+pub(crate) fn report(
+    global: &GlobalOptions,
+    stats: &ExportStats,
+    named: bool,
+    billed_reads: Option<u64>,
+) -> anyhow::Result<Outcome> {
     let output = global.output();
     for (collection, file) in &stats.files {
         output.line(format!(
@@ -85,6 +97,9 @@ pub(crate) fn report(global: &GlobalOptions, stats: &ExportStats, named: bool) -
         tracing::error!("{collection} has no file: {error}");
     }
     output.line(format!("Summary: {}", stats.summary.display()))?;
+    if let Some(billed) = billed_reads {
+        output.line(format!("({})", output::count(billed, "billed read")))?;
+    }
     output.json(&Summary {
         files: stats
             .files
@@ -106,6 +121,7 @@ pub(crate) fn report(global: &GlobalOptions, stats: &ExportStats, named: bool) -
             })
             .collect(),
         summary: stats.summary.display().to_string(),
+        billed_reads,
     })?;
     let mut outcome = if stats.failed.is_empty() {
         Outcome::Done

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 use serde::Serialize;
 
+use super::billed::BilledView;
 use super::confirm::confirm;
 use super::migration_args::RunArgs;
 use super::migration_view::{RunView, show_run};
@@ -62,6 +63,8 @@ struct MigrateView<'a> {
     recovered: &'a [Recovered],
     applied: &'a [Applied],
     version: Option<u64>,
+    #[serde(flatten)]
+    billed: BilledView,
 }
 
 #[derive(Serialize)]
@@ -69,6 +72,8 @@ struct PlanView {
     dry_run: bool,
     interrupted: Vec<String>,
     migrations: Vec<RunView>,
+    #[serde(flatten)]
+    billed: BilledView,
 }
 
 impl MigrateCommand {
@@ -103,12 +108,12 @@ impl MigrateCommand {
             let interrupted: Vec<String> = plan.interrupted.iter().map(ToString::to_string).collect();
             let runs = plan.runs.iter();
             let migrations = runs.map(|(id, run)| RunView::new(id.as_str(), run)).collect();
-            return show_plan(global, interrupted, migrations);
+            return show_plan(global, interrupted, migrations, BilledView::of(runner.database()));
         }
         let display = ProgressDisplay::start("read by migrations", &progress, quiet);
         let stats = runner.migrate(options, &progress).await;
         drop(display);
-        report(global, &stats?)
+        report(global, &stats?, BilledView::of(runner.database()))
     }
 }
 
@@ -122,12 +127,13 @@ impl RunMigrationCommand {
         if self.dry_run {
             let run = runner.plan_file(&self.file, &progress).await?;
             let name = self.file.file_stem().unwrap_or_default().to_string_lossy();
-            return show_plan(global, Vec::new(), vec![RunView::new(&name, &run)]);
+            let billed = BilledView::of(runner.database());
+            return show_plan(global, Vec::new(), vec![RunView::new(&name, &run)], billed);
         }
         let display = ProgressDisplay::start("read by migrations", &progress, global.quiet || global.json);
         let stats = runner.run_file(&self.file, &progress).await;
         drop(display);
-        report(global, &stats?)
+        report(global, &stats?, BilledView::of(runner.database()))
     }
 }
 
@@ -135,6 +141,7 @@ fn show_plan(
     global: &GlobalOptions,
     interrupted: Vec<String>,
     migrations: Vec<RunView>,
+    billed: BilledView,
 ) -> anyhow::Result<Outcome> {
     let output = global.output();
     for id in &interrupted {
@@ -151,16 +158,22 @@ fn show_plan(
         0 => output.data("Nothing is pending.")?,
         _ => output.data("Dry run: nothing was written.")?,
     }
+    billed.tell(output)?;
     output.json(&PlanView {
         dry_run: true,
         interrupted,
         migrations,
+        billed,
     })?;
     Ok(Outcome::Done)
 }
 
 /// Tells what a run did.
-pub(super) fn report(global: &GlobalOptions, stats: &MigrateStats) -> anyhow::Result<Outcome> {
+pub(super) fn report(
+    global: &GlobalOptions,
+    stats: &MigrateStats,
+    billed: BilledView,
+) -> anyhow::Result<Outcome> {
     let output = global.output();
     let mut outcome = Outcome::Done;
     show_recovered(output, &stats.recovered, &mut outcome)?;
@@ -191,10 +204,12 @@ pub(super) fn report(global: &GlobalOptions, stats: &MigrateStats) -> anyhow::Re
             output::count(count as u64, "migration")
         ))?,
     }
+    billed.tell(output)?;
     output.json(&MigrateView {
         recovered: &stats.recovered,
         applied: &stats.applied,
         version: stats.version,
+        billed,
     })?;
     Ok(outcome)
 }

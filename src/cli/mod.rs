@@ -2,6 +2,7 @@
 
 mod backup;
 mod backup_plan;
+mod billed;
 mod clean;
 mod compact;
 mod completions;

@@ -4,7 +4,9 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::sync::Arc;
 
 use clap::Args;
+use serde::Serialize;
 
+use super::billed::BilledView;
 use super::confirm::{cannot_be_production, confirm, is_protected, is_testing};
 use super::migrate::report;
 use super::migration_args::{RunArgs, repository};
@@ -14,7 +16,7 @@ use super::{Outcome, Refused, output};
 use crate::archive::Repository;
 use crate::clock;
 use crate::document::DatabaseName;
-use crate::migration::MigrateOptions;
+use crate::migration::{Applied, MigrateOptions};
 use crate::progress::Progress;
 use crate::stop::Stop;
 
@@ -58,8 +60,18 @@ impl SetupTestCommand {
         let runner = self.run.runner(&global, false, stop).await?;
         let progress = Arc::new(Progress::new());
         let stats = runner.migrate(MigrateOptions::default(), &progress).await?;
-        report(&global, &stats)
+        report(&global, &stats, BilledView::of(runner.database()))
     }
+}
+
+#[derive(Serialize)]
+struct ResetView<'a> {
+    snapshot: String,
+    deleted: u64,
+    applied: &'a [Applied],
+    version: Option<u64>,
+    #[serde(flatten)]
+    billed: BilledView,
 }
 
 impl ResetDevCommand {
@@ -83,12 +95,15 @@ impl ResetDevCommand {
             output.line(format!("{}: applied", applied.id))?;
         }
         tracing::info!("reset of {database}: {} documents deleted", stats.deleted);
-        output.json(&serde_json::json!({
-            "snapshot": stats.backup.id.to_string(),
-            "deleted": stats.deleted,
-            "applied": stats.migrated.applied,
-            "version": stats.migrated.version,
-        }))?;
+        let billed = BilledView::of(runner.database());
+        billed.tell(output)?;
+        output.json(&ResetView {
+            snapshot: stats.backup.id.to_string(),
+            deleted: stats.deleted,
+            applied: &stats.migrated.applied,
+            version: stats.migrated.version,
+            billed,
+        })?;
         Ok(Outcome::Done)
     }
 

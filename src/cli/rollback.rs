@@ -5,6 +5,7 @@ use std::sync::Arc;
 use clap::Args;
 use serde::Serialize;
 
+use super::billed::BilledView;
 use super::confirm::confirm;
 use super::migrate::show_recovered;
 use super::migration_args::RunArgs;
@@ -39,6 +40,8 @@ struct RollbackView<'a> {
     recovered: &'a [Recovered],
     rolled_back: &'a [RolledBack],
     version: Option<u64>,
+    #[serde(flatten)]
+    billed: BilledView,
 }
 
 impl RollbackCommand {
@@ -85,11 +88,14 @@ impl RollbackCommand {
             (false, true) => output.line("Dry run: nothing was written.")?,
             (false, false) => output.line(format!("The database is at {version}."))?,
         }
+        let billed = BilledView::of(runner.database());
+        billed.tell(output)?;
         output.json(&RollbackView {
             dry_run: self.dry_run,
             recovered: &stats.recovered,
             rolled_back: &stats.rolled_back,
             version: stats.version,
+            billed,
         })?;
         Ok(outcome)
     }

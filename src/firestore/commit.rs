@@ -141,6 +141,9 @@ impl Firestore {
         };
         let answer =
             proto::CommitResponse::decode(answer).map_err(|source| Error::malformed(method, source))?;
+        for write in writes {
+            self.inner.stats.billed_write(write.fields.is_none());
+        }
         let committed = answer.commit_time.unwrap_or_default();
         let times = answer
             .write_results

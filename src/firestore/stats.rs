@@ -14,6 +14,8 @@ pub struct RequestStats {
     requests: [AtomicU64; Method::ALL.len()],
     retries: AtomicU64,
     billed_reads: AtomicU64,
+    billed_writes: AtomicU64,
+    billed_deletes: AtomicU64,
     received_bytes: AtomicU64,
     sent_bytes: AtomicU64,
 }
@@ -26,6 +28,10 @@ pub struct RequestCounts {
     pub retries: u64,
     /// Reads as Firestore bills them: a document each, at least one for every query.
     pub billed_reads: u64,
+    /// Writes as Firestore bills them: each that was done, or refused for a condition.
+    pub billed_writes: u64,
+    /// The same of deletes.
+    pub billed_deletes: u64,
     /// Bytes of answers, before HTTP/2 framing and TLS.
     pub received_bytes: u64,
     /// Bytes of requests, before HTTP/2 framing and TLS.
@@ -46,6 +52,8 @@ impl RequestCounts {
             }),
             retries: self.retries.saturating_sub(earlier.retries),
             billed_reads: self.billed_reads.saturating_sub(earlier.billed_reads),
+            billed_writes: self.billed_writes.saturating_sub(earlier.billed_writes),
+            billed_deletes: self.billed_deletes.saturating_sub(earlier.billed_deletes),
             received_bytes: self.received_bytes.saturating_sub(earlier.received_bytes),
             sent_bytes: self.sent_bytes.saturating_sub(earlier.sent_bytes),
         }
@@ -64,6 +72,8 @@ impl RequestStats {
             requests: std::array::from_fn(|index| self.requests[index].load(Relaxed)),
             retries: self.retries.load(Relaxed),
             billed_reads: self.billed_reads.load(Relaxed),
+            billed_writes: self.billed_writes.load(Relaxed),
+            billed_deletes: self.billed_deletes.load(Relaxed),
             received_bytes: self.received_bytes.load(Relaxed),
             sent_bytes: self.sent_bytes.load(Relaxed),
         }
@@ -81,6 +91,14 @@ impl RequestStats {
     pub(super) fn billed(&self, reads: u64) {
         self.billed_reads.fetch_add(reads, Relaxed);
         self.changed.notify_waiters();
+    }
+
+    pub(super) fn billed_write(&self, deletes: bool) {
+        let counter = match deletes {
+            true => &self.billed_deletes,
+            false => &self.billed_writes,
+        };
+        counter.fetch_add(1, Relaxed);
     }
 
     /// Waits until so many reads were billed since the connection was made.

@@ -149,7 +149,6 @@ impl World {
 
 #[track_caller]
 fn assert_near(what: &str, estimated: u64, billed: u64, share: f64) {
-    eprintln!("{what}: estimated {estimated}, billed {billed}");
     let off = estimated.abs_diff(billed) as f64;
     assert!(
         off <= share * billed as f64,

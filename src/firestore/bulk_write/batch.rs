@@ -116,6 +116,13 @@ pub(super) struct Entry {
     pub(super) in_doubt: bool,
 }
 
+impl Entry {
+    /// Whether it deletes the document.
+    pub(super) fn deletes(&self) -> bool {
+        self.operation == Operation::Delete
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Operation {
     Put,

@@ -350,6 +350,9 @@ impl Sender {
         let sent = statuses.len();
         for (index, (code, message)) in statuses.into_iter().enumerate() {
             let entry = &part.entries[index];
+            if code == Code::Ok || is_of_condition(code) {
+                self.firestore.stats().billed_write(entry.deletes());
+            }
             match code {
                 Code::Ok => outcome.written += 1,
                 code if is_retryable_code(code) && entry.attempts < attempts => {
@@ -423,6 +426,14 @@ fn is_push_back(code: Code) -> bool {
 /// Whether a write with this status may have been applied. ABORTED and RESOURCE_EXHAUSTED say that it was not.
 fn leaves_in_doubt(code: Code) -> bool {
     is_retryable_code(code) && !matches!(code, Code::Aborted | Code::ResourceExhausted)
+}
+
+/// Whether a write's condition did not hold. It is billed all the same.
+fn is_of_condition(code: Code) -> bool {
+    matches!(
+        code,
+        Code::FailedPrecondition | Code::AlreadyExists | Code::NotFound
+    )
 }
 
 fn refusal(status: &Status) -> Refusal {
