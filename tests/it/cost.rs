@@ -563,3 +563,61 @@ fn a_bucket_in_another_region_is_warned_of() {
     let first = firebank("", &["backup", "-n", "--full", "--json"]).json();
     assert!(first["cost"]["stored_month"].as_f64().unwrap() > 0.0, "{first}");
 }
+
+#[test]
+fn every_summary_says_what_was_billed() {
+    let shop = Shop::open();
+    shop.run(["init"]).done();
+    std::fs::create_dir(shop.file("migrations")).unwrap();
+    shop.desk.write(
+        "migrations/v1_currency.js",
+        "export function migrate(db) { db.addField('products', 'currency', 'EUR'); }",
+    );
+    let mirror = [
+        "restore",
+        "latest",
+        "--to-project",
+        "demo-x",
+        "--mode",
+        "mirror",
+        "--json",
+    ];
+    let commands: [&[&str]; 14] = [
+        &["backup", "--json"],
+        &["backup", "--read", "full", "--json"],
+        &["backup", "--format", "json", "-o", "files", "--json"],
+        &["migrate", "--dry-run", "--json"],
+        &["migrate", "--json"],
+        &["diff", "latest", "live", "--json"],
+        &["verify", "--live", "--json"],
+        &["verify", "--live", "--counts", "--json"],
+        &["verify", "--live", "--sample", "20", "--json"],
+        &mirror,
+        &["rollback", "--json"],
+        &["reset-dev", "--confirm", "--json"],
+        &["import", "lines.ndjson", "--mode", "skip-identical", "--json"],
+        &["import", "lines.ndjson", "--json"],
+    ];
+    shop.desk.write(
+        "lines.ndjson",
+        r#"{"path": "products/p1", "document": {"n": 1}}"#.to_owned() + "\n",
+    );
+    for command in commands {
+        let before = shop.sandbox.usage();
+        let told = shop.firebank(command).json();
+        let used = shop.sandbox.usage().since(&before);
+        let number = |key: &str| told[key].as_u64().unwrap_or(0);
+        assert_eq!(
+            ["billed_reads", "billed_writes", "billed_deletes"].map(number),
+            [used.reads, used.writes, used.deletes],
+            "{command:?}: {told}"
+        );
+        let silent = shop.firebank(command.iter().filter(|word| **word != "--json").copied());
+        if used.reads > 0 && [0, 3].contains(&silent.code) {
+            assert!(
+                silent.stdout.to_lowercase().contains("billed"),
+                "{command:?}: {silent}"
+            );
+        }
+    }
+}
