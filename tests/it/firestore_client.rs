@@ -331,7 +331,7 @@ async fn a_refusal_of_everything_stops_the_writer() {
     for (code, attempts) in [
         (Code::PermissionDenied, 1),
         (Code::Unauthenticated, 1),
-        (Code::Unavailable, 12),
+        (Code::Unavailable, 50),
     ] {
         sandbox
             .faults()

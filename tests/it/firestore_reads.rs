@@ -190,7 +190,7 @@ async fn what_is_refused_for_good_is_said_at_once() {
         .set(fault(Rpc::RunQuery, When::Always, status(Code::Unavailable)));
     let error = first(all()).await;
     assert!(
-        matches!(error, Error::Unavailable { attempts: 12, .. }),
+        matches!(error, Error::Unavailable { attempts: 50, .. }),
         "{error:?}"
     );
 
