@@ -162,6 +162,11 @@ const RANGES_PER_READER: f64 = 4.0;
 const LEAST: f64 = 65_536.0;
 const LEAST_COMPARED: f64 = 16_384.0;
 
+/// Records of a full index chunk, bytes of filters for each, and records of a range that have them.
+const INDEX_RECORDS: f64 = 65_536.0;
+const FILTER_BYTES: f64 = 1.25;
+const FILTERED: f64 = 1_048_576.0;
+
 fn ranges((documents, tasks): (f64, f64), least: f64) -> f64 {
     (documents / least)
         .floor()
@@ -228,7 +233,6 @@ fn tables(options: &Options, first: &Taken, night: &Taken) {
         each(|size| si(size.0 * 1000.0 / 16e6 + 2.0 * ranges(size, LEAST))),
     );
     let data = first.of(DATA);
-    let index = first.of(INDEX);
     row(
         "data: objects",
         each(|(documents, _)| si(documents * per(data.count))),
@@ -239,16 +243,23 @@ fn tables(options: &Options, first: &Taken, night: &Taken) {
     );
     row(
         "index: objects",
-        each(|(documents, _)| si(documents * per(index.count))),
+        each(|size| si(size.0 / INDEX_RECORDS + ranges(size, LEAST))),
     );
     row(
         "index: bytes",
-        each(|(documents, _)| si(documents * per(index.bytes))),
+        each(|(documents, _)| si(documents * per(first.of(INDEX).bytes))),
     );
-    let directory = first.of(DIRECTORY);
+    let entries = per(first.of(DIRECTORY).bytes) - FILTER_BYTES;
     row(
-        "directory: bytes",
-        each(|(documents, _)| si(documents * per(directory.bytes))),
+        "directory: bytes, held by whoever commits",
+        each(|size| {
+            let filtered = (FILTERED / (size.0 / ranges(size, LEAST))).min(1.0);
+            si(size.0 * (entries + FILTER_BYTES * filtered))
+        }),
+    );
+    row(
+        "checkpoints at 5.0 k documents a second a task",
+        each(|size| si(size.0 / 5000.0 / 60.0 * READERS + ranges(size, LEAST))),
     );
     row("billed reads", each(|(documents, _)| si(documents * 1.001)));
     let money = |reads: f64| {

@@ -7,6 +7,9 @@
 
 mod region;
 
+#[doc = include_str!("SCALE.md")]
+pub mod scale {}
+
 use serde::{Deserialize, Serialize};
 
 pub use region::{BucketPlace, Crossing, crossing};

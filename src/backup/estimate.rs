@@ -171,6 +171,8 @@ struct Scale {
     groups: f64,
     /// Whether the server answers what is asked of the field.
     answers: bool,
+    /// Whether only one collection group is selected, which is counted when everything is.
+    one_group: bool,
 }
 
 impl Scale {
@@ -195,6 +197,8 @@ impl Scale {
             told: 0,
             groups: 1.0,
             answers: false,
+            one_group: options.selection.collections.is_empty()
+                && options.selection.collection_groups.len() == 1,
         };
         let Some(parent) = parent else {
             return Ok((scale, known_from));
@@ -292,8 +296,10 @@ impl Scale {
         night.requests += narrowed.leaves;
         night.ask(2 * narrowed.leaves);
         // Each group is counted wherever nothing differs.
-        let stretches = (narrowed.leaves + sections) as f64 * self.groups;
-        night.count(stretches.round() as u64, self.documents);
+        if !self.one_group {
+            let stretches = (narrowed.leaves + sections) as f64 * self.groups;
+            night.count(stretches.round() as u64, self.documents);
+        }
     }
 }
 

@@ -47,11 +47,11 @@ pub(super) async fn run(
     let cost = prices.at(location)?.of(&estimate.billed(to_bucket));
     let output = global.output();
     let upon = match estimate.parent {
-        Some(parent) => format!("upon snapshot {parent}"),
-        None => "upon none".to_owned(),
+        Some(parent) => format!(", upon snapshot {parent},"),
+        None => ", upon no other,".to_owned(),
     };
     output.data(format!(
-        "Dry run: a backup of {} ({}) {upon} would store about {} new or changed and {} deleted; nothing was written.",
+        "Dry run: a backup of {} ({}){upon} would store about {} new or changed and {} deleted; nothing was written.",
         estimate.database,
         output::count(estimate.documents, "document"),
         output::number(estimate.changed_documents),

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use firebank::archive::{ReadMode, Repository};
+use firebank::archive::{ReadMode, Repository, Selection};
 use firebank::backup::{
     BackupError, BackupEstimate, BackupOptions, BackupStats, ChangeField, Parent, backup, estimate_backup,
 };
 use firebank::clock;
-use firebank::document::{DocumentPath, Fields, Timestamp, Value, canonical};
+use firebank::document::{CollectionPath, DocumentPath, Fields, Timestamp, Value, canonical};
 use firebank::firestore::{ConnectOptions, Firestore, RetryPolicy, Target};
 use firebank::progress::Progress;
 use firebank::restore::{RestoreMode, RestoreOptions, plan_restore, restore};
@@ -216,6 +216,52 @@ async fn the_estimate_is_near_to_what_each_way_of_reading_is_billed() {
             0.3,
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_of_a_database_is_estimated_as_that_part() {
+    const DOCUMENTS: u64 = 10_000;
+    let world = World::of(DOCUMENTS).await;
+    let users = CollectionPath::parse("users").unwrap();
+    for (what, selection) in [
+        ("a group", Selection::new(vec![], vec!["visits".to_owned()])),
+        ("a collection", Selection::new(vec![users], vec![])),
+    ] {
+        let options = BackupOptions {
+            selection,
+            ..BackupOptions::default()
+        };
+        let (first, _) = world.compare(what, &options).await;
+        assert!(first.documents < DOCUMENTS / 2, "{what}: {first:?}");
+        world.compare(what, &options).await;
+        let asking = BackupOptions {
+            selection: options.selection,
+            ..asking()
+        };
+        let (night, _) = world.compare(what, &asking).await;
+        assert_eq!(night.read, ReadMode::Changed);
+    }
+}
+
+/// A night in which nobody tells what has changed, for the server lacks the index.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_are_expected_where_the_field_cannot_be_asked() {
+    const DOCUMENTS: u64 = 3_000;
+    let world = World::of(DOCUMENTS).await;
+    world.back_up(&BackupOptions::default()).await;
+    let refused = Effect::Status(
+        Code::FailedPrecondition,
+        "The query requires an index.".to_owned(),
+    );
+    world
+        .sandbox
+        .faults()
+        .add(Fault::new(Rpc::RunAggregationQuery, When::After(1), refused));
+    let estimate = world.estimate(&asking()).await;
+    assert!(
+        (DOCUMENTS..DOCUMENTS + 100).contains(&estimate.billed_reads),
+        "{estimate:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -463,9 +509,24 @@ async fn all_readers_together_keep_to_the_rate() {
     )
     .await;
     let repository = repository_in(Store::memory(), small_segments()).await;
+    let options = BackupOptions {
+        parallel: 2,
+        ranges: Some(8),
+        ..BackupOptions::default()
+    };
     let begin = std::time::Instant::now();
-    let stats = try_back_up(&database, &repository, 8).await.unwrap();
+    let progress = Progress::new();
+    let mut taking = std::pin::pin!(backup(&database, &repository, options, &progress));
+    let mut most = 0;
+    let stats = loop {
+        tokio::select! {
+            stats = &mut taking => break stats.unwrap(),
+            () = tokio::time::sleep(Duration::from_millis(2)) => most = most.max(sandbox.usage().open_streams),
+        }
+    };
     let seconds = begin.elapsed().as_secs_f64();
+    // A reader opens its next query while the last answers of the one before arrive.
+    assert!((1..=4).contains(&most), "{most} streams at once of two readers");
     // A second's worth may come at once.
     let least = (DOCUMENTS as f64 - 1_500.0) / 1_000.0;
     assert!((least..30.0).contains(&seconds), "{seconds}");
