@@ -67,6 +67,15 @@ pub struct JournalObject {
     pub size: u64,
 }
 
+/// An object that has been appended.
+#[derive(Clone, Debug)]
+pub struct Appended {
+    /// The object.
+    pub object: JournalObject,
+    /// Its first and its last key if the keys of its records ascend, none twice.
+    pub ascending: Option<(Vec<u8>, Vec<u8>)>,
+}
+
 /// The contents of an object.
 #[derive(Serialize, Deserialize)]
 struct Packed {
@@ -87,8 +96,9 @@ fn folder(session: SessionId) -> String {
 }
 
 impl Session {
-    /// Keeps records. They are durable when this returns.
-    pub async fn append_to_journal(&self, mut records: Vec<JournalRecord>) -> Result<()> {
+    /// Keeps records, in one object or more. They are durable when this returns.
+    pub async fn append_to_journal(&self, mut records: Vec<JournalRecord>) -> Result<Vec<Appended>> {
+        let mut appended = Vec::new();
         while !records.is_empty() {
             let mut bytes = 0;
             let fits = records.iter().take_while(|record| {
@@ -99,13 +109,25 @@ impl Session {
             let rest = records.split_off(count.min(records.len()));
             // Numbered before anything is waited for: see the module.
             let number = self.shared.journal_objects.fetch_add(1, Ordering::Relaxed);
+            let ascending = ascending(&records);
             let object = tokio::task::spawn_blocking(move || pack(&records)).await??;
             let name = format!("{}/{number:08}", folder(self.id()));
+            let size = object.len() as u64;
             self.shared.repository.store().put_new(&name, object).await?;
+            appended.push(Appended {
+                object: JournalObject { number, name, size },
+                ascending,
+            });
             records = rest;
         }
-        Ok(())
+        Ok(appended)
     }
+}
+
+fn ascending(records: &[JournalRecord]) -> Option<(Vec<u8>, Vec<u8>)> {
+    let ascend = records.windows(2).all(|pair| pair[0].key < pair[1].key);
+    let (first, last) = (records.first()?, records.last()?);
+    ascend.then(|| (first.key.clone(), last.key.clone()))
 }
 
 fn pack(records: &[JournalRecord]) -> Result<Vec<u8>> {

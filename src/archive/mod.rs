@@ -69,7 +69,7 @@ pub use counts::{Count, Counts};
 pub use documents::DocumentSink;
 pub use error::{ArchiveError, Damage, DamageKind, Result};
 pub use ids::{ChunkId, ChunkRef, LeaseId, RepositoryId, RunId, SessionId, SnapshotId};
-pub use journal::{BodyDigest, JournalDocument, JournalObject, JournalRecord};
+pub use journal::{Appended, BodyDigest, JournalDocument, JournalObject, JournalRecord};
 pub use layer_writer::{Compared, LayerWriter};
 pub use lease::Lease;
 pub use range_writer::{Flow, RangeOutput, RangeWriter, StoredDocument, WriteStats};

@@ -6,8 +6,8 @@
 //! that a rollback can tell whether somebody has changed it since.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
@@ -18,9 +18,9 @@ use super::{
     MigrationError, MigrationId,
 };
 use crate::archive::{
-    ArchiveError, BodyDigest, DamageKind, Decision, JournalDocument, JournalRecord, Plan, ReadMode,
-    RecordBatch, Repository, Selection, Session, SessionId, SessionOptions, Snapshot, SnapshotDraft,
-    SnapshotKind, attachment,
+    Appended, ArchiveError, BodyDigest, DamageKind, Decision, JournalDocument, JournalObject, JournalRecord,
+    Plan, ReadMode, RecordBatch, Repository, Selection, Session, SessionId, SessionOptions, Snapshot,
+    SnapshotDraft, SnapshotKind, attachment,
 };
 use crate::document::{DocumentBatch, DocumentRef, KeyRange, Timestamp};
 use crate::firestore::{Firestore, WriteFence};
@@ -32,11 +32,23 @@ const BATCH_LEN: usize = 3 << 20;
 /// Images in batches, ascending by key.
 pub(super) type Images = BoxStream<'static, Result<ImageBatch, MigrationError>>;
 
+/// Objects of a journal whose intervals of keys are kept in mind: of 100 million documents there are no more.
+const MOST_INTERVALS: usize = 100_000;
+
 /// Keeps before-images in a session's journal, as long as the lock is held.
 pub(super) struct SessionJournal {
     session: Session,
     lock: LockWatch,
     images: AtomicU64,
+    /// What the journal has, as long as each object's keys ascend.
+    objects: Mutex<Option<Vec<Interval>>>,
+}
+
+/// The keys of an object of the journal.
+struct Interval {
+    first: Vec<u8>,
+    last: Vec<u8>,
+    object: JournalObject,
 }
 
 /// What a session's plan and snapshot say beside the database's name: an emulator may have a copy under the same name.
@@ -90,6 +102,7 @@ pub(super) async fn begin(
         session,
         lock,
         images: AtomicU64::new(0),
+        objects: Mutex::new(Some(Vec::new())),
     }))
 }
 
@@ -109,7 +122,7 @@ impl Journal for SessionJournal {
         let count = images.len() as u64;
         let records = images.into_iter().map(record).collect();
         let appended = self.session.append_to_journal(records).await;
-        appended.map_err(JournalError::new)?;
+        self.remember(appended.map_err(JournalError::new)?);
         self.images.fetch_add(count, Ordering::Relaxed);
         // It may have taken long, and another runner may be at work by now.
         self.lock.check().map_err(JournalError::new)
@@ -144,14 +157,44 @@ impl SessionJournal {
         self.images.load(Ordering::Relaxed) == 0
     }
 
+    fn remember(&self, appended: Vec<Appended>) {
+        let mut objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        for Appended { object, ascending } in appended {
+            let Some(intervals) = objects.as_mut() else { return };
+            match ascending {
+                Some((first, last)) if intervals.len() < MOST_INTERVALS => {
+                    intervals.push(Interval { first, last, object });
+                }
+                _ => *objects = None,
+            }
+        }
+    }
+
     /// Makes the snapshot.
     pub(super) async fn commit(
         &self,
         repository: &Repository,
         of: &MigrationId,
     ) -> Result<Snapshot, MigrationError> {
-        commit(repository, &self.session, of).await
+        let session = self.session.id();
+        let intervals = self.objects.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let images = match intervals.and_then(in_order) {
+            // What is listed is what counts.
+            Some(objects) if objects.len() == repository.journal(session).await?.len() => {
+                images_in_order(repository, objects)
+            }
+            _ => images_of_journal(repository, session).await?,
+        };
+        commit(&self.session, images, of).await
     }
+}
+
+/// The objects in the order of keys, if none has keys among those of another: so it is when a script goes over a collection
+/// once.
+fn in_order(mut intervals: Vec<Interval>) -> Option<Vec<JournalObject>> {
+    intervals.sort_unstable_by(|a, b| a.first.cmp(&b.first));
+    let apart = intervals.windows(2).all(|pair| pair[0].last < pair[1].first);
+    apart.then(|| intervals.into_iter().map(|interval| interval.object).collect())
 }
 
 /// What a migration made of a document: a record of the attachment.
@@ -163,17 +206,12 @@ struct Effect {
     disturbed: bool,
 }
 
-/// Sorts a session's journal into its snapshot.
-pub(super) async fn commit(
-    repository: &Repository,
-    session: &Session,
-    of: &MigrationId,
-) -> Result<Snapshot, MigrationError> {
-    let mut images = sorted_images(repository, session.id()).await?;
+/// Makes a session's snapshot of the images in its journal.
+async fn commit(session: &Session, mut images: Images, of: &MigrationId) -> Result<Snapshot, MigrationError> {
     let mut layer = session.layer_writer(KeyRange::all());
     let mut effects = session.attachment_writer();
-    while let Some(batch) = images.recv().await {
-        for image in batch? {
+    while let Some(batch) = images.try_next().await? {
+        for image in batch {
             match &image.before {
                 Some(before) => {
                     let document = DocumentRef {
@@ -222,7 +260,8 @@ pub(super) async fn commit_left(
         Some(Decision::Committed(snapshot)) => Ok(*snapshot),
         _ => {
             let session = Session::join(repository, session, crate::archive::session::UPLOAD_BUDGET).await?;
-            commit(repository, &session, of).await
+            let images = images_of_journal(repository, session.id()).await?;
+            commit(&session, images, of).await
         }
     }
 }
@@ -255,6 +294,23 @@ pub(super) async fn images(
         },
         None => images_of_journal(repository, session).await,
     }
+}
+
+/// Objects of a journal that are read ahead.
+const READ_AHEAD: usize = 2;
+
+/// The images in objects that follow each other by key, one of each document.
+fn images_in_order(repository: &Repository, objects: Vec<JournalObject>) -> Images {
+    let repository = repository.clone();
+    let read = move |object: JournalObject| {
+        let repository = repository.clone();
+        async move { repository.read_journal(&object).await }
+    };
+    stream::iter(objects)
+        .map(read)
+        .buffered(READ_AHEAD)
+        .map(|records| Ok(records?.into_iter().map(Image::of).collect()))
+        .boxed()
 }
 
 async fn images_of_journal(repository: &Repository, session: SessionId) -> Result<Images, MigrationError> {
@@ -396,4 +452,33 @@ fn contradiction(snapshot: SessionId) -> ArchiveError {
         DamageKind::Inconsistent,
         "its documents and its attachment are not of the same migration",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(intervals: &[(u8, u8)]) -> Option<Vec<u64>> {
+        let intervals = (0..).zip(intervals).map(|(number, &(first, last))| Interval {
+            first: vec![first],
+            last: vec![last],
+            object: JournalObject {
+                number,
+                name: String::new(),
+                size: 0,
+            },
+        });
+        let objects = in_order(intervals.collect())?;
+        Some(objects.into_iter().map(|object| object.number).collect())
+    }
+
+    #[test]
+    fn only_objects_apart_are_in_order() {
+        assert_eq!(numbers(&[]), Some(vec![]));
+        assert_eq!(numbers(&[(5, 6), (1, 3), (4, 4)]), Some(vec![1, 2, 0]));
+        // A document twice, one among others, and all of one within another.
+        assert_eq!(numbers(&[(1, 3), (3, 5)]), None);
+        assert_eq!(numbers(&[(1, 4), (3, 5)]), None);
+        assert_eq!(numbers(&[(1, 9), (3, 5)]), None);
+    }
 }

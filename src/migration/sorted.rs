@@ -42,6 +42,16 @@ pub(super) struct Image {
 }
 
 impl Image {
+    /// The image of a document that has one record.
+    pub(super) fn of(record: JournalRecord) -> Self {
+        Self {
+            key: record.key,
+            before: record.before,
+            after: vec![record.after.map(|after| BodyHash(after.0))],
+            disturbed: false,
+        }
+    }
+
     pub(super) fn before_hash(&self) -> Option<BodyHash> {
         hash(self.before.as_ref())
     }
@@ -235,13 +245,9 @@ fn send_images(
         match &mut open {
             Some(image) if image.key == record.key => add(image, record),
             _ => {
-                let image = Image {
-                    key: record.key,
-                    before: record.before,
-                    after: vec![record.after.map(|after| BodyHash(after.0))],
-                    disturbed: false,
+                let Some(done) = open.replace(Image::of(record)) else {
+                    continue;
                 };
-                let Some(done) = open.replace(image) else { continue };
                 if batch.len() >= BATCH_IMAGES || bytes > 0 && bytes + done.len() > BATCH_LEN {
                     bytes = 0;
                     if sender.blocking_send(Ok(std::mem::take(&mut batch))).is_err() {

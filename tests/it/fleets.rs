@@ -623,9 +623,9 @@ fn tasks_share_a_restore_and_go_on_where_they_were_killed() {
 }
 
 /// Bytes in a second that each process gets, however many there are.
-const RATE: u64 = 150_000;
+const RATE: u64 = 600_000;
 
-/// How long it takes so many processes to back up 24 MB, each at the same rate.
+/// How long it takes so many processes to back up 96 MB, each at the same rate. A part that one can hand over is a megabyte.
 fn seconds(tasks: u32) -> f64 {
     let shop = Shop::empty();
     make_repository(&shop);
@@ -633,7 +633,7 @@ fn seconds(tasks: u32) -> f64 {
     let servers: Vec<Sandbox> = (0..tasks)
         .map(|_| {
             let config = SandboxConfig {
-                synthetic: vec![SyntheticSpec::new("synthetic", 24_000, 1000)],
+                synthetic: vec![SyntheticSpec::new("synthetic", 96_000, 1000)],
                 ..SandboxConfig::default()
             };
             let server = shop.runtime.block_on(sandbox_with(config));

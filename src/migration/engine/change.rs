@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::draft::{Draft, DraftError, fields_onto, merge, remove_at, set_at, value_at};
-use crate::document::{DocumentPath, Fields, Timestamp, Value, canonical};
+use crate::document::{DocumentPath, Fields, Timestamp, Value, canonical, field_path_text};
 use crate::migration::StoredDocument;
 
 /// One write.
@@ -22,6 +22,8 @@ pub(super) enum Change {
     Update(Vec<(Vec<String>, Draft)>),
     /// Makes what is there what this is.
     Replace(BTreeMap<String, Draft>),
+    /// The same, worked out already.
+    Become(Replacement),
     /// Puts these very bytes, whatever is there.
     Copy(Bytes),
     /// Gives what is there a field that it does not have.
@@ -30,6 +32,63 @@ pub(super) enum Change {
     RenameField(Vec<String>, Vec<String>),
     /// Takes away what is there.
     Delete,
+}
+
+/// What is worked out of a change: the document that it is for, and what is to be written.
+#[derive(Clone, Debug)]
+pub(super) struct Replacement {
+    pub(super) of: Arc<StoredDocument>,
+    pub(super) after: After,
+}
+
+/// What a write makes of a document, ready to be sent.
+#[derive(Clone, Debug)]
+pub(super) struct After {
+    /// The whole document in canonical form.
+    pub(super) body: Bytes,
+    /// What differs, where there is a document.
+    pub(super) patch: Option<Patch>,
+}
+
+/// The top-level fields of a document that change.
+#[derive(Clone, Debug)]
+pub(super) struct Patch {
+    /// Their field paths.
+    pub(super) mask: Vec<String>,
+    /// Those that are there afterwards, in canonical form.
+    pub(super) body: Vec<u8>,
+}
+
+impl After {
+    /// `None` where nothing would change.
+    pub(super) fn of(before: Option<&Fields>, after: &Fields) -> Option<Self> {
+        let patch = match before {
+            Some(before) => Some(Patch::of(before, after)?),
+            None => None,
+        };
+        Some(Self {
+            body: canonical::encode(after).into(),
+            patch,
+        })
+    }
+}
+
+impl Patch {
+    fn of(before: &Fields, after: &Fields) -> Option<Self> {
+        let changed = after
+            .iter()
+            .filter(|(name, value)| before.get(*name) != Some(value));
+        let changed: Vec<(&String, &Value)> = changed.collect();
+        let gone = before.keys().filter(|name| !after.contains_key(*name));
+        let names = changed.iter().map(|(name, _)| *name).chain(gone);
+        let mask: Vec<String> = names.map(|name| field_path_text([name.as_str()])).collect();
+        if mask.is_empty() {
+            return None;
+        }
+        let mut body = Vec::new();
+        canonical::encode_entries(changed.into_iter(), &mut body);
+        Some(Self { mask, body })
+    }
 }
 
 /// Why a change cannot be made.
@@ -97,7 +156,7 @@ pub(super) struct Write {
 impl Change {
     /// What it makes of a document, `None` for nothing.
     pub(super) fn apply(
-        &self,
+        self,
         stored: Option<&Fields>,
         now: Timestamp,
     ) -> Result<Option<Fields>, ChangeError> {
@@ -114,46 +173,36 @@ impl Change {
             Self::Update(changes) => {
                 let mut fields = existing()?.clone();
                 for (path, draft) in changes {
-                    set_at(&mut fields, path, draft, now)?;
+                    set_at(&mut fields, &path, draft, now)?;
                 }
                 fields
             }
             Self::Replace(drafts) => fields_onto(drafts, Some(existing()?), now)?,
-            Self::Copy(body) => canonical::decode(body)?,
+            Self::Become(replacement) => {
+                existing()?;
+                canonical::decode(&replacement.after.body)?
+            }
+            Self::Copy(body) => canonical::decode(&body)?,
             Self::AddField(path, draft) => {
                 let mut fields = existing()?.clone();
-                if value_at(&fields, path).is_none() {
-                    set_at(&mut fields, path, draft, now)?;
+                if value_at(&fields, &path).is_none() {
+                    set_at(&mut fields, &path, draft, now)?;
                 }
                 fields
             }
             Self::RenameField(from, to) => {
                 let mut fields = existing()?.clone();
-                if let Some(value) = remove_at(&mut fields, from) {
-                    if value_at(&fields, to).is_some() {
+                if let Some(value) = remove_at(&mut fields, &from) {
+                    if value_at(&fields, &to).is_some() {
                         return Err(ChangeError::Taken);
                     }
-                    set_at(&mut fields, to, &Draft::Value(value), now)?;
+                    set_at(&mut fields, &to, Draft::Value(value), now)?;
                 }
                 fields
             }
             Self::Delete => return Ok(None),
         }))
     }
-}
-
-/// The top-level fields that differ: their names, and those of them that are still there.
-pub(super) fn changed_fields(before: &Fields, after: &Fields) -> (Vec<String>, Fields) {
-    let mut names = Vec::new();
-    let mut values = Fields::new();
-    for (name, value) in after {
-        if before.get(name) != Some(value) {
-            names.push(name.clone());
-            values.insert(name.clone(), value.clone());
-        }
-    }
-    names.extend(before.keys().filter(|name| !after.contains_key(*name)).cloned());
-    (names, values)
 }
 
 /// Roughly the bytes that a draft takes.
@@ -202,6 +251,7 @@ impl Write {
             | Change::Merge(drafts)
             | Change::Replace(drafts) => map_weight(drafts),
             Change::Update(changes) => changes.iter().map(|(_, draft)| 32 + weight(draft)).sum(),
+            Change::Become(replacement) => replacement.after.body.len(),
             Change::Copy(body) => body.len(),
             Change::AddField(_, draft) => weight(draft),
             Change::RenameField(..) | Change::Delete => 32,

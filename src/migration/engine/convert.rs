@@ -214,16 +214,16 @@ impl<'a, 'js> Outgoing<'a, 'js> {
     }
 
     fn map(&self, object: &Object<'js>, depth: usize) -> Result<BTreeMap<String, Draft>, Problem> {
-        let mut drafts = BTreeMap::new();
-        for entry in object.own_props::<rquickjs::String<'js>, Js<'js>>(rquickjs::object::Filter::default()) {
+        let entries = object.own_props::<rquickjs::String<'js>, Js<'js>>(rquickjs::object::Filter::default());
+        let drafts = entries.map(|entry| {
             let (key, value) = entry?;
             let key = text(&key)?;
-            let draft = self
-                .value(value, depth)
-                .map_err(|problem| problem.under_key(&key))?;
-            drafts.insert(key, draft);
-        }
-        Ok(drafts)
+            match self.value(value, depth) {
+                Ok(draft) => Ok((key, draft)),
+                Err(problem) => Err(problem.under_key(&key)),
+            }
+        });
+        drafts.collect()
     }
 
     fn value(&self, value: Js<'js>, depth: usize) -> Result<Draft, Problem> {

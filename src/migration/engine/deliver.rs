@@ -16,7 +16,7 @@ use futures::TryStreamExt;
 use tokio::sync::{Mutex, OnceCell};
 use tonic::Code;
 
-use super::change::{Base, Change, ChangeError, OnConflict};
+use super::change::{After, Base, Change, ChangeError, OnConflict};
 use super::failure::Failure;
 use super::sink::{Ready, Sink, Undone};
 use crate::document::{DocumentPath, Timestamp, canonical};
@@ -84,8 +84,8 @@ impl<S: Sink> Delivery<S> {
             let now = self.now().await?;
             let mut ready = Vec::with_capacity(entries.len());
             let mut waiting = Vec::with_capacity(entries.len());
-            for entry in entries {
-                match prepare(&entry, now)? {
+            for mut entry in entries {
+                match prepare(&mut entry, now)? {
                     Some(write) => {
                         ready.push(write);
                         waiting.push(entry);
@@ -203,7 +203,15 @@ impl<S: Sink> Delivery<S> {
     }
 }
 
-fn prepare(entry: &Entry, now: Timestamp) -> Result<Option<Ready>, Failure> {
+/// What is to be written; the entry keeps its changes where they may have to be made again.
+fn prepare(entry: &mut Entry, now: Timestamp) -> Result<Option<Ready>, Failure> {
+    let mut changes = match entry.on_conflict.repeats() {
+        true => entry.changes.clone(),
+        false => std::mem::take(&mut entry.changes),
+    };
+    if changes.is_empty() {
+        return Err(Failure::Gone);
+    }
     let failed = |source: ChangeError| Failure::Change {
         path: entry.path.clone(),
         site: entry.site.clone(),
@@ -213,32 +221,38 @@ fn prepare(entry: &Entry, now: Timestamp) -> Result<Option<Ready>, Failure> {
         Base::Stored(stored) => Some(stored.clone()),
         Base::Unknown | Base::Absent => None,
     };
+    let ready = |after| Ready {
+        path: entry.path.clone(),
+        before: before.clone(),
+        after,
+        supersedes: entry.supersedes,
+    };
+    // Such a change is alone: see `Writer::add`.
+    let worked_out = changes.pop_if(|change| match (change, &before) {
+        (Change::Become(replacement), Some(before)) => Arc::ptr_eq(&replacement.of, before),
+        _ => false,
+    });
+    if let Some(Change::Become(replacement)) = worked_out {
+        return Ok(Some(ready(Some(replacement.after))));
+    }
     let before_fields = match &before {
         Some(stored) => Some(canonical::decode(&stored.body).map_err(|error| failed(error.into()))?),
         None if entry.on_conflict == OnConflict::AgainIfThere => return Ok(None),
         None => None,
     };
-    let (first, others) = entry.changes.split_first().ok_or(Failure::Gone)?;
-    let mut after = first.apply(before_fields.as_ref(), now).map_err(failed)?;
-    for change in others {
-        after = change.apply(after.as_ref(), now).map_err(failed)?;
+    let mut after = None;
+    for (number, change) in changes.into_iter().enumerate() {
+        let upon = match number {
+            0 => before_fields.as_ref(),
+            _ => after.as_ref(),
+        };
+        after = change.apply(upon, now).map_err(failed)?;
     }
-    let after = after.map(|fields| {
-        let body = canonical::encode(&fields);
-        (fields, body.into())
-    });
-    let unchanged = match (&before, &after) {
-        (Some(before), Some((_, after))) => before.body == *after,
-        (None, None) => true,
-        _ => false,
-    };
-    Ok((!unchanged).then(|| Ready {
-        path: entry.path.clone(),
-        before,
-        before_fields,
-        after,
-        supersedes: entry.supersedes,
-    }))
+    Ok(match (&before_fields, after) {
+        (None, None) => None,
+        (Some(_), None) => Some(ready(None)),
+        (before, Some(after)) => After::of(before.as_ref(), &after).map(|after| ready(Some(after))),
+    })
 }
 
 /// Whether the document is just not what it was thought to be.

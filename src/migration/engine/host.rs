@@ -11,9 +11,9 @@ use std::sync::Arc;
 use rquickjs::{Ctx, Exception, Function, Object, Value as Js};
 use tokio::sync::{mpsc, oneshot};
 
-use super::change::{Base, Change, OnConflict, Write};
+use super::change::{After, Base, Change, OnConflict, Replacement, Write};
 use super::convert::{draft_of, drafts_of};
-use super::draft::fields_onto;
+use super::draft::{are_timeless, fields_onto};
 use super::failure::Failure;
 use super::serve::{Reply, Request, Scanned};
 use super::watch::Watch;
@@ -382,15 +382,28 @@ impl Host {
         let drafts = drafts_of(ctx, data, &self.root)?;
         let unreadable = |_| Exception::throw_internal(ctx, "the document cannot be read");
         let before = canonical::decode(&stored.body).map_err(unreadable)?;
-        let after = fields_onto(&drafts, Some(&before), Timestamp::default())
-            .map_err(|error| Exception::throw_type(ctx, &error.to_string()))?;
-        if after == before {
+        let (after, timed) = match are_timeless(&drafts) {
+            true => (fields_onto(drafts, Some(&before), Timestamp::default()), None),
+            false => (
+                fields_onto(drafts.clone(), Some(&before), Timestamp::default()),
+                Some(drafts),
+            ),
+        };
+        let after = after.map_err(|error| Exception::throw_type(ctx, &error.to_string()))?;
+        let Some(after) = After::of(Some(&before), &after) else {
             return Ok(false);
-        }
+        };
+        let change = match timed {
+            Some(drafts) => Change::Replace(drafts),
+            None => Change::Become(Replacement {
+                of: stored.clone(),
+                after,
+            }),
+        };
         let write = Write {
             path: document_path(ctx, path)?,
             base: Base::Stored(stored),
-            change: Change::Replace(drafts),
+            change,
             on_conflict: OnConflict::Rerun(function),
             site: self.site(stack),
         };

@@ -24,14 +24,20 @@
     if (typeof value === "object" && value !== null) return `an object of class ${value.constructor?.name ?? "?"}`;
     return String(value);
   };
+  const refuse = (what, value) => { throw new TypeError(`${what}, not ${shown(value)}`); };
   const expect = (holds, what, value) => {
-    if (!holds) throw new TypeError(`${what}, not ${shown(value)}`);
+    if (!holds) refuse(what, value);
   };
-  const text = (value, what) => expect(typeof value === "string" && value !== "", `${what} must be a text`, value);
-  const object = (value, what) =>
-    expect(typeof value === "object" && value !== null && !Array.isArray(value) && value[KIND] === undefined,
-      `${what} must be an object`, value);
-  const finite = (value, what) => expect(typeof value === "number" && Number.isFinite(value), `${what} must be a number`, value);
+  // Every document comes by these: a message is made where one is needed.
+  const text = (value, what) => {
+    if (typeof value !== "string" || value === "") refuse(`${what} must be a text`, value);
+  };
+  const object = (value, what) => {
+    if (typeof value !== "object" || value === null || Array.isArray(value) || value[KIND] !== undefined) refuse(`${what} must be an object`, value);
+  };
+  const finite = (value, what) => {
+    if (typeof value !== "number" || !Number.isFinite(value)) refuse(`${what} must be a number`, value);
+  };
 
   // ---- values ----
 

@@ -9,9 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tonic::Code;
 
-use super::change::changed_fields;
+use super::change::After;
 use super::failure::Failure;
-use crate::document::{DocumentPath, Fields, canonical, field_path_text};
+use crate::document::{DocumentPath, canonical, changed_fields};
 use crate::firestore::{ConditionalWriter, Precondition, Write, WriteFailure};
 use crate::migration::{BeforeImage, BodyHash, DocumentChange, Journal, StoredDocument};
 
@@ -20,10 +20,8 @@ use crate::migration::{BeforeImage, BodyHash, DocumentChange, Journal, StoredDoc
 pub(super) struct Ready {
     pub(super) path: DocumentPath,
     pub(super) before: Option<Arc<StoredDocument>>,
-    /// The fields of `before`.
-    pub(super) before_fields: Option<Fields>,
-    /// What is to be there, as fields and in canonical form.
-    pub(super) after: Option<(Fields, Bytes)>,
+    /// What is to be there.
+    pub(super) after: Option<After>,
     /// Whether an earlier attempt was recorded and refused.
     pub(super) supersedes: bool,
 }
@@ -78,18 +76,12 @@ impl Sink for Live {
                 Some(before) => Precondition::UpdateTime(before.update_time),
                 None => Precondition::MustNotExist,
             };
-            match (&write.after, &write.before_fields) {
-                (Some((after, _)), Some(before)) => {
-                    let (names, values) = changed_fields(before, after);
-                    let mask: Vec<String> = names
-                        .iter()
-                        .map(|name| field_path_text([name.as_str()]))
-                        .collect();
-                    let body = canonical::encode(&values);
-                    writes.push(Write::patch(&write.path, &body, &mask).on(condition))?;
-                }
-                (Some((_, body)), None) => writes.push(Write::put(&write.path, body).on(condition))?,
-                (None, _) => writes.push(Write::delete(&write.path).on(condition))?,
+            match &write.after {
+                Some(After {
+                    patch: Some(patch), ..
+                }) => writes.push(Write::patch(&write.path, &patch.body, &patch.mask).on(condition))?,
+                Some(after) => writes.push(Write::put(&write.path, &after.body).on(condition))?,
+                None => writes.push(Write::delete(&write.path).on(condition))?,
             }
         }
         let failures = self.writer.send(writes).await?;
@@ -105,7 +97,7 @@ fn before_image(ready: &Ready) -> BeforeImage {
     BeforeImage {
         path: ready.path.clone(),
         before: ready.before.as_deref().cloned(),
-        after: ready.after.as_ref().map(|(_, body)| BodyHash::of(body)),
+        after: ready.after.as_ref().map(|after| BodyHash::of(&after.body)),
         supersedes: ready.supersedes,
     }
 }
@@ -155,9 +147,9 @@ impl Sink for Pretend {
         let mut state = self.state();
         for write in ready {
             if state.preview.len() < self.preview {
-                state.preview.push(change(write));
+                state.preview.push(change(write)?);
             }
-            let body = write.after.as_ref().map(|(_, body)| body.clone());
+            let body = write.after.as_ref().map(|after| after.body.clone());
             let bytes = write.path.as_str().len() + body.as_ref().map_or(0, Bytes::len) + 64;
             if state.bytes + bytes <= PRETENDED_BYTES {
                 state.bytes += bytes;
@@ -181,16 +173,32 @@ impl Sink for Pretend {
     }
 }
 
-fn change(write: &Ready) -> DocumentChange {
-    let after = write.after.as_ref().map(|(fields, _)| fields.clone());
-    let fields = match (&write.before_fields, &after) {
-        (Some(before), Some(after)) => crate::document::changed_fields(before, after),
+fn change(write: &Ready) -> Result<DocumentChange, Failure> {
+    let fields = |body: &Bytes| {
+        canonical::decode(body).map_err(|error| Failure::Change {
+            path: write.path.clone(),
+            site: Arc::default(),
+            source: error.into(),
+        })
+    };
+    let before = write
+        .before
+        .as_ref()
+        .map(|before| fields(&before.body))
+        .transpose()?;
+    let after = write
+        .after
+        .as_ref()
+        .map(|after| fields(&after.body))
+        .transpose()?;
+    let changed = match (&before, &after) {
+        (Some(before), Some(after)) => changed_fields(before, after),
         _ => Vec::new(),
     };
-    DocumentChange {
+    Ok(DocumentChange {
         path: write.path.clone(),
-        before: write.before_fields.clone(),
+        before,
         after,
-        fields,
-    }
+        fields: changed,
+    })
 }
