@@ -34,6 +34,7 @@ mod estimate;
 mod fleet;
 mod head;
 mod layer;
+mod limit;
 mod parent;
 mod plan;
 mod range;
@@ -42,7 +43,6 @@ mod recovery;
 mod since;
 mod source;
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -230,7 +230,7 @@ pub async fn backup(
     progress.watch(database.pace());
     let taken = match options.max_reads {
         None => take(database, repository, &options, &before, progress).await?,
-        Some(most) => take_within(most, database, repository, options, &before, progress).await?,
+        Some(most) => limit::take_within(most, database, repository, options, &before, progress).await?,
     };
     let (snapshot, committed, names_instead) = taken;
     let counts = database.stats().counts().since(&before);
@@ -269,50 +269,6 @@ async fn take(
     match begun {
         Start::Committed(snapshot) => Ok((*snapshot, CommittedBy::Before, Vec::new())),
         Start::Work(begun) => work(database, repository, begun, options, before, progress).await,
-    }
-}
-
-/// The same, and stops when so many reads were billed. Whoever asks to stop for another reason still can.
-async fn take_within(
-    most: u64,
-    database: &Firestore,
-    repository: &Repository,
-    options: BackupOptions,
-    before: &RequestCounts,
-    progress: &Progress,
-) -> Result<Taken, BackupError> {
-    let asked = options.stop.clone();
-    let options = BackupOptions {
-        stop: Stop::default(),
-        ..options
-    };
-    let billed = || database.stats().counts().since(before).billed_reads;
-    let watch = async {
-        tokio::select! {
-            () = asked.requested() => {}
-            () = database.stats().have_billed(before.billed_reads.saturating_add(most).saturating_add(1)) => {}
-        }
-        options.stop.request();
-        std::future::pending::<Infallible>().await
-    };
-    let taken = tokio::select! {
-        biased;
-        never = watch => match never {},
-        taken = take(database, repository, &options, before, progress) => taken,
-    };
-    match taken {
-        Err(BackupError::Stopped {
-            session,
-            finished,
-            ranges,
-        }) if !asked.is_requested() => Err(BackupError::ReadsSpent {
-            session,
-            finished,
-            ranges,
-            reads: billed(),
-            most,
-        }),
-        taken => taken,
     }
 }
 

@@ -186,8 +186,8 @@ mod tests {
             BucketPlace::of(&address.parse().unwrap(), &options)
         };
         assert_eq!(place("backups", &[("AWS_REGION", "eu-west-1")]), None);
-        assert_eq!(place("gs://b/p", &[]), None);
-        let google = place("gs://b/p", &[(BUCKET_LOCATION, "EU")]);
+        assert_eq!(place("gs://bucket/p", &[]), None);
+        let google = place("gs://bucket/p", &[(BUCKET_LOCATION, "EU")]);
         assert_eq!(google, Some(BucketPlace::Google("EU".to_owned())));
         let amazon = |region: Option<&str>| {
             Some(BucketPlace::Elsewhere {
@@ -195,9 +195,9 @@ mod tests {
                 region: region.map(str::to_owned),
             })
         };
-        assert_eq!(place("s3://b/p", &[]), amazon(None));
+        assert_eq!(place("s3://bucket/p", &[]), amazon(None));
         assert_eq!(
-            place("s3://b/p", &[("AWS_DEFAULT_REGION", "eu-west-1")]),
+            place("s3://bucket/p", &[("AWS_DEFAULT_REGION", "eu-west-1")]),
             amazon(Some("eu-west-1"))
         );
         // Somebody's own service may be next door.
@@ -205,9 +205,9 @@ mod tests {
             ("AWS_ENDPOINT_URL", "http://127.0.0.1:9000"),
             ("AWS_REGION", "eu-west-1"),
         ];
-        assert_eq!(place("s3://b/p", &own), None);
-        assert!(place("az://c/p", &[]).is_some());
-        assert_eq!(place("az://c/p", &[("AZURE_STORAGE_USE_EMULATOR", "true")]), None);
+        assert_eq!(place("s3://bucket/p", &own), None);
+        assert!(place("az://container/p", &[]).is_some());
+        assert_eq!(place("az://container/p", &[("AZURE_STORAGE_USE_EMULATOR", "true")]), None);
     }
 
     #[test]
