@@ -207,7 +207,10 @@ mod tests {
         ];
         assert_eq!(place("s3://bucket/p", &own), None);
         assert!(place("az://container/p", &[]).is_some());
-        assert_eq!(place("az://container/p", &[("AZURE_STORAGE_USE_EMULATOR", "true")]), None);
+        assert_eq!(
+            place("az://container/p", &[("AZURE_STORAGE_USE_EMULATOR", "true")]),
+            None
+        );
     }
 
     #[test]

@@ -394,7 +394,7 @@ fn json_backups_need_no_repository() {
     let backup = shop
         .firebank(["backup", "--format", "json", "-o", "out", "--json"])
         .json();
-    assert_eq!(keys(&backup), ["failed", "files", "summary"]);
+    assert_eq!(keys(&backup), ["billed_reads", "failed", "files", "summary"]);
     let files = backup["files"].as_array().unwrap();
     assert_eq!(
         keys(&files[0]),
