@@ -53,7 +53,7 @@ const COUNTS_KEYS: [&str; 9] = [
     "target",
 ];
 
-const STATUS_KEYS: [&str; 12] = [
+const STATUS_KEYS: [&str; 13] = [
     "backup_is_recent",
     "collections",
     "database",
@@ -66,6 +66,7 @@ const STATUS_KEYS: [&str; 12] = [
     "read_time",
     "repository",
     "snapshots",
+    "standing_damage",
 ];
 
 const DIFF_KEYS: [&str; 6] = ["documents", "later_ranges", "new", "old", "read_time", "summary"];
