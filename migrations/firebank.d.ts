@@ -151,7 +151,7 @@ declare global {
      * written, so that the migration can be undone.
      */
     interface Database {
-      /** Whether nothing will be written. `get` then sees what would have been written. */
+      /** Whether nothing will be written. What is read then has what would have been written, but for new documents in loops. */
       readonly dryRun: boolean;
       /** What was given with `--set key=value`. */
       readonly settings: { readonly [key: string]: string };

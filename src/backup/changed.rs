@@ -9,9 +9,10 @@
 //!
 //! What has gone does not say so. It is found by counting, at the same read time: a **leaf** is at most a thousand of the keys that
 //! there should be, and the server counts them for one billed read. The count is over all collections, so that also documents
-//! of collection groups that the parent has never seen are counted. Then each group of the section is counted where the leaves agree:
-//! a group may have lost what another one has gained. Where a count disagrees, the leaf is halved, one half counted and the
-//! other known by subtraction, until some sixteen keys are left, and those are compared name by name as in any backup. So a count
+//! of collection groups that the parent has never seen are counted. Where that disagrees, the leaf is halved, one half counted and the
+//! other known by subtraction, until some sixteen keys are left, and those are compared name by name as in any backup. Then each
+//! group is counted in each leaf that agrees: a group may have lost what another one has gained, perhaps one that the parent has never
+//! seen. Where that is so the names of the leaf are compared, for what was gained may be anywhere in it. So a count
 //! never makes a deletion: only a reading of names does that comes to its end as all readings do.
 //!
 //! Reading names is also what is done with a whole section wherever this way is of no use: most of it has changed, its groups are too many
@@ -149,16 +150,16 @@ impl Changed {
 
     /// What is left to be read for sure, past all that is in memory.
     pub(super) fn rest(&self) -> KeyRange {
-        let section = &self.section;
-        let start = match (&section.range.end, section.last_key()) {
-            (Some(end), _) => Some(end.clone()),
-            // An open end: the parent has nothing past the last key, and nobody splits there.
-            (None, Some(last)) => Some(DocumentKey::from_bytes(last).after()),
-            (None, None) => section.range.start.clone(),
-        };
-        KeyRange {
-            start,
-            end: self.end.clone(),
+        match &self.section.range.end {
+            Some(end) => KeyRange {
+                start: Some(end.clone()),
+                end: self.end.clone(),
+            },
+            // The section in memory goes on to the very end: nothing is left.
+            None => KeyRange {
+                start: Some(DocumentKey::from_bytes([])),
+                end: Some(DocumentKey::from_bytes([])),
+            },
         }
     }
 

@@ -193,7 +193,8 @@ impl Comparer {
         let document = self.documents.batch.last();
         let read = record
             .map(|record| record.key)
-            .max(document.map(|document| document.key));
+            .max(document.map(|document| document.key))
+            .max(self.last.as_ref().map(DocumentKey::as_bytes));
         KeyRange {
             start: match read {
                 Some(key) => Some(DocumentKey::from_bytes(key).after()),

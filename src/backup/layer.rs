@@ -311,15 +311,20 @@ impl Splitting {
         let mut rest = range.clone();
         rest.range = self.source.rest();
         let parent = Some(&comparison.parent);
-        let points = plan::split_points(
-            &comparison.database,
-            parent,
-            session.plan(),
-            &rest,
-            wanted + 1,
-            options,
-        );
-        let points = points.await?;
+        let points = match rest.range.is_empty() {
+            true => Vec::new(),
+            false => {
+                plan::split_points(
+                    &comparison.database,
+                    parent,
+                    session.plan(),
+                    &rest,
+                    wanted + 1,
+                    options,
+                )
+                .await?
+            }
+        };
         if points.is_empty() {
             if to == Wanting::Readers {
                 self.share.give_nothing();

@@ -97,6 +97,11 @@ impl RestoreCommand {
             return json_restore::run(global, &file, &target, options, &self.write).await;
         }
         options.task = self.session.task()?;
+        if options.task.is_some() && source == "latest" {
+            return Err(UsageError::new(
+                "tasks that share a restore name the snapshot by its id: one that starts later could find another one to be the latest",
+            ));
+        }
         let repository = global.open_repository().await?;
         let mut snapshot = find_filtered(global, &repository, source, &self.latest).await?;
         let target = self.target(global, &snapshot)?;

@@ -46,6 +46,8 @@ struct Status {
     snapshots: usize,
     last_backups: Vec<Backup>,
     last_verification: Option<Verification>,
+    /// The newest verification that found damage which none since has shown to be gone.
+    standing_damage: Option<Verification>,
     /// With --max-age: whether the newest complete backup is young enough.
     #[serde(skip_serializing_if = "Option::is_none")]
     backup_is_recent: Option<bool>,
@@ -99,7 +101,7 @@ impl StatusCommand {
             collections.push(Collection { id, documents });
         }
         let migrations = migrations(&connection, &self.folder).await?;
-        let (snapshots, last_backups, last_verification) =
+        let (snapshots, last_backups, [last_verification, standing_damage]) =
             last_backups(global, &database, selection.clone(), read_time).await?;
         let recent = self.max_age.map(|most| {
             let newest = last_backups.first();
@@ -122,6 +124,7 @@ impl StatusCommand {
             snapshots,
             last_backups,
             last_verification,
+            standing_damage,
         };
         show(output, &status)?;
         output.json(&status)?;
@@ -176,9 +179,9 @@ async fn last_backups(
     database: &DatabaseName,
     selection: Option<Selection>,
     now: Timestamp,
-) -> anyhow::Result<(usize, Vec<Backup>, Option<Verification>)> {
+) -> anyhow::Result<(usize, Vec<Backup>, [Option<Verification>; 2])> {
     let Some(repository) = repository(global).await? else {
-        return Ok((0, Vec::new(), None));
+        return Ok((0, Vec::new(), [None, None]));
     };
     let filter = SnapshotFilter {
         database: Some(database.clone()),
@@ -202,7 +205,11 @@ async fn last_backups(
             documents: snapshot.documents,
         })
         .collect();
-    Ok((ours.len(), last, repository.last_verification().await?))
+    let verifications = [
+        repository.last_verification().await?,
+        repository.standing_damage().await?,
+    ];
+    Ok((ours.len(), last, verifications))
 }
 
 fn show(output: output::Output, status: &Status) -> anyhow::Result<()> {
@@ -268,6 +275,15 @@ fn show(output: output::Output, status: &Status) -> anyhow::Result<()> {
         None => "never: `firebank verify --read-data` checks every byte".to_owned(),
     };
     output.data(format!("{:12} {verified}", "verified"))?;
+    match &status.standing_damage {
+        Some(damaged) if status.last_verification.as_ref() != Some(damaged) => output.data(format!(
+            "{:12} DAMAGED in {}, found {} ago; `firebank verify --read-data` tells whether that still is so",
+            "",
+            output::count(damaged.damage_count, "place"),
+            output::age((clock::now() - damaged.at).num_seconds())
+        ))?,
+        _ => {}
+    }
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! What the commands that write documents have in common: how to write, the plan, the report.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -408,6 +409,18 @@ struct Summary<'a> {
     verification: Option<VerificationView<'a>>,
 }
 
+/// The letters in a file, where it is one that can be read.
+fn lines_of(file: &Path) -> u64 {
+    let Ok(file) = std::fs::File::open(file) else {
+        return 0;
+    };
+    match file.metadata() {
+        Ok(data) if data.is_file() => BufReader::new(file).split(b'\n').map_while(Result::ok).count() as u64,
+        // Who reads the other end of a pipe has them.
+        _ => u64::MAX,
+    }
+}
+
 /// Tells how a restore or an import ended, and whether the database holds what it should, if somebody has looked.
 pub(super) fn report(
     global: &GlobalOptions,
@@ -470,11 +483,18 @@ pub(super) fn report(
         show_conflicts(output, &stats.conflicts, fates.conflicts)?;
     }
     if stats.failed > 0 {
-        tracing::error!(
-            "the database refused {}: {} has each with the reason",
-            output::count(stats.failed, "document"),
-            dead_letter_file.display()
-        );
+        let here = lines_of(dead_letter_file).min(stats.failed);
+        let file = dead_letter_file.display();
+        let refused = output::count(stats.failed, "document");
+        match stats.failed - here {
+            0 => tracing::error!("the database refused {refused}: {file} has each with the reason"),
+            gone => tracing::error!(
+                "the database refused {refused}; {file} has {} of them, and {} that an earlier process had kept there are gone: restore \
+                 again with `--mode skip-identical`, which writes what is not there and names what is refused",
+                output::number(here),
+                output::number(gone)
+            ),
+        }
     }
     tell_of_gaps(&stats.gaps, "could not be restored");
     if let Some(verification) = verification {

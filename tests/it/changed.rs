@@ -441,6 +441,35 @@ async fn moved_collections_are_found() {
     world.assert_as_names(&night).await;
 }
 
+/// The same, far from each other among a thousand names, and what was gained is of a group that nobody knows there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_for_what_goes_is_found_anywhere() {
+    for field in [Some(ago(0)), None] {
+        let (world, _) = World::open(1).await;
+        let many = (0..2500).map(|number| {
+            let group = ["a", "b"][number as usize % 2];
+            let place = path(format!("all/{:02}/{group}/{number:04}", number / 100));
+            (place, Some(body(number, Some(ago(LONG_AGO)))))
+        });
+        change_all(&world.database, many).await;
+        world.names().await;
+        world
+            .write([
+                ("all/01/a/0100", None),
+                ("all/08/orders/new", Some(body(1, field.clone()))),
+                // Two groups exchange documents, each in another thousand.
+                ("all/03/a/0300", None),
+                ("all/04/b/0301", Some(body(2, None))),
+                ("all/19/b/1901", None),
+                ("all/18/a/1801", Some(body(3, None))),
+            ])
+            .await;
+        let night = world.asked().await.snapshot;
+        assert_eq!((night.stats.new_documents, night.stats.deleted_documents), (3, 3));
+        world.assert_as_names(&night).await;
+    }
+}
+
 /// Collections that the parent has never seen, of groups that it has never seen, between what it has and past it; with the field and
 /// without.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -512,6 +512,7 @@ fn the_state_of_things_is_shown() {
         "read_time",
         "repository",
         "snapshots",
+        "standing_damage",
     ];
     assert_eq!(keys(&status), wanted);
     assert_eq!(

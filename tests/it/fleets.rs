@@ -548,12 +548,12 @@ fn make_damage(shop: &Shop) {
     std::fs::write(&largest, bytes).unwrap();
 }
 
-/// Starts a task of a restore of the newest snapshot.
-fn start_restore(shop: &Shop, index: u32, count: u32) -> Child {
+/// Starts a task of a restore.
+fn start_restore(shop: &Shop, snapshot: &str, index: u32, count: u32) -> Child {
     let mut command = shop.std_command();
     command
         .args(["--emulator", &shop.address(), "--project", SHOP])
-        .args(["restore", "latest", "--to-project", "demo-copy", "--json"])
+        .args(["restore", snapshot, "--to-project", "demo-copy", "--json"])
         .args(["--state", "state", "--parallel", "2"])
         // Slow enough that one is killed in the middle.
         .args(["--rate", "150"])
@@ -570,20 +570,17 @@ fn tasks_share_a_restore_and_go_on_where_they_were_killed() {
     let shop = Shop::empty();
     make_repository(&shop);
     shop.put(SHOP, (0..DOCUMENTS).map(|number| document(number, 0)).collect());
-    shop.back_up();
-    shop.firebank([
-        "restore",
-        "latest",
-        "--to-project",
-        "demo-copy",
-        "--task-index",
-        "0",
-        "--task-count",
-        "3",
-    ])
-    .fails(2, &["--state"]);
+    let snapshot = &shop.back_up();
+    let task = |snapshot: &str, more: &[&str]| {
+        let restore = ["restore", snapshot, "--to-project", "demo-copy"];
+        let task = ["--task-index", "0", "--task-count", "3"];
+        shop.firebank([&restore[..], &task[..], more].concat())
+    };
+    task(snapshot, &[]).fails(2, &["--state"]);
+    // The next task could take another one for it.
+    task("latest", &["--state", "state"]).fails(2, &["by its id"]);
     let mut tasks: Vec<Child> = (0..RESTORERS)
-        .map(|index| start_restore(&shop, index, RESTORERS))
+        .map(|index| start_restore(&shop, snapshot, index, RESTORERS))
         .collect();
     let begun = Instant::now();
     let checkpoints = || {
@@ -596,11 +593,11 @@ fn tasks_share_a_restore_and_go_on_where_they_were_killed() {
     }
     let _ = tasks[1].kill();
     tasks[1].wait().unwrap();
-    let wrong = start_restore(&shop, 0, 4).wait_with_output().unwrap();
+    let wrong = start_restore(&shop, snapshot, 0, 4).wait_with_output().unwrap();
     let says = String::from_utf8_lossy(&wrong.stderr).into_owned();
     assert_eq!(wrong.status.code(), Some(2), "{says}");
     assert!(says.contains("shared by 3 tasks"), "{says}");
-    tasks[1] = start_restore(&shop, 1, RESTORERS);
+    tasks[1] = start_restore(&shop, snapshot, 1, RESTORERS);
     let mut documents = 0;
     for task in tasks {
         let ended = task.wait_with_output().unwrap();

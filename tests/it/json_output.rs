@@ -54,7 +54,7 @@ const COUNTS_KEYS: [&str; 9] = [
     "target",
 ];
 
-const STATUS_KEYS: [&str; 12] = [
+const STATUS_KEYS: [&str; 13] = [
     "backup_is_recent",
     "collections",
     "database",
@@ -67,6 +67,7 @@ const STATUS_KEYS: [&str; 12] = [
     "read_time",
     "repository",
     "snapshots",
+    "standing_damage",
 ];
 
 const DIFF_KEYS: [&str; 7] = [

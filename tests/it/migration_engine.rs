@@ -64,6 +64,7 @@ on_both!(filters, super::check_filters);
 on_both!(whole_collections, super::check_whole_collections);
 on_both!(copies, super::check_copies);
 on_both!(dry_runs, super::check_dry_run);
+on_both!(steps_upon_steps, super::check_steps_upon_steps);
 on_both!(assertions, super::check_assertions);
 
 async fn check_single_documents(database: &Firestore) {
@@ -381,6 +382,41 @@ async fn check_copies(database: &Firestore) {
     assert_eq!(get(database, "ab/1").await, Some(fields(all[3].1)));
 }
 
+/// What a later step sees of an earlier one, a dry run sees as well.
+async fn check_steps_upon_steps(database: &Firestore) {
+    let names: Vec<String> = (0..30).map(|number| format!("p/{number:02}")).collect();
+    let documents: Vec<(&str, &str)> = names.iter().map(|name| (&name[..], r#"{"n": 1}"#)).collect();
+    put_json(database, &documents).await;
+    let source = migrate(
+        r#"
+        db.transform("p", (data) => ({ ...data, a: data.n }));
+        db.transform("p", (data) => ({ ...data, b: data.a + 1, at: FieldValue.serverTimestamp() }));
+        db.delete("p/07");
+        let seen = 0;
+        for (const { data } of db.documents("p")) {
+            db.assertEqual([data.n, data.a, data.b], [1, 1, 2]);
+            seen += 1;
+        }
+        db.assertEqual(seen, 29);
+        const changed = db.transform("p", ({ at, ...data }) => data);
+        db.assertEqual([changed, db.get("p/03").data], [29, { n: 1, a: 1, b: 2 }]);
+        "#,
+    );
+    for mode in [
+        RunMode::DryRun { preview: 100 },
+        RunMode::write(database, Arc::new(NoJournal)),
+    ] {
+        let script = load(source.clone()).unwrap();
+        let options = RunOptions::new(mode);
+        let stats = script
+            .run(Function::Migrate, database, options, &Progress::new())
+            .await
+            .unwrap();
+        assert_eq!((stats.updated, stats.deleted), (89, 1));
+    }
+    assert_eq!(json(database, "p/03").await, r#"{"a":1,"b":2,"n":1}"#);
+}
+
 async fn check_dry_run(database: &Firestore) {
     put_json(
         database,
@@ -573,6 +609,37 @@ async fn changes_of_others_are_kept() {
     assert_eq!(found.as_deref(), Some(r#"{"f":1,"n":100,"theirs":true}"#));
     let (found, _) = meddled("db.get('p/a'); db.set('p/a', { mine: 1 });").await;
     assert_eq!(found.as_deref(), Some(r#"{"mine":1}"#));
+}
+
+/// Also where it stands within another operation, of a script's function that is worked out at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_servers_time_is_that_of_the_write() {
+    let sandbox = sandbox().await;
+    let database = connect(&sandbox.address().to_string(), "demo-engine", "(default)").await;
+    put_json(&database, &[("p/a", r#"{"n": 1}"#)]).await;
+    let before = database.current_read_time().await.unwrap();
+    run_ok(
+        &database,
+        "db.transform('p', (data) => ({ ...data, log: FieldValue.arrayUnion({ at: FieldValue.serverTimestamp() }) }));\n\
+         db.transform('p', (data) => ({ ...data, at: FieldValue.serverTimestamp() }));\n\
+         const { at, log } = db.get('p/a').data;\n\
+         db.log(at.seconds, log[0].at.seconds);",
+    )
+    .await;
+    let found = database.get_documents(&[path("p/a")], None).await.unwrap().found;
+    let fields = canonical::decode(found.last().unwrap().body).unwrap();
+    let Value::Array(log) = &fields["log"] else {
+        panic!("{fields:?}")
+    };
+    let Value::Map(entry) = &log[0] else {
+        panic!("{fields:?}")
+    };
+    for value in [&fields["at"], &entry["at"]] {
+        let Value::Timestamp(time) = value else {
+            panic!("{fields:?}")
+        };
+        assert!(time.seconds >= before.seconds, "{fields:?}");
+    }
 }
 
 /// Lost answers: what was written is written once.

@@ -461,6 +461,40 @@ fn the_report_of_a_resumed_restore_is_of_all_of_it() {
     assert_eq!(report["conflicting"], serde_json::json!(theirs));
 }
 
+/// The record says that documents were refused; the file that names them was on a disk that is gone.
+#[test]
+fn dead_letters_that_are_gone_are_said_to_be() {
+    let (shop, id) = fine_scene(2_000);
+    let refused = shop.contents(SHOP).into_keys().next().unwrap();
+    let always = firebank::sandbox::When::Always;
+    shop.add_fault(firebank::sandbox::Fault::write(
+        tonic::Code::InvalidArgument,
+        refused,
+        always,
+    ));
+    let more = ["--state", "state", "--dead-letter-file", "lost.ndjson"];
+    let mut child = start(&shop, &id, &[&more[..], &["--rate", "500"]].concat());
+    wait_until("no checkpoint", || {
+        checkpointed(&shop, &shop.file("state")).is_some_and(|done| done > 0)
+    });
+    signal(&mut child, "-TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(shop.file("lost.ndjson").exists());
+    std::fs::remove_file(shop.file("lost.ndjson")).unwrap();
+    let resumed = shop.firebank(arguments(&id, &["--state", "state", "--resume"]));
+    assert_eq!(resumed.code, 3, "{resumed}");
+    for part in [
+        "refused 1 document",
+        "1 that an earlier process had kept there",
+        "skip-identical",
+    ] {
+        assert!(resumed.stderr.contains(part), "{resumed}");
+    }
+    let again = shop.firebank(arguments(&id, &["--mode", "skip-identical", "--json"]));
+    assert_eq!(again.code, 3, "{again}");
+    assert!(again.stderr.contains("has each with the reason"), "{again}");
+}
+
 /// Kills a restore in a mode a few times. The copy must end as `expected`.
 fn killed_in(mode: &str) {
     let (shop, id) = fine_scene(6_000);

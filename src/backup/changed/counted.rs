@@ -39,17 +39,12 @@ struct Counter<'a> {
     section: &'a Section,
 }
 
-/// Some items to be counted, all or those of one group.
-type Wanted = (Range<usize>, Option<usize>);
-
 impl Counter<'_> {
     async fn all(&self) -> Result<Option<Vec<Range<usize>>>, BackupError> {
         let items = self.section.len();
         // Where nothing is expected, nothing is still to be counted.
         let leaves = (0..items.max(1)).step_by(LEAF);
-        let leaves = leaves
-            .map(|start| (start..(start + LEAF).min(items), None))
-            .collect();
+        let leaves = leaves.map(|start| start..(start + LEAF).min(items)).collect();
         let Some(mut differing) = self.narrow_all(leaves).await? else {
             return Ok(None);
         };
@@ -60,15 +55,15 @@ impl Counter<'_> {
             let all = 0..items;
             return Ok(Some(vec![all]));
         }
-        let Some(of_groups) = self.narrow_all(groups).await? else {
+        let Some(of_groups) = self.counted_otherwise(groups).await? else {
             return Ok(None);
         };
         differing.extend(of_groups);
         Ok(Some(joined(differing)))
     }
 
-    /// The groups of the section wherever nothing differs so far.
-    fn groups(&self, differing: &[Range<usize>]) -> Vec<Wanted> {
+    /// The groups of each leaf, where nothing differs so far.
+    fn groups(&self, differing: &[Range<usize>]) -> Vec<(Range<usize>, usize)> {
         if self.section.selected.len() == 1 {
             // They were counted.
             return Vec::new();
@@ -79,22 +74,47 @@ impl Counter<'_> {
             .map(|items| items.start)
             .chain([self.section.len()]);
         let mut wanted = Vec::new();
-        for (start, end) in starts.zip(ends) {
-            for group in 0..self.section.groups.len() {
-                let items = start..end;
-                if self.section.expected(&items, Some(group)) > 0 {
-                    wanted.push((items, Some(group)));
+        for (mut start, end) in starts.zip(ends) {
+            while start < end {
+                let items = start..end.min((start / LEAF + 1) * LEAF);
+                start = items.end;
+                for group in 0..self.section.groups.len() {
+                    if self.section.expected(&items, Some(group)) > 0 {
+                        wanted.push((items.clone(), group));
+                    }
                 }
             }
         }
         wanted
     }
 
-    /// Counts, and narrows down what differs.
-    async fn narrow_all(&self, wanted: Vec<Wanted>) -> Result<Option<Vec<Range<usize>>>, BackupError> {
-        let narrowed = wanted
+    /// Where a group has not what it should, as a whole: all collections together have, so what one has lost another one has
+    /// gained, and that may be anywhere there and of a group that nobody knows.
+    async fn counted_otherwise(
+        &self,
+        wanted: Vec<(Range<usize>, usize)>,
+    ) -> Result<Option<Vec<Range<usize>>>, BackupError> {
+        let counts = wanted
             .into_iter()
-            .map(|(items, group)| self.narrow(items, group))
+            .map(|(items, group)| async move {
+                let expected = self.section.expected(&items, Some(group));
+                let count = self.count(&items, Some(group)).await?;
+                Ok::<_, BackupError>(count.map(|count| (count != expected).then_some(items)))
+            })
+            .collect::<Vec<_>>();
+        let counts: Vec<Option<Option<Range<usize>>>> = stream::iter(counts)
+            .buffered(COUNTS_AT_ONCE)
+            .try_collect()
+            .await?;
+        let counts: Option<Vec<_>> = counts.into_iter().collect();
+        Ok(counts.map(|counts| counts.into_iter().flatten().collect()))
+    }
+
+    /// Counts, and narrows down what differs.
+    async fn narrow_all(&self, leaves: Vec<Range<usize>>) -> Result<Option<Vec<Range<usize>>>, BackupError> {
+        let narrowed = leaves
+            .into_iter()
+            .map(|items| self.narrow(items))
             .collect::<Vec<_>>();
         let narrowed: Vec<Option<Vec<Range<usize>>>> = stream::iter(narrowed)
             .buffered(COUNTS_AT_ONCE)
@@ -104,18 +124,14 @@ impl Counter<'_> {
         Ok(narrowed.map(|narrowed| narrowed.concat()))
     }
 
-    async fn narrow(
-        &self,
-        items: Range<usize>,
-        group: Option<usize>,
-    ) -> Result<Option<Vec<Range<usize>>>, BackupError> {
-        let Some(count) = self.count(&items, group).await? else {
+    async fn narrow(&self, items: Range<usize>) -> Result<Option<Vec<Range<usize>>>, BackupError> {
+        let Some(count) = self.count(&items, None).await? else {
             return Ok(None);
         };
         let mut differing = Vec::new();
         let mut open = vec![(items, count)];
         while let Some((items, count)) = open.pop() {
-            if count == self.section.expected(&items, group) {
+            if count == self.section.expected(&items, None) {
                 continue;
             }
             if items.len() <= NARROW {
@@ -124,7 +140,7 @@ impl Counter<'_> {
             }
             let middle = items.start + items.len() / 2;
             let (left, right) = (items.start..middle, middle..items.end);
-            let Some(on_the_left) = self.count(&left, group).await? else {
+            let Some(on_the_left) = self.count(&left, None).await? else {
                 return Ok(None);
             };
             let Some(on_the_right) = count.checked_sub(on_the_left) else {

@@ -130,10 +130,6 @@ impl Section {
         }
     }
 
-    pub(super) fn last_key(&self) -> Option<&[u8]> {
-        self.key(self.items.len().checked_sub(1)?)
-    }
-
     /// The interval from the first of some items to the one that follows the last. The first item's begins where the section
     /// does, the last one's ends where it does.
     pub(super) fn range_of(&self, items: &Range<usize>) -> KeyRange {

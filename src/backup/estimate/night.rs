@@ -55,7 +55,7 @@ impl Scale {
 
     /// Whether counts are what tells, in the end: not where most has changed, or so much is gone that names cost less.
     fn is_worth_asking(&self, ranges: u64) -> bool {
-        let stretches = (self.deleted + self.sections(ranges)) as f64 * self.groups;
+        let stretches = (self.deleted + self.leaves(self.sections(ranges))) as f64 * self.leaf_groups;
         self.answers && self.told * 2 <= self.documents && stretches * 4.0 <= self.documents.max(64) as f64
     }
 
@@ -76,11 +76,15 @@ impl Scale {
         // Each comparison of names ends with a query that finds nothing, and a count that agrees.
         night.requests += narrowed.leaves;
         night.ask(2 * narrowed.leaves);
-        // Each group is counted wherever nothing differs.
+        // Each group of a leaf is counted wherever nothing differs.
         if !self.one_group {
-            let stretches = (narrowed.leaves + sections) as f64 * self.groups;
-            night.count(stretches.round() as u64, self.documents);
+            let stretches = (narrowed.leaves + self.leaves(sections)) as f64 * self.leaf_groups;
+            night.ask(stretches.round() as u64);
         }
+    }
+
+    fn leaves(&self, sections: u64) -> u64 {
+        (self.documents / LEAF + sections / 2).max(sections)
     }
 }
 

@@ -19,6 +19,8 @@ pub(super) struct Scale {
     pub(super) told: u64,
     /// Collection groups in a section of the parent.
     pub(super) groups: f64,
+    /// Collection groups among a thousand documents of it.
+    pub(super) leaf_groups: f64,
     /// Whether the server answers what is asked of the field.
     pub(super) answers: bool,
     /// Whether only one collection group is selected, which is counted when everything is.
@@ -46,6 +48,7 @@ impl Scale {
             deleted: 0,
             told: 0,
             groups: 1.0,
+            leaf_groups: 1.0,
             answers: false,
             one_group: options.selection.collections.is_empty()
                 && options.selection.collection_groups.len() == 1,
@@ -59,7 +62,7 @@ impl Scale {
             && let Some(told) = told_by_field(database, basis, parent).await?
         {
             (scale.told, changed, scale.answers) = (told.documents, told.changed, true);
-            scale.groups = groups_of_a_section(basis).await?;
+            (scale.groups, scale.leaf_groups) = groups_of_a_section(basis).await?;
         }
         // There are at least as many new ones as there are more, and at least as many are gone as there are less.
         let (grown, shrunk) = (
@@ -159,27 +162,54 @@ async fn told_by_field(
     Ok(Some(told))
 }
 
-/// How many collection groups a section of the parent has, as some of them do.
-async fn groups_of_a_section(basis: &Basis) -> Result<f64, BackupError> {
+/// How many collection groups a section of the parent has, and a thousand of its documents, as some of them do.
+pub(super) async fn groups_of_a_section(basis: &Basis) -> Result<(f64, f64), BackupError> {
     const LOOKED_AT: usize = 4;
     let Some(parent) = &basis.parent else {
-        return Ok(1.0);
+        return Ok((1.0, 1.0));
     };
     let of_parent = |error| BackupError::of_parent(parent.id(), error);
     let boundaries = parent.page_boundaries(LOOKED_AT).await.map_err(of_parent)?;
-    let (mut groups, mut sections) = (0, 0);
+    let (mut of_sections, mut of_leaves) = (Mean::default(), Mean::default());
     for part in KeyRange::all().cut_at(&boundaries) {
         let mut records = parent.records(part).boxed();
-        let (mut found, mut seen) = (HashSet::new(), 0);
+        let (mut in_section, mut in_leaf, mut seen) = (HashSet::new(), HashSet::new(), 0);
         while seen < changed::SECTION
             && let Some(batch) = records.try_next().await.map_err(of_parent)?
         {
             for record in batch.iter() {
-                found.insert(DocumentPath::from_key(record.key)?.collection_group().to_owned());
+                let group = DocumentPath::from_key(record.key)?.collection_group().to_owned();
+                in_leaf.insert(group.clone());
+                in_section.insert(group);
+                seen += 1;
+                if seen % 1000 == 0 {
+                    of_leaves.add(in_leaf.len());
+                    in_leaf.clear();
+                }
             }
-            seen += batch.len();
         }
-        (groups, sections) = (groups + found.len(), sections + 1);
+        if !in_leaf.is_empty() {
+            of_leaves.add(in_leaf.len());
+        }
+        of_sections.add(in_section.len());
     }
-    Ok((groups as f64 / f64::from(sections.max(1))).max(1.0))
+    Ok((of_sections.value(), of_leaves.value()))
+}
+
+#[derive(Default)]
+struct Mean {
+    sum: usize,
+    count: usize,
+}
+
+impl Mean {
+    fn add(&mut self, value: usize) {
+        self.sum += value;
+        self.count += 1;
+    }
+
+    /// At least 1.
+    fn value(&self) -> f64 {
+        (self.sum as f64 / self.count.max(1) as f64).max(1.0)
+    }
 }

@@ -19,7 +19,7 @@ use tonic::Code;
 use super::change::{After, Base, Change, ChangeError, OnConflict};
 use super::failure::Failure;
 use super::sink::{Ready, Sink, Undone};
-use crate::document::{DocumentPath, Timestamp, canonical};
+use crate::document::{DocumentBatch, DocumentPath, DocumentRef, Timestamp, canonical};
 use crate::firestore::Firestore;
 use crate::migration::{CollectionStats, StoredDocument};
 
@@ -35,6 +35,8 @@ pub(super) struct Entry {
     pub(super) on_conflict: OnConflict,
     pub(super) site: Arc<str>,
     pub(super) supersedes: bool,
+    /// Whether an earlier write of the run has made the document something else than the script saw.
+    pub(super) outdated: bool,
 }
 
 /// What became of a batch.
@@ -85,6 +87,10 @@ impl<S: Sink> Delivery<S> {
             let mut ready = Vec::with_capacity(entries.len());
             let mut waiting = Vec::with_capacity(entries.len());
             for mut entry in entries {
+                if let (true, OnConflict::Rerun(function)) = (entry.outdated, entry.on_conflict) {
+                    delivered.rerun.push((function, entry.path));
+                    continue;
+                }
                 match prepare(&mut entry, now)? {
                     Some(write) => {
                         ready.push(write);
@@ -124,6 +130,15 @@ impl<S: Sink> Delivery<S> {
     async fn fetch_bases(&self, entries: &mut [Entry]) -> Result<(), Failure> {
         for entry in entries.iter_mut() {
             if let Some(pretended) = self.sink.pretended(&entry.path) {
+                let same = match (&entry.base, &pretended) {
+                    (Base::Stored(stored), Some(body)) => stored.body == *body,
+                    (Base::Absent, None) => true,
+                    _ => false,
+                };
+                if same {
+                    continue;
+                }
+                entry.outdated = !matches!(entry.base, Base::Unknown);
                 entry.base = match pretended {
                     Some(body) => Base::Stored(Arc::new(StoredDocument {
                         body,
@@ -152,6 +167,26 @@ impl<S: Sink> Delivery<S> {
             }
         }
         Ok(())
+    }
+
+    /// What a scan brought, with what earlier writes made of it where the database does not have that.
+    pub(super) fn as_pretended(&self, batch: DocumentBatch) -> Result<DocumentBatch, Failure> {
+        if !self.sink.pretends() {
+            return Ok(batch);
+        }
+        let mut pretended = DocumentBatch::new();
+        for document in batch.iter() {
+            let path = document.path().map_err(|_| Failure::Gone)?;
+            match self.sink.pretended(&path) {
+                None => pretended.push(document),
+                Some(Some(body)) => pretended.push(DocumentRef {
+                    body: &body,
+                    ..document
+                }),
+                Some(None) => {}
+            }
+        }
+        Ok(pretended)
     }
 
     /// Documents by name, as they are now.

@@ -76,7 +76,12 @@ impl Draft {
             Self::Value(_) | Self::Number(_) => true,
             Self::Array(drafts) => drafts.iter().all(Self::is_timeless),
             Self::Map(drafts) => are_timeless(drafts),
-            Self::Operation(operation) => *operation != Operation::ServerTimestamp,
+            Self::Operation(Operation::ServerTimestamp) => false,
+            Self::Operation(Operation::Delete) => true,
+            Self::Operation(Operation::Increment(by)) => by.is_timeless(),
+            Self::Operation(Operation::ArrayUnion(drafts) | Operation::ArrayRemove(drafts)) => {
+                drafts.iter().all(Self::is_timeless)
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 
 use super::bulk::Bulk;
 use super::change::Write;
+use super::deliver::Delivery;
 use super::failure::Failure;
 use super::scan::{Scan, Source};
 use super::sink::Sink;
@@ -226,14 +227,17 @@ impl<S: Sink> Server<S> {
     async fn open(&mut self, query: Query) -> Result<mpsc::Receiver<Scanned>, Failure> {
         let scan = self.scan(Source::Query(query)).await?;
         let (sender, receiver) = mpsc::channel(READ_AHEAD);
-        self.scans.spawn(pass_on(scan, sender));
+        let delivery = self.writer.delivery().clone();
+        self.scans.spawn(pass_on(scan, delivery, sender));
         Ok(receiver)
     }
 }
 
-async fn pass_on(mut scan: Scan, sender: mpsc::Sender<Scanned>) {
+async fn pass_on<S: Sink>(mut scan: Scan, delivery: Arc<Delivery<S>>, sender: mpsc::Sender<Scanned>) {
     loop {
-        let scanned = match scan.next().await {
+        let next = scan.next().await;
+        let next = next.and_then(|batch| batch.map(|batch| delivery.as_pretended(batch)).transpose());
+        let scanned = match next {
             Ok(Some(batch)) => Scanned::Documents(batch),
             Ok(None) => Scanned::End,
             Err(failure) => Scanned::Failed(failure),

@@ -42,6 +42,11 @@ pub(super) trait Sink: Send + Sync + 'static {
     /// Does nothing more: what is not on its way yet is not done.
     fn stop(&self) {}
 
+    /// Whether what is written is only kept in mind.
+    fn pretends(&self) -> bool {
+        false
+    }
+
     /// What an earlier write made of a document where the database does not have it: `Some(None)` for a deletion.
     fn pretended(&self, _path: &DocumentPath) -> Option<Option<Bytes>> {
         None
@@ -162,6 +167,10 @@ impl Sink for Pretend {
             }
         }
         Ok(HashMap::new())
+    }
+
+    fn pretends(&self) -> bool {
+        true
     }
 
     fn pretended(&self, path: &DocumentPath) -> Option<Option<Bytes>> {

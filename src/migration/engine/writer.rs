@@ -58,7 +58,7 @@ impl<S: Sink> Writer<S> {
         !self.under_way.is_empty()
     }
 
-    pub(super) fn delivery(&self) -> &Delivery<S> {
+    pub(super) fn delivery(&self) -> &Arc<Delivery<S>> {
         &self.delivery
     }
 
@@ -98,6 +98,7 @@ impl<S: Sink> Writer<S> {
                     on_conflict: write.on_conflict,
                     site: write.site,
                     supersedes: false,
+                    outdated: false,
                 });
             }
         }
