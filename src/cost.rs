@@ -14,10 +14,10 @@ use serde::{Deserialize, Serialize};
 
 pub use region::{BucketPlace, Crossing, crossing};
 
-/// The month that the table is of.
-const AS_OF: &str = "2025-06";
-/// Prices in US dollars: location; reads, writes and deletes per 100,000, as <https://cloud.google.com/firestore/pricing> lists them
-/// for the Standard edition; a month of a GiB in a bucket of the Standard class in the same place, as
+/// The year that the table is of.
+const AS_OF: &str = "2025";
+/// Prices in US dollars: location; reads, writes and deletes per 100,000, as copies of <https://cloud.google.com/firestore/pricing> list
+/// them for the Standard edition (`us-central1` as the other regions of its price group); a month of a GiB in a bucket of the Standard class in the same place, as
 /// <https://cloud.google.com/storage/pricing> does.
 const TABLE: [(&str, [f64; 4]); 4] = [
     ("nam5", [0.06, 0.18, 0.02, 0.026]),

@@ -401,7 +401,7 @@ fn report(
         output::bytes(freed),
     ))?;
     output.line(format!(
-        "{} stand on {}, {}.",
+        "What stays: {}, {}, {}.",
         output::count(sweep.snapshots, "snapshot"),
         output::count(sweep.kept_objects, "object"),
         output::bytes(sweep.kept_bytes),

@@ -351,18 +351,23 @@ pub(super) fn tell_of_gaps(gaps: &[Gap], what: &str) {
 
 fn show_references(output: Output, references: &ReferenceCounts) -> anyhow::Result<()> {
     let lines = [
-        (references.renamed, "follow renamed collections"),
+        (references.renamed, "follows", "follow", "renamed collections"),
         (
             references.kept,
-            "keep pointing into the database that the snapshot was taken of",
+            "keeps pointing",
+            "keep pointing",
+            "into the database that the snapshot was taken of",
         ),
         (
             references.foreign,
-            "lead to documents of other databases, and are left as they are",
+            "leads to another database, and is",
+            "lead to other databases, and are",
+            "left alone",
         ),
     ];
-    for (count, what) in lines.into_iter().filter(|(count, _)| *count > 0) {
-        output.line(format!("{} {what}.", output::count(count, "reference")))?;
+    for (count, one, many, what) in lines.into_iter().filter(|(count, ..)| *count > 0) {
+        let does = if count == 1 { one } else { many };
+        output.line(format!("{} {does} {what}.", output::count(count, "reference")))?;
     }
     Ok(())
 }

@@ -529,7 +529,7 @@ async fn all_readers_together_keep_to_the_rate() {
     assert!((1..=4).contains(&most), "{most} streams at once of two readers");
     // A second's worth may come at once.
     let least = (DOCUMENTS as f64 - 1_500.0) / 1_000.0;
-    assert!((least..30.0).contains(&seconds), "{seconds}");
+    assert!(seconds >= least, "{seconds}");
     assert_snapshot_is(
         &repository,
         &stats.snapshot,
