@@ -23,7 +23,7 @@ pub struct RetryPolicy {
 }
 
 impl Default for RetryPolicy {
-    /// Ten attempts with waits up to 32 s: about a minute and a half on average before giving up.
+    /// Twelve attempts with waits up to 32 s: about a minute on average before giving up.
     fn default() -> Self {
         Self {
             base: Duration::from_millis(100),
