@@ -466,12 +466,7 @@ fn the_report_of_a_resumed_restore_is_of_all_of_it() {
 fn dead_letters_that_are_gone_are_said_to_be() {
     let (shop, id) = fine_scene(2_000);
     let refused = shop.contents(SHOP).into_keys().next().unwrap();
-    let always = firebank::sandbox::When::Always;
-    shop.add_fault(firebank::sandbox::Fault::write(
-        tonic::Code::InvalidArgument,
-        refused,
-        always,
-    ));
+    shop.add_fault(Fault::write(tonic::Code::InvalidArgument, refused, When::Always));
     let more = ["--state", "state", "--dead-letter-file", "lost.ndjson"];
     let mut child = start(&shop, &id, &[&more[..], &["--rate", "500"]].concat());
     wait_until("no checkpoint", || {
