@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use firebank::archive::{Decision, SweepOptions, session, sweep};
-use firebank::document::{Value, canonical};
+use firebank::document::{DocumentPath, Fields, Value, canonical};
 use firebank::firestore::{BulkWriter, CommitWrite, Precondition, WriteFailure, WriteFence, WriteOptions};
 use firebank::migration::{
     History, Lock, LockOptions, MigrateOptions, MigrationError, RecordStatus, RollbackOptions,
@@ -27,6 +27,23 @@ type Documents = BTreeMap<String, Vec<u8>>;
 const COUNTS: &str = "export function migrate(db) {
   db.transform('items', (item) => ({ ...item, number: item.number + 1 }));
 }";
+
+/// Writes (what a query could find is written before it runs), and then runs until somebody opens the gate.
+const COUNTS_AND_WAITS: &str = "export function migrate(db) {
+  db.transform('items', (item) => ({ ...item, number: item.number + 1 }));
+  db.count('items');
+  while (db.count('gate') === 0);
+}";
+
+/// Opens the gate of [`COUNTS_AND_WAITS`], or takes it away again.
+async fn gate(bench: &Bench, fields: Option<Fields>) {
+    let write = CommitWrite {
+        path: DocumentPath::parse("gate/open").unwrap(),
+        fields,
+        condition: Precondition::None,
+    };
+    bench.database.commit(&[write]).await.unwrap();
+}
 
 /// A runner that writes so slowly that much waits for its turn, and whose heartbeat is too seldom to notice anything.
 fn slow_runner(bench: &Bench, rate: f64) -> Runner {
@@ -172,17 +189,18 @@ async fn recovery_in_a_copy_leaves_a_snapshot_to_its_original() {
     let address = sandbox.address().to_string();
     let original = Bench::new(&address, "original", 300).await;
     let before = original.documents().await;
-    original.script("v1_count", COUNTS);
+    original.script("v1_count", COUNTS_AND_WAITS);
     // As it was while it ran.
     let running = {
-        let runner = slow_runner(&original, 300.0);
-        let progress = Progress::new();
         let copied = async {
             original.until(|documents| *documents != before).await;
-            copy(&original, &address, "staging").await
+            let copied = copy(&original, &address, "staging").await;
+            gate(&original, Some(Fields::new())).await;
+            copied
         };
-        let (migrated, staging) = tokio::join!(runner.migrate(MigrateOptions::default(), &progress), copied);
+        let (migrated, staging) = tokio::join!(original.migrate(), copied);
         migrated.unwrap();
+        gate(&original, None).await;
         staging
     };
     assert_eq!(running.status("v1_count").await, RecordStatus::Running);
