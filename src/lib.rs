@@ -62,6 +62,7 @@ pub mod migration;
 pub mod path_filter;
 pub mod progress;
 pub mod prune;
+mod records;
 pub mod restore;
 pub mod sandbox;
 pub mod schedule;

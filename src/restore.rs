@@ -25,11 +25,13 @@ mod renames;
 mod retry;
 mod rules;
 mod session;
+mod shared;
 mod write;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::future::Either;
@@ -37,9 +39,10 @@ use tokio::sync::mpsc;
 
 use crate::archive::{ArchiveError, Lease, SessionId, SnapshotReader};
 use crate::document::{DatabaseName, DocumentPath, FieldMask, KeyRange, PathError, Timestamp};
-use crate::firestore::{self, BulkWriter, Firestore, WriteOptions, WriteStats};
+use crate::firestore::{self, BulkWriter, Firestore, Throttle, WriteOptions, WriteStats};
 use crate::path_filter::{PathFilter, without_lock};
 use crate::progress::Progress;
+use crate::records::shares::SharesError;
 use crate::stop::Stop;
 use crate::store::StoreError;
 use crate::task::Task;
@@ -59,7 +62,7 @@ pub use renames::{Rename, RenameError, Renames};
 pub use retry::{RetryError, retry};
 pub use rules::{Fates, RestoreMode};
 pub(crate) use rules::{Found, Look, Rules};
-use session::RestoreSession;
+use session::{Plan, RestoreSession};
 pub use session::{RestoreSessions, SessionOptions, UnfinishedRestore};
 pub(crate) use write::{Account, DRAIN_PATIENCE, Reads};
 use write::{End, RangeState, Ranges, Writing};
@@ -94,6 +97,7 @@ pub struct RestoreOptions {
     /// Restores what is intact around damage, instead of stopping there.
     pub skip_damaged: bool,
     /// Restore only the share of one of several tasks: together they restore all. They must be given the same of everything else.
+    /// A restore that is [shared](SessionOptions::shared) chooses the shares itself.
     pub task: Option<Task>,
     /// Where it is recorded how far the restore is, so that it can be resumed.
     pub session: Option<SessionOptions>,
@@ -153,8 +157,8 @@ impl RestoreOptions {
             note("--skip-damaged", "yes".to_owned());
         }
         if let Some(task) = self.task {
-            note("--task-index", task.index().to_string());
-            note("--task-count", task.count().to_string());
+            note(session::TASK_INDEX, task.index().to_string());
+            note(session::TASK_COUNT, task.count().to_string());
             // The cuts depend on it, and so what the shares are.
             note("--parallel", self.parallel.to_string());
         }
@@ -264,7 +268,7 @@ impl RestoreCounts {
 }
 
 /// What a restore did.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct RestoreStats {
     /// Documents that were chosen.
     pub documents: u64,
@@ -292,10 +296,36 @@ pub struct RestoreStats {
     pub billed_writes: u64,
     /// Deletions that are billed.
     pub billed_deletes: u64,
+    /// Of a restore that is [shared](SessionOptions::shared), the tasks whose shares are counted here: those that this process has
+    /// done, and its own one also when that was done before.
+    pub shares: Vec<Task>,
     /// How the writer fared, in this process.
     pub writes: WriteStats,
     /// How long it took, in this process.
     pub duration: Duration,
+}
+
+impl RestoreStats {
+    /// Adds what was done of another part; not the time that it took.
+    fn add(&mut self, other: Self) {
+        self.documents += other.documents;
+        self.bytes += other.bytes;
+        self.written += other.written;
+        self.existing += other.existing;
+        self.failed += other.failed;
+        self.gaps.extend(other.gaps);
+        self.fates += other.fates;
+        let mut conflicts = Conflicts::default();
+        let paths = self.conflicts.iter().chain(&other.conflicts);
+        paths.for_each(|path| conflicts.note(path));
+        self.conflicts = conflicts.paths();
+        self.references += other.references;
+        self.billed_reads += other.billed_reads;
+        self.billed_writes += other.billed_writes;
+        self.billed_deletes += other.billed_deletes;
+        self.shares.extend(other.shares);
+        self.writes += other.writes;
+    }
 }
 
 /// A restore that stopped. What it wrote before stays written; to run it again does no harm.
@@ -340,6 +370,15 @@ pub enum RestoreError {
         /// What goes on with it.
         session: Option<SessionId>,
     },
+    /// Somebody asked one of several tasks to stop.
+    #[error(
+        "stopped after {}: what was written stays written, and the same command goes on from there, if no other task does",
+        documents_in_words(*documents)
+    )]
+    TaskStopped {
+        /// Documents that are done by this process.
+        documents: u64,
+    },
     /// A restore cannot be resumed with other options.
     #[error(
         "restore {session} cannot be resumed like this: {differences}. Resume it as it was begun, or begin a new one without \
@@ -351,6 +390,9 @@ pub enum RestoreError {
         /// What differs.
         differences: String,
     },
+    /// Tasks that share a restore do not agree upon what it is.
+    #[error(transparent)]
+    Shares(SharesError),
     /// Another process goes on with the session.
     #[error("another process has gone on with restore {session}: this one stops")]
     SessionTaken {
@@ -409,7 +451,20 @@ pub async fn restore(
     progress: &Progress,
 ) -> Result<RestoreStats, RestoreError> {
     let lease = Lease::of(reader, "restore").await?;
-    let restored = restore_all(reader, database, options, progress).await;
+    let is_shared = options
+        .session
+        .as_ref()
+        .is_some_and(|session| session.shared.is_some());
+    let restored = match is_shared {
+        true => shared::restore_shares(reader, database, options, progress).await,
+        false => {
+            let settled = Settled {
+                throttle: options.write.throttle(),
+                id: None,
+            };
+            restore_all(reader, database, options, settled, progress).await
+        }
+    };
     lease.release().await;
     match restored {
         Err(RestoreError::Archive(error)) => {
@@ -419,10 +474,18 @@ pub async fn restore(
     }
 }
 
+/// What is settled before a restore begins, or a share of it.
+struct Settled {
+    throttle: Arc<Throttle>,
+    /// Of a new session; `None` for any.
+    id: Option<SessionId>,
+}
+
 async fn restore_all(
     reader: &SnapshotReader,
     database: &Firestore,
     options: RestoreOptions,
+    Settled { throttle, id }: Settled,
     progress: &Progress,
 ) -> Result<RestoreStats, RestoreError> {
     let start = Instant::now();
@@ -432,13 +495,13 @@ async fn restore_all(
     }
     let refusals = options.refusals(options.rules(None, target)?.look());
     let sink = options.sink(refusals.clone());
-    let writer = BulkWriter::new(database, options.write.clone(), sink);
+    let writer = BulkWriter::with_throttle(database, options.write.clone(), throttle, sink);
     progress.watch(writer.pace());
     let purpose = Purpose::Write(writer.encoder());
     let decide = Decide::new(reader, target, Some(database), &options, purpose)?;
     decide.check_renames(options.skip_damaged).await?;
 
-    let (mut session, ranges) = begin(reader, database, &options).await?;
+    let (mut session, ranges) = begin(reader, database, &options, id).await?;
     let ranges = ranges.with(refusals);
     let done = ranges.counts();
     progress.add(done.documents, done.bytes);
@@ -476,7 +539,11 @@ async fn restore_all(
         });
     }
     if let Some(session) = session {
-        session.remove().await;
+        match options.session.is_some_and(|session| session.shared.is_some()) {
+            // Others would take it for one that nobody has begun.
+            true => session.mark_done().await?,
+            false => session.remove().await,
+        }
     }
     let mut stats = ranges.counts().stats(writes, ranges.conflicts(), start.elapsed());
     stats.gaps = ranges.gaps().to_vec();
@@ -497,16 +564,11 @@ async fn begin(
     reader: &SnapshotReader,
     database: &Firestore,
     options: &RestoreOptions,
+    id: Option<SessionId>,
 ) -> Result<(Option<RestoreSession>, Ranges), RestoreError> {
     let plan = |pieces: &[KeyRange]| {
-        session::plan(
-            reader.repository().id(),
-            reader.id(),
-            database.database(),
-            options.described(),
-            pieces,
-            &options.dead_letter_file,
-        )
+        let from = (reader.repository().id(), reader.id());
+        Plan::new(from, database.database(), options, pieces)
     };
     if let Some(SessionOptions {
         sessions,
@@ -519,7 +581,7 @@ async fn begin(
     }
     let pieces = options.cut(reader).await?;
     let session = match &options.session {
-        Some(options) => Some(options.sessions.begin(plan(&pieces)).await?),
+        Some(options) => Some(options.sessions.begin(id, &plan(&pieces)).await?),
         None => None,
     };
     let ranges = Ranges::new(pieces.into_iter().map(RangeState::new).collect());
@@ -542,6 +604,7 @@ impl RestoreCounts {
             billed_writes: self.billed_writes,
             billed_deletes: self.billed_deletes,
             gaps: Vec::new(),
+            shares: Vec::new(),
             writes,
             duration,
         }

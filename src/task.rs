@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+pub use crate::records::shares::{SharedWork, SharesError};
+
 /// A task, by its number among those that share an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Task {

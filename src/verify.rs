@@ -4,9 +4,12 @@
 mod counts;
 mod database;
 mod restored;
+mod shared;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
 
 use crate::archive::forget::is_missing_object;
 use crate::archive::{
@@ -19,6 +22,7 @@ use crate::progress::Progress;
 pub use counts::{CountOf, CountStats, CountedPart, verify_counts};
 pub use database::{CompareOptions, DatabaseStats, Sample, verify_database, verify_sample};
 pub use restored::{VerifyRestoreError, verify_restore};
+pub use shared::{VerifySharedError, verify_shared};
 
 /// What to check.
 #[derive(Clone, Debug, Default)]
@@ -40,7 +44,7 @@ impl VerifyOptions {
 }
 
 /// What was looked at and what was found.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct VerifyStats {
     /// Snapshots that were checked.
     pub snapshots: u64,
@@ -64,6 +68,24 @@ impl VerifyStats {
     /// Whether nothing is damaged.
     pub fn is_intact(&self) -> bool {
         self.damage_count == 0
+    }
+
+    /// Adds another share of the data. The structure is looked at with each, so the same may be found in both.
+    fn add(&mut self, other: Self) {
+        let found_again = |damage: &&Damage| self.damage.contains(damage);
+        let again = other.damage.iter().filter(found_again).count() as u64;
+        self.snapshots = self.snapshots.max(other.snapshots);
+        self.documents = self.documents.max(other.documents);
+        self.objects = self.objects.max(other.objects);
+        self.stored_bytes += other.stored_bytes;
+        self.data_bytes += other.data_bytes;
+        self.damage_count += other.damage_count - again;
+        let new = other
+            .damage
+            .into_iter()
+            .filter(|damage| !self.damage.contains(damage));
+        let new: Vec<Damage> = new.collect();
+        self.damage.extend(new);
     }
 }
 

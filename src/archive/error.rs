@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::ids::SnapshotId;
 use crate::document::{DocumentKey, DocumentPath, KeyRange};
@@ -208,7 +208,7 @@ impl From<tokio::task::JoinError> for ArchiveError {
 }
 
 /// What sort of damage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DamageKind {
     /// The object does not exist.
@@ -226,7 +226,7 @@ pub enum DamageKind {
 }
 
 /// One thing that is wrong with an archive.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Damage {
     /// The object's name.
     pub object: String,

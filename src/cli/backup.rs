@@ -14,7 +14,7 @@ use super::cost_args::{self, PricesArgs};
 use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
 use super::snapshots::lag_seconds;
-use super::task_args::TaskArgs;
+use super::task_args::{EXECUTION_VARIABLE, TaskArgs, execution, given_or_own};
 use super::write_args::positive;
 use super::{Outcome, UsageError, backup_plan, durations, json_backup, output};
 use crate::archive::{Consistency, Counts, ReadMode, Repository, Selection, Snapshot};
@@ -155,7 +155,7 @@ struct Options {
     task: TaskArgs,
     /// What tells these tasks from those of another time: one that is started again after the backup is there says so and ends well, one
     /// of another execution is refused [default: in a Cloud Run Job, its execution]
-    #[arg(long, value_name = "ID", env = "FIREBANK_EXECUTION", hide_env_values = true)]
+    #[arg(long, value_name = "ID", env = EXECUTION_VARIABLE, hide_env_values = true)]
     execution: Option<String>,
     /// Back up the database as it was then, such as 2026-01-31T22:00:00Z: any moment of the last hour, and with point-in-time
     /// recovery any whole minute of the last seven days
@@ -257,14 +257,6 @@ impl BackupCommand {
     }
 }
 
-/// The execution of a Cloud Run Job that this process is a task of. Its tasks, and those that are started again in their place,
-/// know each other by it: <https://cloud.google.com/run/docs/container-contract#jobs-env-vars>.
-fn execution() -> Option<String> {
-    std::env::var("CLOUD_RUN_EXECUTION")
-        .ok()
-        .filter(|name| !name.is_empty())
-}
-
 impl Options {
     fn is_resumable(&self) -> bool {
         self.format == Format::Snapshot
@@ -297,10 +289,7 @@ impl Options {
             ));
         }
         let task = task.map(|task| TaskOptions {
-            execution: self
-                .execution
-                .filter(|execution| !execution.is_empty())
-                .or_else(execution),
+            execution: given_or_own(self.execution),
             ..TaskOptions::new(task)
         });
         let (read, changed) = match self.read {

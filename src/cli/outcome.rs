@@ -101,7 +101,10 @@ fn disagrees_with_others(error: &anyhow::Error) -> bool {
 /// Whether somebody asked the command to stop, and it did.
 fn was_stopped(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(BackupError::Stopped { .. }))
-        || matches!(error.downcast_ref(), Some(RestoreError::Stopped { .. }))
+        || matches!(
+            error.downcast_ref(),
+            Some(RestoreError::Stopped { .. } | RestoreError::TaskStopped { .. })
+        )
         || matches!(error.downcast_ref(), Some(ImportError::Stopped { .. }))
         || matches!(error.downcast_ref(), Some(RetryError::Stopped { .. }))
 }

@@ -20,13 +20,15 @@ use super::{Outcome, UsageError, json_restore, output};
 use crate::archive::{Snapshot, SnapshotFilter, SnapshotReader};
 use crate::cost::Cost;
 use crate::document::DatabaseName;
+use crate::firestore::Firestore;
 use crate::json::{DocumentsFile, is_ndjson};
 use crate::progress::Progress;
 use crate::restore::{
     RestoreError, RestoreMode, RestoreOptions, RestorePlan, check_restore, plan_restore, restore, retry,
 };
 use crate::stop::Stop;
-use crate::verify::verify_restore;
+use crate::task::{SharedWork, SharesError, Task};
+use crate::verify::{DatabaseStats, VerifyRestoreError, verify_restore};
 
 #[derive(Args, Debug)]
 pub(crate) struct RestoreCommand {
@@ -58,7 +60,7 @@ pub(crate) struct RestoreCommand {
 }
 
 /// A dead letter says itself what is to be written and when. Whoever gives one of these counts on it.
-const RETRY_HEEDS_NOT: [&str; 18] = [
+const RETRY_HEEDS_NOT: [&str; 19] = [
     "source",
     "in_place",
     "verify",
@@ -73,6 +75,7 @@ const RETRY_HEEDS_NOT: [&str; 18] = [
     "no_check",
     "resume",
     "skip_damaged",
+    "session",
     "task_index",
     "task_count",
     "tags",
@@ -96,8 +99,9 @@ impl RestoreCommand {
             let file = [DocumentsFile::at(file)];
             return json_restore::run(global, &file, &target, options, &self.write).await;
         }
-        options.task = self.session.task()?;
-        if options.task.is_some() && source == "latest" {
+        let shared = self.session.shared()?;
+        options.task = shared.as_ref().map(|shared| shared.task);
+        if shared.is_some() && source == "latest" {
             return Err(UsageError::new(
                 "tasks that share a restore name the snapshot by its id: one that starts later could find another one to be the latest",
             ));
@@ -105,7 +109,14 @@ impl RestoreCommand {
         let repository = global.open_repository().await?;
         let mut snapshot = find_filtered(global, &repository, source, &self.latest).await?;
         let target = self.target(global, &snapshot)?;
-        if !self.write.dry_run {
+        if let Some(shared) = shared
+            && !self.write.dry_run
+        {
+            if self.write.dead_letter_file.is_none() {
+                options.dead_letter_file = dead_letters_of(&shared);
+            }
+            options.session = Some(self.session.shared_options(global, shared)?);
+        } else if !self.write.dry_run {
             let is_latest = source == "latest";
             let session = self
                 .session
@@ -178,7 +189,7 @@ impl RestoreCommand {
             ),
             (
                 self.session.names_task(),
-                "--task-index and --task-count share a restore of a snapshot",
+                "--session, --task-index and --task-count share a restore of a snapshot",
             ),
             (!self.latest.is_empty(), "--tag and --host choose among snapshots"),
         ];
@@ -234,6 +245,13 @@ impl RestoreCommand {
     }
 }
 
+/// The same for a task that is started again: then the file has all of its dead letters.
+fn dead_letters_of(shared: &SharedWork) -> PathBuf {
+    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || letter == '-' || letter == '_';
+    let name = shared.name.replace(|letter| !is_plain(letter), "_");
+    PathBuf::from(format!("firebank-failed-{name}-{}.ndjson", shared.task.index()))
+}
+
 async fn write_snapshot(
     global: &GlobalOptions,
     reader: &SnapshotReader,
@@ -253,7 +271,13 @@ async fn write_snapshot(
     drop(display);
     let stats = match restored {
         Err(other @ RestoreError::OtherOptions { .. }) => return Err(UsageError::new(other.to_string())),
-        Err(plain @ (RestoreError::Stopped { .. } | RestoreError::State { .. })) => return Err(plain.into()),
+        Err(
+            plain @ (RestoreError::Stopped { .. }
+            | RestoreError::TaskStopped { .. }
+            | RestoreError::State { .. }
+            | RestoreError::Shares(SharesError::Used { .. })),
+        ) => return Err(plain.into()),
+        Err(RestoreError::Shares(disagreement)) => return Err(UsageError::new(disagreement.to_string())),
         restored => restored.map_err(wrong_usage).with_context(|| {
             format!(
                 "the restore of snapshot {} into {target} stopped after {} (--resume goes on from there)",
@@ -268,7 +292,10 @@ async fn write_snapshot(
     }
     let progress = Arc::new(Progress::new());
     let display = ProgressDisplay::start("comparing", &progress, global.quiet);
-    let compared = verify_restore(reader, &database, &options, &progress).await;
+    let compared = match options.task {
+        Some(own) => verify_shares(reader, &database, &options, (own, &stats.shares), &progress).await,
+        None => verify_restore(reader, &database, &options, &progress).await,
+    };
     drop(display);
     match compared {
         Ok(compared) => {
@@ -288,6 +315,25 @@ async fn write_snapshot(
                 .context("what was restored could not be verified; `firebank verify --live` tries it again")
         }
     }
+}
+
+/// Compares a task's own share, also when another task has restored it, and those that it has taken over.
+async fn verify_shares(
+    reader: &SnapshotReader,
+    database: &Firestore,
+    options: &RestoreOptions,
+    (own, shares): (Task, &[Task]),
+    progress: &Progress,
+) -> Result<DatabaseStats, VerifyRestoreError> {
+    let mut compared = verify_restore(reader, database, options, progress).await?;
+    for &share in shares.iter().filter(|&&share| share != own) {
+        let options = RestoreOptions {
+            task: Some(share),
+            ..options.clone()
+        };
+        compared.add(verify_restore(reader, database, &options, progress).await?);
+    }
+    Ok(compared)
 }
 
 /// The file of documents that `source` names: as a path, or as a file's name in the repository's folder.

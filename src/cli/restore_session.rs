@@ -6,13 +6,13 @@ use anyhow::Context;
 use clap::Args;
 
 use super::options::GlobalOptions;
-use super::task_args::TaskArgs;
+use super::task_args::SharedArgs;
 use super::{UsageError, output};
 use crate::archive::{RepositoryId, SnapshotId};
 use crate::document::DatabaseName;
 use crate::restore::{RestoreOptions, RestoreSessions, SessionOptions, UnfinishedRestore};
 use crate::store::{Address, AddressError, Store, StoreError};
-use crate::task::Task;
+use crate::task::SharedWork;
 
 const STATE_VARIABLE: &str = "FIREBANK_STATE";
 
@@ -33,7 +33,7 @@ pub(super) struct SessionArgs {
     #[command(flatten)]
     state: StateArgs,
     #[command(flatten)]
-    task: TaskArgs,
+    shared: SharedArgs,
     /// Restore what is intact around damage, and list what is not
     #[arg(long)]
     pub(super) skip_damaged: bool,
@@ -54,6 +54,31 @@ impl StateArgs {
         }
     }
 
+    /// The place, where one was given.
+    pub(super) fn chosen(&self, global: &GlobalOptions) -> anyhow::Result<Option<Store>> {
+        match self.given() {
+            Some(_) => self.store(global).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn store(&self, global: &GlobalOptions) -> anyhow::Result<Store> {
+        let address = self.address()?;
+        Store::create_at(&address, &global.bucket_options())
+            .with_context(|| format!("cannot keep state in {address}: name another place with --state"))
+    }
+
+    /// Says no where a record would not be kept. The variable may be meant for other commands.
+    pub(super) fn refuse(&self, why: &str) -> anyhow::Result<()> {
+        let variable = std::env::var(STATE_VARIABLE).ok();
+        match self.given() {
+            Some(state) if variable.as_deref() != Some(state) => {
+                Err(UsageError::new(format!("--state {state}: {why}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Those that are there; `None` where there never were any.
     pub(super) fn existing(&self, global: &GlobalOptions) -> anyhow::Result<Option<RestoreSessions>> {
         let address = self.address()?;
@@ -68,41 +93,47 @@ impl StateArgs {
 }
 
 impl SessionArgs {
-    /// Says no where a record would not be kept. The variable may be meant for other commands.
+    /// Says no where a record would not be kept.
     pub(super) fn refuse_state(&self, why: &str) -> anyhow::Result<()> {
-        let variable = std::env::var(STATE_VARIABLE).ok();
-        match self.state.given() {
-            Some(state) if variable.as_deref() != Some(state) => {
-                Err(UsageError::new(format!("--state {state}: {why}")))
-            }
-            _ => Ok(()),
-        }
+        self.state.refuse(why)
     }
 
-    /// The task whose share is restored. Tasks go on with what an earlier process of theirs has left, so they need a place for
-    /// their state that outlives them.
-    pub(super) fn task(&self) -> anyhow::Result<Option<Task>> {
-        // A job of one task shares with nobody.
-        let task = self.task.task()?.filter(|task| task.count() > 1);
+    /// The task whose share is restored, and how it shares with the others. Tasks go on with what they find of their own and what
+    /// others have left, so they need a name for it, and a place for their state that outlives them.
+    pub(super) fn shared(&self) -> anyhow::Result<Option<SharedWork>> {
+        let (task, shared) = self.shared.shared()?;
         if task.is_some() && self.state.given().is_none() {
             return Err(UsageError::new(
-                "tasks that share a restore keep their state where one that is started again finds it: name a bucket with --state",
+                "tasks that share a restore keep their state where all of them find it: name a bucket with --state",
             ));
         }
-        Ok(task)
+        if task.is_some() && shared.is_none() {
+            return Err(UsageError::new(
+                "tasks share a session: give all of them the same --session NAME, a new one for each restore",
+            ));
+        }
+        Ok(shared)
     }
 
     /// Whether the command line says which task this is.
     pub(super) fn names_task(&self) -> bool {
-        self.task.is_given()
+        self.shared.is_given()
+    }
+
+    /// How a restore is recorded that tasks share.
+    pub(super) fn shared_options(
+        &self,
+        global: &GlobalOptions,
+        shared: SharedWork,
+    ) -> anyhow::Result<SessionOptions> {
+        Ok(SessionOptions {
+            shared: Some(shared),
+            ..SessionOptions::new(self.sessions(global)?)
+        })
     }
 
     fn sessions(&self, global: &GlobalOptions) -> anyhow::Result<RestoreSessions> {
-        let address = self.state.address()?;
-        let store = Store::create_at(&address, &global.bucket_options()).with_context(|| {
-            format!("cannot keep the state of a restore in {address}: name another place with --state")
-        })?;
-        Ok(RestoreSessions::new(store))
+        self.state.store(global).map(RestoreSessions::new)
     }
 
     /// How the restore is recorded, with the one to go on with where that is asked for. `latest` goes on with whichever
@@ -130,23 +161,17 @@ impl SessionArgs {
             Err(error) => return Err(error),
         };
         unfinished.retain(|one| one.repository() == repository && one.target() == target);
-        if let Some(task) = restore.task {
-            check_count(&unfinished, snapshot, task)?;
-        }
-        let own = restore.task.map(|task| (task.index(), task.count()));
-        unfinished.retain(|one| one.task() == own);
+        unfinished.retain(|one| one.task().is_none());
         let of_snapshot = |one: &UnfinishedRestore| one.snapshot() == snapshot;
-        let resume = self.resume || own.is_some();
         unfinished.retain(|one| of_snapshot(one) || is_latest && self.resume);
         // The newest that is the same in most: one that only differs in its options is told of, and not taken.
         unfinished.sort_by_key(|one| std::cmp::Reverse((one.has_options(restore), of_snapshot(one))));
         let found = unfinished.into_iter().next();
-        let resume = match (resume, found) {
+        let resume = match (self.resume, found) {
             (true, Some(unfinished)) => {
                 tracing::info!("going on with restore {}", unfinished.id());
                 Some(unfinished)
             }
-            (true, None) if !self.resume => None,
             (true, None) => {
                 tracing::warn!(
                     "there is no unfinished restore into {target} to go on with: beginning a new one"
@@ -163,24 +188,6 @@ impl SessionArgs {
             resume,
             ..SessionOptions::new(sessions)
         }))
-    }
-}
-
-/// Tasks must agree upon how many they are: shares of different counts leave gaps between them.
-fn check_count(unfinished: &[UnfinishedRestore], snapshot: SnapshotId, task: Task) -> anyhow::Result<()> {
-    let counts = unfinished
-        .iter()
-        .filter(|one| one.snapshot() == snapshot)
-        .filter_map(UnfinishedRestore::task);
-    match counts
-        .map(|(_, count)| count)
-        .find(|&count| count != task.count())
-    {
-        Some(count) => Err(UsageError::new(format!(
-            "a restore of snapshot {snapshot} into this database is shared by {count} tasks, and this is {task}: give all of them the \
-             same --task-count (`firebank sessions --remove` removes what nobody is to go on with)"
-        ))),
-        None => Ok(()),
     }
 }
 

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use clap::Args;
 
 use super::UsageError;
-use crate::task::Task;
+use crate::task::{SharedWork, Task};
 
 /// What Cloud Run tells each task of a job: <https://cloud.google.com/run/docs/container-contract#jobs-env-vars>.
 const CLOUD_RUN_INDEX: &str = "CLOUD_RUN_TASK_INDEX";
@@ -58,6 +58,68 @@ impl TaskArgs {
             _ => Ok(None),
         }
     }
+}
+
+/// How tasks share what is no backup.
+#[derive(Args, Debug, Default)]
+pub(crate) struct SharedArgs {
+    /// What the tasks call the work that they share: the same for all of them, and a new one each time. Who is done takes over what a
+    /// task that died has left [default: in a Cloud Run Job, its execution]
+    #[arg(long, value_name = "NAME")]
+    session: Option<String>,
+    #[command(flatten)]
+    task: TaskArgs,
+    /// What tells these tasks from those of another time: one that is started again when all is done says so and ends well, one of
+    /// another execution is refused [default: in a Cloud Run Job, its execution]
+    #[arg(long, value_name = "ID", env = EXECUTION_VARIABLE, hide_env_values = true)]
+    execution: Option<String>,
+}
+
+impl SharedArgs {
+    /// Whether the command line says anything of it.
+    pub(crate) fn is_given(&self) -> bool {
+        self.session.is_some() || self.task.is_given()
+    }
+
+    /// Whether the command line says what the tasks share.
+    pub(crate) fn is_named(&self) -> bool {
+        self.session.is_some()
+    }
+
+    /// The task, and what it shares with others, where that has a name. A job of one task shares with nobody.
+    pub(crate) fn shared(&self) -> anyhow::Result<(Option<Task>, Option<SharedWork>)> {
+        let task = self.task.task()?;
+        if self.session.is_some() && task.is_none() {
+            return Err(UsageError::new(
+                "--session is what tasks share: it goes with --task-index and --task-count",
+            ));
+        }
+        let task = task.filter(|task| task.count() > 1);
+        let name = self.session.clone().or_else(execution);
+        let shared = task.zip(name).map(|(task, name)| SharedWork {
+            execution: given_or_own(self.execution.clone()),
+            ..SharedWork::new(task, name)
+        });
+        Ok((task, shared))
+    }
+}
+
+/// What tells the executions of a job apart.
+pub(crate) const EXECUTION_VARIABLE: &str = "FIREBANK_EXECUTION";
+
+/// The execution that was named, or that of the Cloud Run Job that this process is a task of.
+pub(crate) fn given_or_own(execution: Option<String>) -> Option<String> {
+    execution
+        .filter(|execution| !execution.is_empty())
+        .or_else(self::execution)
+}
+
+/// The execution of a Cloud Run Job that this process is a task of. Its tasks, and those that are started again in their place,
+/// know each other by it: <https://cloud.google.com/run/docs/container-contract#jobs-env-vars>.
+pub(crate) fn execution() -> Option<String> {
+    std::env::var("CLOUD_RUN_EXECUTION")
+        .ok()
+        .filter(|name| !name.is_empty())
 }
 
 fn from_environment<T: FromStr>(name: &str) -> anyhow::Result<Option<T>> {

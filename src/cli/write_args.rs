@@ -306,7 +306,8 @@ pub(super) fn show_plan(
 /// Patterns that choose nothing are most likely misspelt, and whoever wrote them counts on what they should have chosen.
 fn outcome_of_choice(options: &RestoreOptions, documents: u64) -> Outcome {
     let filter = &options.filter;
-    if filter.is_all() || documents > 0 {
+    // A task's share may well have none of them.
+    if filter.is_all() || documents > 0 || options.task.is_some() {
         return Outcome::Done;
     }
     let named = |flag: &str, patterns: &[String]| {
@@ -409,6 +410,9 @@ struct Summary<'a> {
     requests: u64,
     retries: u64,
     seconds: f64,
+    /// The tasks whose shares these are, where tasks share the restore.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shares: Option<Vec<u32>>,
     /// Of `restore --verify`.
     #[serde(skip_serializing_if = "Option::is_none")]
     verification: Option<VerificationView<'a>>,
@@ -524,6 +528,9 @@ pub(super) fn report(
         requests: stats.writes.requests,
         retries: stats.writes.retries,
         seconds: stats.duration.as_secs_f64(),
+        shares: options
+            .task
+            .map(|_| stats.shares.iter().map(|share| share.index()).collect()),
         verification: verification.map(Verification::view),
     })?;
     let differs = verification.is_some_and(|verification| verification.outcome() == Outcome::NeedsLook);

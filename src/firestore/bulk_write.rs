@@ -71,6 +71,15 @@ impl WriteOptions {
             adaptive: !is_emulator,
         }
     }
+
+    /// What keeps writers to the rate and the ramp.
+    pub(crate) fn throttle(&self) -> Arc<Throttle> {
+        Arc::new(Throttle::new(ThrottleOptions {
+            rate: self.rate,
+            ramp: self.ramp,
+            adaptive: self.adaptive,
+        }))
+    }
 }
 
 /// As Beam's and Google's own bulk writers: <https://cloud.google.com/firestore/quotas#writes_and_transactions>.
@@ -144,6 +153,19 @@ pub struct WriteStats {
     pub sent_bytes: u64,
 }
 
+impl std::ops::AddAssign for WriteStats {
+    fn add_assign(&mut self, other: Self) {
+        self.submitted += other.submitted;
+        self.written += other.written;
+        self.failed += other.failed;
+        self.left_out += other.left_out;
+        self.absolute_references += other.absolute_references;
+        self.retries += other.retries;
+        self.requests += other.requests;
+        self.sent_bytes += other.sent_bytes;
+    }
+}
+
 /// Writes documents in bulk. Dropping it cancels what is under way; a call that is dropped before it is done has taken its
 /// write, or not, and the writer goes on.
 ///
@@ -186,11 +208,7 @@ impl BulkWriter {
 
     /// A writer into a database. It needs a Tokio runtime.
     pub fn new(firestore: &Firestore, options: WriteOptions, sink: impl FailureSink + 'static) -> Self {
-        let throttle = Arc::new(Throttle::new(ThrottleOptions {
-            rate: options.rate,
-            ramp: options.ramp,
-            adaptive: options.adaptive,
-        }));
+        let throttle = options.throttle();
         Self::with_throttle(firestore, options, throttle, sink)
     }
 

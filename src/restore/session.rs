@@ -1,45 +1,38 @@
-//! What a restore records of itself, so that another process can go on where one was stopped.
-//!
-//! A session is a plan and checkpoints, below `restores/<id>/` of any store: a folder of this machine, or a bucket where several
-//! machines see it. The plan says what is restored and into which ranges it was cut; a checkpoint says how far each range is.
-//! Every object is created once and never changed. Whoever goes on with a session first creates the next of its claims, which only
-//! one process can; a process that finds a claim newer than its own stops. Checkpoints bear the number of the claim that they were
-//! made under, so that one of a process that has not noticed yet counts for nothing. An older checkpoint goes when a newer one is
-//! stored, everything when the restore is done.
+//! What a restore records of itself, so that another process can go on where one was stopped: a [record](crate::records), whose
+//! plan says what is restored and into which ranges it was cut, and whose checkpoints say how far each range is.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
 
 use super::write::{RangeState, Ranges};
 use super::{Conflicts, Gap, RestoreCounts, RestoreError, RestoreOptions};
-use crate::archive::envelope::{self, MAX_JSON_LEN};
+use crate::archive::heartbeat::HEARTBEAT_EVERY;
 use crate::archive::{ArchiveError, RepositoryId, SessionId, SnapshotId};
 use crate::clock;
 use crate::document::{DatabaseName, DocumentKey, KeyRange};
-use crate::store::{Store, StoreError};
+use crate::records::shares::{Agreed, ShareableWork, SharedWork, differences};
+use crate::records::{Record, Records, Running, Work};
+use crate::store::Store;
 
-const FOLDER: &str = "restores";
-const PLAN: &str = "plan.json";
-const PLAN_KIND: &str = "restore plan";
-const CLAIM_KIND: &str = "restore claim";
-const CHECKPOINT_KIND: &str = "restore checkpoint";
+pub(super) const TASK_INDEX: &str = "--task-index";
+pub(super) const TASK_COUNT: &str = "--task-count";
 
 /// Where restores record how far they are.
 #[derive(Clone, Debug)]
-pub struct RestoreSessions {
-    store: Store,
-}
+pub struct RestoreSessions(Records<RestoreWork>);
 
 /// How a restore records how far it is.
 #[derive(Clone, Debug)]
 pub struct SessionOptions {
     /// Where.
     pub sessions: RestoreSessions,
+    /// How it is shared with other tasks, where it is: then each goes on with what it finds of its own share, and with what others
+    /// have left.
+    pub shared: Option<SharedWork>,
     /// Which one to go on with; `None` begins a new one.
     pub resume: Option<UnfinishedRestore>,
     /// How often: what was written since is written again after a kill.
@@ -51,9 +44,34 @@ impl SessionOptions {
     pub fn new(sessions: RestoreSessions) -> Self {
         Self {
             sessions,
+            shared: None,
             resume: None,
             checkpoint_every: Duration::from_secs(1),
         }
+    }
+}
+
+/// Restores, as work that is recorded.
+#[derive(Debug)]
+pub(super) enum RestoreWork {}
+
+impl Work for RestoreWork {
+    const FOLDER: &'static str = "restores";
+    const NAME: &'static str = "restore";
+    type Plan = Plan;
+    type Checkpoint = Checkpoint;
+
+    fn check(plan: &Plan, checkpoint: &Checkpoint) -> Result<(), &'static str> {
+        match checkpoint.ranges.len() == plan.ranges.len() {
+            true => Ok(()),
+            false => Err("it has another number of ranges than its plan"),
+        }
+    }
+}
+
+impl ShareableWork for RestoreWork {
+    fn agreed(plan: &Plan) -> Option<&Agreed> {
+        plan.agreed.as_ref()
     }
 }
 
@@ -69,6 +87,9 @@ pub(super) struct Plan {
     pub(super) dead_letter_file: PathBuf,
     pub(super) started_at: DateTime<Utc>,
     pub(super) tool_version: String,
+    /// What tasks have agreed upon that share it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) agreed: Option<Agreed>,
 }
 
 /// A key range in hexadecimal digits.
@@ -109,7 +130,7 @@ impl RangeRecord {
 
 /// How far a restore is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Checkpoint {
+pub(super) struct Checkpoint {
     ranges: Vec<Place>,
     counts: RestoreCounts,
     gaps: Vec<Gap>,
@@ -125,56 +146,48 @@ struct Place {
 
 /// A restore that was not finished.
 #[derive(Clone, Debug)]
-pub struct UnfinishedRestore {
-    id: SessionId,
-    plan: Plan,
-    /// The newest claim; 0 is that of the process that began it.
-    claim: u64,
-    /// Of the newest checkpoint.
-    number: CheckpointNumber,
-    checkpoint: Option<Checkpoint>,
-    last_sign: DateTime<Utc>,
-}
+pub struct UnfinishedRestore(Record<RestoreWork>);
 
 impl UnfinishedRestore {
     /// Its id.
     pub fn id(&self) -> SessionId {
-        self.id
+        self.0.id
     }
 
     /// The repository that the snapshot is in.
     pub fn repository(&self) -> RepositoryId {
-        self.plan.repository
+        self.0.plan.repository
     }
 
     /// The snapshot that it restores.
     pub fn snapshot(&self) -> SnapshotId {
-        self.plan.snapshot
+        self.0.plan.snapshot
     }
 
     /// The database that it writes into.
     pub fn target(&self) -> &DatabaseName {
-        &self.plan.target
+        &self.0.plan.target
     }
 
     /// When it began.
     pub fn started_at(&self) -> DateTime<Utc> {
-        self.plan.started_at
+        self.0.plan.started_at
     }
 
     /// When it last recorded something, by the store's own time.
     pub fn last_sign(&self) -> DateTime<Utc> {
-        self.last_sign
+        self.0.last_sign
     }
 
     /// Where its dead letters are.
     pub fn dead_letter_file(&self) -> &Path {
-        &self.plan.dead_letter_file
+        &self.0.plan.dead_letter_file
     }
 
     /// What it had done at its last checkpoint.
     pub fn counts(&self) -> RestoreCounts {
-        self.checkpoint
+        self.0
+            .checkpoint
             .as_ref()
             .map(|checkpoint| checkpoint.counts)
             .unwrap_or_default()
@@ -182,18 +195,18 @@ impl UnfinishedRestore {
 
     /// What decides which documents it writes and how, by the option's name.
     pub fn options(&self) -> &BTreeMap<String, String> {
-        &self.plan.options
+        &self.0.plan.options
     }
 
     /// Which task's share it restores, and of how many, where it is shared by tasks.
     pub fn task(&self) -> Option<(u32, u32)> {
-        let number = |name: &str| self.plan.options.get(name)?.parse().ok();
-        Some((number("--task-index")?, number("--task-count")?))
+        let number = |name: &str| self.0.plan.options.get(name)?.parse().ok();
+        Some((number(TASK_INDEX)?, number(TASK_COUNT)?))
     }
 
     /// Whether it was begun with the same options, as far as these decide which documents are written and how.
     pub fn has_options(&self, options: &RestoreOptions) -> bool {
-        self.plan.options == options.described()
+        self.0.plan.options == options.described()
     }
 
     /// Whether it is the same restore: of that snapshot, into that database, with those options.
@@ -201,37 +214,11 @@ impl UnfinishedRestore {
     /// # Errors
     /// [`RestoreError::OtherOptions`], which says what differs.
     pub(super) fn check(&self, plan: &Plan) -> Result<(), RestoreError> {
-        let mut differences = Vec::new();
-        let mut compare = |name: &str, then: &str, now: &str| {
-            if then != now {
-                differences.push(format!("{name} was {then} and is {now}"));
-            }
-        };
-        let (then, now) = (&self.plan, plan);
-        compare(
-            "the repository",
-            &then.repository.to_string(),
-            &now.repository.to_string(),
-        );
-        compare(
-            "the snapshot",
-            &then.snapshot.to_string(),
-            &now.snapshot.to_string(),
-        );
-        compare("the target", &then.target.to_string(), &now.target.to_string());
-        let names = then.options.keys().chain(now.options.keys());
-        let names: std::collections::BTreeSet<&String> = names.collect();
-        for name in names {
-            let shown = |options: &BTreeMap<String, String>| match options.get(name) {
-                Some(value) => format!("`{value}`"),
-                None => "not given".to_owned(),
-            };
-            compare(name, &shown(&then.options), &shown(&now.options));
-        }
+        let differences = differences(&self.0.plan.identity(), &plan.identity());
         match differences.is_empty() {
             true => Ok(()),
             false => Err(RestoreError::OtherOptions {
-                session: self.id,
+                session: self.0.id,
                 differences: differences.join("; "),
             }),
         }
@@ -240,12 +227,13 @@ impl UnfinishedRestore {
     /// Its ranges, and how far they are.
     pub(super) fn ranges(&self) -> Ranges {
         let mut states: Vec<RangeState> = self
+            .0
             .plan
             .ranges
             .iter()
             .map(|range| RangeState::new(range.range()))
             .collect();
-        let Some(checkpoint) = &self.checkpoint else {
+        let Some(checkpoint) = &self.0.checkpoint else {
             return Ranges::new(states);
         };
         for (state, place) in states.iter_mut().zip(&checkpoint.ranges) {
@@ -261,164 +249,47 @@ impl UnfinishedRestore {
     }
 }
 
-fn plan_name(id: SessionId) -> String {
-    format!("{FOLDER}/{id}/{PLAN}")
-}
-
-fn claim_name(id: SessionId, claim: u64) -> String {
-    format!("{FOLDER}/{id}/claim-{claim:010}.json")
-}
-
-/// A claim, and the number of a checkpoint under it, from 1. Nothing is there at 0.
-type CheckpointNumber = (u64, u64);
-
-fn checkpoint_name(id: SessionId, (claim, number): CheckpointNumber) -> String {
-    format!("{FOLDER}/{id}/checkpoint-{claim:010}-{number:010}.json")
-}
-
-/// An object of a session.
-#[derive(Debug, PartialEq)]
-enum Object {
-    Plan,
-    Claim(u64),
-    Checkpoint(CheckpointNumber),
-}
-
-fn parse(name: &str) -> Option<(SessionId, Object)> {
-    let (id, object) = name.strip_prefix(FOLDER)?.strip_prefix('/')?.split_once('/')?;
-    let id = id.parse().ok()?;
-    if object == PLAN {
-        return Some((id, Object::Plan));
+impl From<Record<RestoreWork>> for UnfinishedRestore {
+    fn from(record: Record<RestoreWork>) -> Self {
+        Self(record)
     }
-    let object = object.strip_suffix(".json")?;
-    if let Some(claim) = object.strip_prefix("claim-") {
-        return Some((id, Object::Claim(claim.parse().ok()?)));
-    }
-    let (claim, number) = object.strip_prefix("checkpoint-")?.split_once('-')?;
-    Some((
-        id,
-        Object::Checkpoint((claim.parse().ok()?, number.parse().ok()?)),
-    ))
-}
-
-/// What a listing shows of a session.
-#[derive(Clone, Copy, Debug, Default)]
-struct Listed {
-    has_plan: bool,
-    claim: u64,
-    number: CheckpointNumber,
-    last_sign: DateTime<Utc>,
 }
 
 impl RestoreSessions {
     /// Those in a store.
     pub fn new(store: Store) -> Self {
-        Self { store }
+        Self(Records::new(store))
     }
 
     /// Where they are, in words for a person.
     pub fn location(&self) -> &str {
-        self.store.location()
+        self.0.location()
+    }
+
+    pub(super) fn records(&self) -> &Records<RestoreWork> {
+        &self.0
     }
 
     /// The restores that were not finished, or that run at this moment: the newest first.
     pub async fn unfinished(&self) -> Result<Vec<UnfinishedRestore>, RestoreError> {
-        let mut found = self.find().await.map_err(|source| self.unusable(source))?;
-        found.sort_by_key(|session| std::cmp::Reverse((session.plan.started_at, session.id)));
-        Ok(found)
-    }
-
-    async fn find(&self) -> Result<Vec<UnfinishedRestore>, ArchiveError> {
-        let mut all: BTreeMap<SessionId, Listed> = BTreeMap::new();
-        let mut listing = self.store.list(FOLDER);
-        while let Some(found) = listing.try_next().await? {
-            let Some((id, object)) = parse(&found.name) else {
-                continue;
-            };
-            let listed = all.entry(id).or_default();
-            listed.last_sign = listed.last_sign.max(found.last_modified);
-            match object {
-                Object::Plan => listed.has_plan = true,
-                Object::Claim(claim) => listed.claim = claim.max(listed.claim),
-                Object::Checkpoint(number) => listed.number = number.max(listed.number),
-            }
-        }
-        let mut sessions = Vec::new();
-        for (id, listed) in all {
-            if !listed.has_plan {
-                continue;
-            }
-            match self.read(id, listed).await {
-                Ok(Some(session)) => sessions.push(session),
-                Ok(None) => {}
-                // Finished by another process between the listing and now, or cut off by a crash of the machine.
-                Err(error) => tracing::warn!("an unfinished restore is left out: {error}"),
-            }
-        }
-        Ok(sessions)
-    }
-
-    /// `None` where all of it is done and only its removal was not.
-    async fn read(&self, id: SessionId, listed: Listed) -> Result<Option<UnfinishedRestore>, ArchiveError> {
-        let number = listed.number;
-        let plan: Plan = self.read_object(&plan_name(id), PLAN_KIND).await?;
-        let checkpoint = match number {
-            (_, 0) => None,
-            number => {
-                let name = checkpoint_name(id, number);
-                let checkpoint: Checkpoint = self.read_object(&name, CHECKPOINT_KIND).await?;
-                if checkpoint.ranges.len() != plan.ranges.len() {
-                    return Err(ArchiveError::damaged(
-                        name,
-                        crate::archive::DamageKind::Inconsistent,
-                        "it has another number of ranges than its plan",
-                    ));
-                }
-                Some(checkpoint)
-            }
-        };
-        if let Some(checkpoint) = &checkpoint
-            && checkpoint.ranges.iter().all(|place| place.finished)
-        {
-            return Ok(None);
-        }
-        Ok(Some(UnfinishedRestore {
-            id,
-            plan,
-            claim: listed.claim,
-            number,
-            checkpoint,
-            last_sign: listed.last_sign,
-        }))
+        let mut found = self.0.undone().await.map_err(|source| self.unusable(source))?;
+        // Of some all is done, and only their removal was not.
+        found.retain(|record| {
+            let checkpoint = record.checkpoint.as_ref();
+            !checkpoint.is_some_and(|checkpoint| checkpoint.ranges.iter().all(|place| place.finished))
+        });
+        found.sort_by_key(|record| std::cmp::Reverse((record.plan.started_at, record.id)));
+        Ok(found.into_iter().map(UnfinishedRestore).collect())
     }
 
     /// Removes the record of a restore that nobody is to go on with. What it has written stays. One that runs goes on, and can
     /// not be resumed should it be stopped.
     pub async fn remove(&self, unfinished: &UnfinishedRestore) -> Result<(), RestoreError> {
-        let removed = self.remove_all(unfinished.id).await;
+        let removed = self.0.remove(unfinished.id()).await;
         removed.map_err(|source| self.unusable(source))
     }
 
-    async fn remove_all(&self, id: SessionId) -> Result<(), ArchiveError> {
-        // The plan first: without it there is no session, whatever else is left.
-        self.store.delete(&plan_name(id)).await?;
-        let mut listing = self.store.list(&format!("{FOLDER}/{id}"));
-        while let Some(object) = listing.try_next().await? {
-            self.store.delete(&object.name).await?;
-        }
-        Ok(())
-    }
-
-    async fn read_object<T: serde::de::DeserializeOwned>(
-        &self,
-        name: &str,
-        kind: &str,
-    ) -> Result<T, ArchiveError> {
-        let bytes = self.store.get_at_most(name, MAX_JSON_LEN).await?;
-        envelope::decode(name, kind, &bytes)
-    }
-
-    fn unusable(&self, source: ArchiveError) -> RestoreError {
+    pub(super) fn unusable(&self, source: ArchiveError) -> RestoreError {
         RestoreError::State {
             location: self.location().to_owned(),
             source: Box::new(source),
@@ -426,20 +297,16 @@ impl RestoreSessions {
     }
 
     /// Begins a session.
-    pub(super) async fn begin(&self, plan: Plan) -> Result<RestoreSession, RestoreError> {
-        let id = SessionId::random();
-        let stored = async {
-            let payload = envelope::encode(PLAN_KIND, &plan)?;
-            self.store.put_new(&plan_name(id), payload).await?;
-            Ok::<_, ArchiveError>(())
-        };
-        stored.await.map_err(|source| self.unusable(source))?;
-        Ok(RestoreSession {
-            sessions: self.clone(),
-            id,
-            claim: 0,
-            number: (0, 0),
-        })
+    ///
+    /// # Errors
+    /// [`RestoreError::SessionTaken`] when another process has begun one with this id.
+    pub(super) async fn begin(
+        &self,
+        id: Option<SessionId>,
+        plan: &Plan,
+    ) -> Result<RestoreSession, RestoreError> {
+        let id = id.unwrap_or_else(SessionId::random);
+        self.run(id, self.0.begin(id, plan).await)
     }
 
     /// Goes on with a session.
@@ -450,59 +317,84 @@ impl RestoreSessions {
         &self,
         unfinished: &UnfinishedRestore,
     ) -> Result<RestoreSession, RestoreError> {
-        let (id, claim) = (unfinished.id, unfinished.claim + 1);
-        // Of this process alone: two claims must not be equal.
-        let payload = envelope::encode(CLAIM_KIND, &SessionId::random().to_string())
-            .map_err(|source| self.unusable(source))?;
-        match self.store.put_new(&claim_name(id, claim), payload).await {
-            Ok(()) => Ok(RestoreSession {
-                sessions: self.clone(),
-                id,
-                claim,
-                number: unfinished.number,
+        self.run(unfinished.id(), self.0.resume(&unfinished.0).await)
+    }
+
+    fn run(
+        &self,
+        session: SessionId,
+        begun: Result<Option<Running<RestoreWork>>, ArchiveError>,
+    ) -> Result<RestoreSession, RestoreError> {
+        match begun.map_err(|source| self.unusable(source))? {
+            Some(running) => Ok(RestoreSession {
+                running,
+                last: Instant::now(),
             }),
-            Err(StoreError::AlreadyExists { .. }) => Err(RestoreError::SessionTaken { session: id }),
-            Err(error) => Err(self.unusable(error.into())),
+            None => Err(RestoreError::SessionTaken { session }),
         }
     }
 }
 
-/// The plan of a new restore.
-pub(super) fn plan(
-    repository: RepositoryId,
-    snapshot: SnapshotId,
-    target: &DatabaseName,
-    options: BTreeMap<String, String>,
-    ranges: &[KeyRange],
-    dead_letter_file: &Path,
-) -> Plan {
-    Plan {
-        repository,
-        snapshot,
-        target: target.clone(),
-        options,
-        ranges: ranges.iter().map(RangeRecord::of).collect(),
-        // Whoever goes on may be in another working folder.
-        dead_letter_file: std::path::absolute(dead_letter_file)
-            .unwrap_or_else(|_| dead_letter_file.to_owned()),
-        started_at: clock::now(),
-        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+impl Plan {
+    /// The plan of a new restore.
+    pub(super) fn new(
+        (repository, snapshot): (RepositoryId, SnapshotId),
+        target: &DatabaseName,
+        options: &RestoreOptions,
+        ranges: &[KeyRange],
+    ) -> Self {
+        let dead_letter_file = &options.dead_letter_file;
+        let mut plan = Self {
+            repository,
+            snapshot,
+            target: target.clone(),
+            options: options.described(),
+            ranges: ranges.iter().map(RangeRecord::of).collect(),
+            // Whoever goes on may be in another working folder.
+            dead_letter_file: std::path::absolute(dead_letter_file)
+                .unwrap_or_else(|_| dead_letter_file.to_owned()),
+            started_at: clock::now(),
+            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+            agreed: None,
+        };
+        let session = options.session.as_ref();
+        plan.agreed = session.and_then(|session| session.shared.as_ref()).map(|shared| {
+            let mut common = plan.identity();
+            // These are each share's own.
+            common.retain(|name, _| ![TASK_INDEX, TASK_COUNT].contains(&name.as_str()));
+            Agreed::new(shared, common)
+        });
+        plan
+    }
+
+    /// What makes it the same restore, in words for a person.
+    fn identity(&self) -> BTreeMap<String, String> {
+        let of = [
+            ("the repository", self.repository.to_string()),
+            ("the snapshot", self.snapshot.to_string()),
+            ("the target", self.target.to_string()),
+        ];
+        let of = of.map(|(name, value)| (name.to_owned(), value));
+        of.into_iter().chain(self.options.clone()).collect()
     }
 }
 
 /// A session under way in this process.
 #[derive(Debug)]
 pub(super) struct RestoreSession {
-    sessions: RestoreSessions,
-    id: SessionId,
-    claim: u64,
-    /// Of the newest checkpoint.
-    number: CheckpointNumber,
+    running: Running<RestoreWork>,
+    /// When it last showed that it lives.
+    last: Instant,
 }
 
 impl RestoreSession {
     pub(super) fn id(&self) -> SessionId {
-        self.id
+        self.running.id()
+    }
+
+    /// Whether somebody could take it for dead.
+    pub(super) fn is_silent(&self) -> bool {
+        self.last.elapsed() >= HEARTBEAT_EVERY
     }
 
     /// Records how far the restore is. Failures up to there must be recorded already.
@@ -514,49 +406,32 @@ impl RestoreSession {
             next: state.next.as_ref().map(HexKey::of),
             finished: state.finished,
         });
-        let store = &self.sessions.store;
-        let taken = store.exists(&claim_name(self.id, self.claim + 1)).await;
-        if taken.map_err(|error| self.sessions.unusable(error.into()))? {
-            return Err(RestoreError::SessionTaken { session: self.id });
-        }
         let checkpoint = Checkpoint {
             ranges: places.collect(),
             counts: ranges.counts(),
             gaps: ranges.gaps().to_vec(),
             conflicts: ranges.conflicts().clone(),
         };
-        let payload = envelope::encode(CHECKPOINT_KIND, &checkpoint)
-            .map_err(|source| self.sessions.unusable(source))?;
-        let number = match self.number {
-            (claim, number) if claim == self.claim => (claim, number + 1),
-            _ => (self.claim, 1),
-        };
-        let stored = store.put_new(&checkpoint_name(self.id, number), payload).await;
-        stored.map_err(|error| self.sessions.unusable(error.into()))?;
-        let older = std::mem::replace(&mut self.number, number);
-        if older.1 > 0 {
-            self.delete(&checkpoint_name(self.id, older)).await;
+        let recorded = self.running.checkpoint(&checkpoint).await;
+        self.last = Instant::now();
+        match recorded.map_err(|source| self.unusable(source))? {
+            true => Ok(()),
+            false => Err(RestoreError::SessionTaken { session: self.id() }),
         }
-        Ok(())
+    }
+
+    /// Marks the session as done, for the tasks that share the restore.
+    pub(super) async fn mark_done(self) -> Result<(), RestoreError> {
+        let marked = self.running.mark_done().await;
+        marked.map_err(|source| self.unusable(source))
     }
 
     /// Removes the session, of which the last checkpoint says that all is done.
     pub(super) async fn remove(self) {
-        if let Err(error) = self.sessions.remove_all(self.id).await {
-            tracing::info!(
-                "the record of restore {} in {} is not needed any more, but stays: {error}",
-                self.id,
-                self.sessions.location()
-            );
-        }
+        self.running.remove().await;
     }
 
-    async fn delete(&self, name: &str) {
-        if let Err(error) = self.sessions.store.delete(name).await {
-            tracing::info!(
-                "`{name}` in {} is not needed any more, but stays: {error}",
-                self.sessions.location()
-            );
-        }
+    fn unusable(&self, source: ArchiveError) -> RestoreError {
+        RestoreSessions(self.running.records().clone()).unusable(source)
     }
 }

@@ -403,12 +403,12 @@ impl Writing<'_> {
         }
     }
 
-    /// Records how far the ranges are, if they have moved.
+    /// Records how far the ranges are, if they have moved, or if nothing was recorded for long.
     async fn checkpoint(&mut self) -> Result<(), RestoreError> {
         let Some((session, _)) = &mut self.session else {
             return Ok(());
         };
-        if self.ranges.take_moved() {
+        if self.ranges.take_moved() || session.is_silent() {
             self.ranges.counts.billed_reads = self.reads.billed();
             self.writer.sync_failures()?;
             session.checkpoint(&self.ranges).await?;

@@ -21,10 +21,10 @@ use crate::support::pruning::at_once;
 use crate::support::{project, sandbox, sandbox_with};
 
 /// Documents of about 1 KB each.
-const DOCUMENTS: u32 = 4000;
+pub(crate) const DOCUMENTS: u32 = 4000;
 const TASKS: u32 = 8;
 
-fn document(number: u32, version: u32) -> (DocumentPath, Vec<u8>) {
+pub(crate) fn document(number: u32, version: u32) -> (DocumentPath, Vec<u8>) {
     let text: String = (0..1000u32)
         .map(|at| char::from(b'a' + (at.wrapping_mul(number + 7 + version) >> 3) as u8 % 26))
         .collect();
@@ -34,7 +34,7 @@ fn document(number: u32, version: u32) -> (DocumentPath, Vec<u8>) {
 }
 
 /// So small segments that every range has many.
-fn many_segments() -> Parameters {
+pub(crate) fn many_segments() -> Parameters {
     Parameters {
         cut_target: 16 << 10,
         cut_max: 64 << 10,
@@ -45,7 +45,7 @@ fn many_segments() -> Parameters {
 }
 
 /// A repository of many segments in a shop's folder.
-fn make_repository(shop: &Shop) {
+pub(crate) fn make_repository(shop: &Shop) {
     let store = Store::create_local(shop.repository()).unwrap();
     let made = Repository::init_with(
         store,
@@ -491,120 +491,6 @@ fn the_environment_says_which_task_this_is() {
     run(&pod, &["--session", "open", "--task-count", "8"])
         .fails(2, &["`open`", "4 tasks", "says that there are 8", "--task-count"]);
     run(&[], &["--session", "open"]).fails(2, &["4 tasks"]);
-}
-
-#[test]
-fn tasks_share_the_data_that_is_verified() {
-    let (shop, _) = Shop::backed_up();
-    make_damage(&shop);
-    let all = shop.run(["verify", "--read-data", "--json"]);
-    let whole = all.json();
-    assert_eq!(all.code, 3, "{all}");
-    let (mut read, mut found) = (0, 0);
-    for index in 0..3 {
-        let part = shop.run_with(
-            &[("JOB_COMPLETION_INDEX", &index.to_string())],
-            ["verify", "--read-data", "--task-count", "3", "--json"],
-        );
-        let json = part.json();
-        read += json["data_bytes"].as_u64().unwrap();
-        found += json["damage_count"].as_u64().unwrap();
-        assert_eq!(part.code == 3, json["damage_count"] != 0, "{part}");
-    }
-    assert_eq!(read, whole["data_bytes"].as_u64().unwrap());
-    assert_eq!(found, whole["damage_count"].as_u64().unwrap());
-    shop.run(["verify", "--read-data", "--task-index", "3", "--task-count", "3"])
-        .fails(2, &["no task 3 of 3"]);
-}
-
-/// Flips a bit in the middle of the largest object, which is a chunk of data.
-fn make_damage(shop: &Shop) {
-    let chunks = files_below(&shop.repository().join("chunks"));
-    let files = chunks
-        .iter()
-        .map(|name| shop.repository().join("chunks").join(name));
-    let largest = files
-        .max_by_key(|file| std::fs::metadata(file).unwrap().len())
-        .unwrap();
-    let mut bytes = std::fs::read(&largest).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    let mut permissions = std::fs::metadata(&largest).unwrap().permissions();
-    #[expect(clippy::permissions_set_readonly_false, reason = "a file of the test's own")]
-    permissions.set_readonly(false);
-    std::fs::set_permissions(&largest, permissions).unwrap();
-    std::fs::write(&largest, bytes).unwrap();
-}
-
-/// Starts a task of a restore.
-fn start_restore(shop: &Shop, snapshot: &str, index: u32, count: u32) -> Child {
-    let mut command = shop.std_command();
-    command
-        .args(["--emulator", &shop.address(), "--project", SHOP])
-        .args(["restore", snapshot, "--to-project", "demo-copy", "--json"])
-        .args(["--state", "state", "--parallel", "2"])
-        // Slow enough that one is killed in the middle.
-        .args(["--rate", "150"])
-        .args(["--task-count", &count.to_string()])
-        .env("JOB_COMPLETION_INDEX", index.to_string())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command.spawn().unwrap()
-}
-
-#[test]
-fn tasks_share_a_restore_and_go_on_where_they_were_killed() {
-    const RESTORERS: u32 = 3;
-    let shop = Shop::empty();
-    make_repository(&shop);
-    shop.put(SHOP, (0..DOCUMENTS).map(|number| document(number, 0)).collect());
-    let snapshot = &shop.back_up();
-    let task = |snapshot: &str, more: &[&str]| {
-        let restore = ["restore", snapshot, "--to-project", "demo-copy"];
-        let task = ["--task-index", "0", "--task-count", "3"];
-        shop.firebank([&restore[..], &task[..], more].concat())
-    };
-    task(snapshot, &[]).fails(2, &["--state"]);
-    // The next task could take another one for it.
-    task("latest", &["--state", "state"]).fails(2, &["by its id"]);
-    let mut tasks: Vec<Child> = (0..RESTORERS)
-        .map(|index| start_restore(&shop, snapshot, index, RESTORERS))
-        .collect();
-    let begun = Instant::now();
-    let checkpoints = || {
-        let files = files_below(&shop.path());
-        files.iter().filter(|name| name.contains("/checkpoint-")).count()
-    };
-    while checkpoints() < 3 {
-        assert!(begun.elapsed() < Duration::from_secs(60), "no checkpoint");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let _ = tasks[1].kill();
-    tasks[1].wait().unwrap();
-    let wrong = start_restore(&shop, snapshot, 0, 4).wait_with_output().unwrap();
-    let says = String::from_utf8_lossy(&wrong.stderr).into_owned();
-    assert_eq!(wrong.status.code(), Some(2), "{says}");
-    assert!(says.contains("shared by 3 tasks"), "{says}");
-    tasks[1] = start_restore(&shop, snapshot, 1, RESTORERS);
-    let mut documents = 0;
-    for task in tasks {
-        let ended = task.wait_with_output().unwrap();
-        let says = String::from_utf8_lossy(&ended.stderr).into_owned();
-        assert!(ended.status.success(), "{says}");
-        let stats: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();
-        let own = stats["documents"].as_u64().unwrap();
-        assert!(own > u64::from(DOCUMENTS / RESTORERS / 2), "{stats}");
-        documents += own;
-    }
-    // Of the one that was killed, what it had recorded counts.
-    assert_eq!(
-        documents,
-        u64::from(DOCUMENTS),
-        "each document is in one task's share"
-    );
-    assert!(shop.contents("demo-copy") == shop.contents(SHOP));
-    let left = files_below(&shop.file("state"));
-    assert!(left.iter().all(|name| !name.contains("restores/")), "{left:?}");
 }
 
 /// Bytes in a second that each process gets, however many there are.

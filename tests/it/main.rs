@@ -77,6 +77,7 @@ mod schedule;
 mod session_names;
 mod session_races;
 mod session_tilings;
+mod shared_work;
 mod splits;
 mod stops;
 mod store_conformance;

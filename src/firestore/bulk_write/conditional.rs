@@ -12,7 +12,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use super::batch::{Batch, Limits, SpareBuffers, path_hash};
 use super::send::Sender;
 use super::{Write, WriteFailure, WriteOptions};
-use crate::firestore::{Error, Firestore, Result, Throttle, ThrottleOptions};
+use crate::firestore::{Error, Firestore, Result};
 use crate::stop::Stop;
 
 /// Requests of one [`send`](ConditionalWriter::send) under way at once.
@@ -55,13 +55,8 @@ pub struct ConditionalWrites {
 impl ConditionalWriter {
     /// A writer into a database, as long as the fence lets it write.
     pub fn new(firestore: &Firestore, options: &WriteOptions, fence: Option<Arc<dyn WriteFence>>) -> Self {
-        let throttle = Arc::new(Throttle::new(ThrottleOptions {
-            rate: options.rate,
-            ramp: options.ramp,
-            adaptive: options.adaptive,
-        }));
         let spare = Arc::<SpareBuffers>::default();
-        let sender = Sender::new(firestore.clone(), throttle, spare.clone(), fence);
+        let sender = Sender::new(firestore.clone(), options.throttle(), spare.clone(), fence);
         Self {
             sender: Arc::new(sender),
             limits: Limits::of(options, firestore.is_emulator()),

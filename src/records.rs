@@ -1,0 +1,354 @@
+//! Records of work that another process can go on with, where one was stopped.
+//!
+//! A record is a plan and checkpoints, below `<folder>/<id>/` of any store: a folder of this machine, or a bucket where several
+//! machines see it. The plan says what is done and to what; a checkpoint says how far it is. Every object is created once and
+//! never changed. Whoever goes on with a record first creates the next of its claims, which only one process can; a process that
+//! finds a claim newer than its own stops. Checkpoints bear the number of the claim that they were made under, so that one of a
+//! process that has not noticed yet counts for nothing. An older checkpoint goes when a newer one is stored; everything goes when
+//! the work is done, except where others have to know that it is ([`shares`]): then it is marked as done.
+
+pub(crate) mod shares;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+
+use chrono::{DateTime, Utc};
+use futures::TryStreamExt;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::archive::envelope::{self, MAX_JSON_LEN};
+use crate::archive::{ArchiveError, DamageKind, SessionId};
+use crate::store::{Store, StoreError};
+
+/// What is recorded of a kind of work.
+pub(crate) trait Work {
+    /// Where its records are.
+    const FOLDER: &'static str;
+    /// What it is called in its objects.
+    const NAME: &'static str;
+    /// What is done, and to what.
+    type Plan: Clone + fmt::Debug + Serialize + DeserializeOwned;
+    /// How far it is.
+    type Checkpoint: Clone + fmt::Debug + Serialize + DeserializeOwned;
+
+    /// Says no to a checkpoint that is not of this plan.
+    fn check(plan: &Self::Plan, checkpoint: &Self::Checkpoint) -> Result<(), &'static str>;
+}
+
+/// An object of a record.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Object {
+    Plan,
+    Claim(u64),
+    Checkpoint(CheckpointNumber),
+    Done,
+}
+
+/// A claim, and the number of a checkpoint under it, from 1. Nothing is there at 0.
+type CheckpointNumber = (u64, u64);
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plan => f.write_str("plan.json"),
+            Self::Claim(claim) => write!(f, "claim-{claim:010}.json"),
+            Self::Checkpoint((claim, number)) => write!(f, "checkpoint-{claim:010}-{number:010}.json"),
+            Self::Done => f.write_str("done.json"),
+        }
+    }
+}
+
+impl Object {
+    fn parse(name: &str) -> Option<Self> {
+        let name = name.strip_suffix(".json")?;
+        match name {
+            "plan" => return Some(Self::Plan),
+            "done" => return Some(Self::Done),
+            _ => {}
+        }
+        if let Some(claim) = name.strip_prefix("claim-") {
+            return Some(Self::Claim(claim.parse().ok()?));
+        }
+        let (claim, number) = name.strip_prefix("checkpoint-")?.split_once('-')?;
+        Some(Self::Checkpoint((claim.parse().ok()?, number.parse().ok()?)))
+    }
+}
+
+/// What a listing shows of a record.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Listed {
+    has_plan: bool,
+    claim: u64,
+    number: CheckpointNumber,
+    last_sign: DateTime<Utc>,
+    is_done: bool,
+}
+
+/// A record, as it was found.
+#[derive(Debug)]
+pub(crate) struct Record<W: Work> {
+    pub(crate) id: SessionId,
+    pub(crate) plan: W::Plan,
+    /// The newest.
+    pub(crate) checkpoint: Option<W::Checkpoint>,
+    /// When something was last recorded, by the store's own time.
+    pub(crate) last_sign: DateTime<Utc>,
+    /// The newest claim; 0 is that of the process that began it.
+    claim: u64,
+    number: CheckpointNumber,
+}
+
+impl<W: Work> Clone for Record<W> {
+    fn clone(&self) -> Self {
+        Self {
+            id: self.id,
+            plan: self.plan.clone(),
+            checkpoint: self.checkpoint.clone(),
+            last_sign: self.last_sign,
+            claim: self.claim,
+            number: self.number,
+        }
+    }
+}
+
+/// The records of one kind of work in a store.
+pub(crate) struct Records<W> {
+    store: Store,
+    work: PhantomData<fn() -> W>,
+}
+
+impl<W> Clone for Records<W> {
+    fn clone(&self) -> Self {
+        Self::new(self.store.clone())
+    }
+}
+
+impl<W> fmt::Debug for Records<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Records").field(&self.store).finish()
+    }
+}
+
+impl<W> Records<W> {
+    pub(crate) fn new(store: Store) -> Self {
+        Self {
+            store,
+            work: PhantomData,
+        }
+    }
+
+    /// Where they are, in words for a person.
+    pub(crate) fn location(&self) -> &str {
+        self.store.location()
+    }
+}
+
+impl<W: Work> Records<W> {
+    fn name(id: SessionId, object: Object) -> String {
+        format!("{}/{id}/{object}", W::FOLDER)
+    }
+
+    fn parse(name: &str) -> Option<(SessionId, Object)> {
+        let (id, object) = name.strip_prefix(W::FOLDER)?.strip_prefix('/')?.split_once('/')?;
+        Some((id.parse().ok()?, Object::parse(object)?))
+    }
+
+    /// All that a listing shows.
+    async fn list(&self) -> Result<BTreeMap<SessionId, Listed>, ArchiveError> {
+        let mut all: BTreeMap<SessionId, Listed> = BTreeMap::new();
+        let mut listing = self.store.list(W::FOLDER);
+        while let Some(found) = listing.try_next().await? {
+            let Some((id, object)) = Self::parse(&found.name) else {
+                continue;
+            };
+            let listed = all.entry(id).or_default();
+            listed.last_sign = listed.last_sign.max(found.last_modified);
+            match object {
+                Object::Plan => listed.has_plan = true,
+                Object::Done => listed.is_done = true,
+                Object::Claim(claim) => listed.claim = claim.max(listed.claim),
+                Object::Checkpoint(number) => listed.number = number.max(listed.number),
+            }
+        }
+        Ok(all)
+    }
+
+    /// Those that are not marked as done. One that cannot be read is left out, with a warning.
+    pub(crate) async fn undone(&self) -> Result<Vec<Record<W>>, ArchiveError> {
+        let mut records = Vec::new();
+        for (id, listed) in self.list().await? {
+            if !listed.has_plan || listed.is_done {
+                continue;
+            }
+            match self.read(id, listed).await {
+                Ok(record) => records.push(record),
+                // Finished by another process between the listing and now, or cut off by a crash of the machine.
+                Err(error) => tracing::warn!("an unfinished {} is left out: {error}", W::NAME),
+            }
+        }
+        Ok(records)
+    }
+
+    async fn read(&self, id: SessionId, listed: Listed) -> Result<Record<W>, ArchiveError> {
+        let number = listed.number;
+        let plan = self.read_plan(id).await?;
+        let checkpoint = match number {
+            (_, 0) => None,
+            number => {
+                let name = Self::name(id, Object::Checkpoint(number));
+                let checkpoint: W::Checkpoint = self.read_object(&name, "checkpoint").await?;
+                W::check(&plan, &checkpoint)
+                    .map_err(|wrong| ArchiveError::damaged(name, DamageKind::Inconsistent, wrong))?;
+                Some(checkpoint)
+            }
+        };
+        Ok(Record {
+            id,
+            plan,
+            checkpoint,
+            last_sign: listed.last_sign,
+            claim: listed.claim,
+            number,
+        })
+    }
+
+    async fn read_plan(&self, id: SessionId) -> Result<W::Plan, ArchiveError> {
+        self.read_object(&Self::name(id, Object::Plan), "plan").await
+    }
+
+    async fn read_object<T: DeserializeOwned>(&self, name: &str, kind: &str) -> Result<T, ArchiveError> {
+        let bytes = self.store.get_at_most(name, MAX_JSON_LEN).await?;
+        envelope::decode(name, &format!("{} {kind}", W::NAME), &bytes)
+    }
+
+    /// Creates an object; false when it is there already.
+    async fn create<T: Serialize>(
+        &self,
+        id: SessionId,
+        object: Object,
+        kind: &str,
+        body: &T,
+    ) -> Result<bool, ArchiveError> {
+        let payload = envelope::encode(&format!("{} {kind}", W::NAME), body)?;
+        match self.store.put_new(&Self::name(id, object), payload).await {
+            Ok(()) => Ok(true),
+            Err(StoreError::AlreadyExists { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Begins a record; `None` when there is one with this id.
+    pub(crate) async fn begin(
+        &self,
+        id: SessionId,
+        plan: &W::Plan,
+    ) -> Result<Option<Running<W>>, ArchiveError> {
+        let begun = self.create(id, Object::Plan, "plan", plan).await?;
+        Ok(begun.then(|| self.running(id, 0, (0, 0))))
+    }
+
+    /// Goes on with a record; `None` when another process was faster.
+    pub(crate) async fn resume(&self, record: &Record<W>) -> Result<Option<Running<W>>, ArchiveError> {
+        let (id, claim) = (record.id, record.claim + 1);
+        // Of this process alone: two claims must not be equal.
+        let own = SessionId::random().to_string();
+        let claimed = self.create(id, Object::Claim(claim), "claim", &own).await?;
+        Ok(claimed.then(|| self.running(id, claim, record.number)))
+    }
+
+    fn running(&self, id: SessionId, claim: u64, number: CheckpointNumber) -> Running<W> {
+        Running {
+            records: self.clone(),
+            id,
+            claim,
+            number,
+        }
+    }
+
+    /// Removes a record.
+    pub(crate) async fn remove(&self, id: SessionId) -> Result<(), ArchiveError> {
+        // The plan first: without it there is no record, whatever else is left.
+        self.store.delete(&Self::name(id, Object::Plan)).await?;
+        let mut listing = self.store.list(&format!("{}/{id}", W::FOLDER));
+        while let Some(object) = listing.try_next().await? {
+            self.store.delete(&object.name).await?;
+        }
+        Ok(())
+    }
+}
+
+/// A record of what this process is doing.
+#[derive(Debug)]
+pub(crate) struct Running<W> {
+    records: Records<W>,
+    id: SessionId,
+    claim: u64,
+    /// Of the newest checkpoint.
+    number: CheckpointNumber,
+}
+
+impl<W: Work> Running<W> {
+    pub(crate) fn id(&self) -> SessionId {
+        self.id
+    }
+
+    pub(crate) fn records(&self) -> &Records<W> {
+        &self.records
+    }
+
+    /// Records how far the work is. False when another process has gone on with it: then nothing is recorded.
+    pub(crate) async fn checkpoint(&mut self, checkpoint: &W::Checkpoint) -> Result<bool, ArchiveError> {
+        let store = &self.records.store;
+        let newer = Records::<W>::name(self.id, Object::Claim(self.claim + 1));
+        if store.exists(&newer).await? {
+            return Ok(false);
+        }
+        let number = match self.number {
+            (claim, number) if claim == self.claim => (claim, number + 1),
+            _ => (self.claim, 1),
+        };
+        let object = Object::Checkpoint(number);
+        if !self
+            .records
+            .create(self.id, object, "checkpoint", checkpoint)
+            .await?
+        {
+            // Under its own claim a process numbers them alone.
+            let name = Records::<W>::name(self.id, object);
+            return Err(StoreError::AlreadyExists { name }.into());
+        }
+        let older = std::mem::replace(&mut self.number, number);
+        if older.1 > 0 {
+            let name = Records::<W>::name(self.id, Object::Checkpoint(older));
+            if let Err(error) = self.records.store.delete(&name).await {
+                self.tell_what_stays(&format!("`{name}`"), &error);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Marks the work as done, for others to see. The last checkpoint says what came of it.
+    pub(crate) async fn mark_done(&self) -> Result<(), ArchiveError> {
+        // Two that have done the same say the same.
+        self.records
+            .create(self.id, Object::Done, "end", &())
+            .await
+            .map(drop)
+    }
+
+    /// Removes the record of what is done.
+    pub(crate) async fn remove(self) {
+        if let Err(error) = self.records.remove(self.id).await {
+            self.tell_what_stays(&format!("the record of {} {}", W::NAME, self.id), &error);
+        }
+    }
+
+    fn tell_what_stays(&self, what: &str, error: &dyn fmt::Display) {
+        tracing::info!(
+            "{what} in {} is not needed any more, but stays: {error}",
+            self.records.location()
+        );
+    }
+}

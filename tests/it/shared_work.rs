@@ -1,0 +1,337 @@
+//! Work that tasks share without a session of a backup: restores and verifications of the data.
+
+use std::collections::BTreeSet;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use firebank::archive::{DataSubset, Repository, SnapshotFilter};
+use firebank::firestore::Firestore;
+use firebank::progress::Progress;
+use firebank::restore::{
+    RestoreError, RestoreMode, RestoreOptions, RestoreSessions, RestoreStats, SessionOptions, restore,
+};
+use firebank::store::Store;
+use firebank::task::{SharedWork, Task};
+use firebank::verify::{VerifyOptions, VerifyStats, verify_shared};
+
+use crate::cli_support::*;
+use crate::fleets::{DOCUMENTS, document, make_repository};
+
+#[test]
+fn tasks_share_the_data_that_is_verified() {
+    let (shop, _) = Shop::backed_up();
+    make_damage(&shop);
+    let all = shop.run(["verify", "--read-data", "--json"]);
+    let whole = all.json();
+    assert_eq!(all.code, 3, "{all}");
+    let (mut read, mut found) = (0, 0);
+    for index in 0..3 {
+        let part = shop.run_with(
+            &[("JOB_COMPLETION_INDEX", &index.to_string())],
+            ["verify", "--read-data", "--task-count", "3", "--json"],
+        );
+        let json = part.json();
+        read += json["data_bytes"].as_u64().unwrap();
+        found += json["damage_count"].as_u64().unwrap();
+        assert_eq!(part.code == 3, json["damage_count"] != 0, "{part}");
+    }
+    assert_eq!(read, whole["data_bytes"].as_u64().unwrap());
+    assert_eq!(found, whole["damage_count"].as_u64().unwrap());
+    shop.run(["verify", "--read-data", "--task-index", "3", "--task-count", "3"])
+        .fails(2, &["no task 3 of 3"]);
+}
+
+/// Flips a bit in the middle of the largest object, which is a chunk of data.
+fn make_damage(shop: &Shop) {
+    let chunks = files_below(&shop.repository().join("chunks"));
+    let files = chunks
+        .iter()
+        .map(|name| shop.repository().join("chunks").join(name));
+    let largest = files
+        .max_by_key(|file| std::fs::metadata(file).unwrap().len())
+        .unwrap();
+    let mut bytes = std::fs::read(&largest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    let mut permissions = std::fs::metadata(&largest).unwrap().permissions();
+    #[expect(clippy::permissions_set_readonly_false, reason = "a file of the test's own")]
+    permissions.set_readonly(false);
+    std::fs::set_permissions(&largest, permissions).unwrap();
+    std::fs::write(&largest, bytes).unwrap();
+}
+
+/// Starts a task of a restore.
+fn start_restore(shop: &Shop, snapshot: &str, index: u32, more: &[&str]) -> Child {
+    let mut command = shop.std_command();
+    command
+        .args(["--emulator", &shop.address(), "--project", SHOP])
+        .args(["restore", snapshot, "--to-project", "demo-copy", "--json"])
+        .args(["--state", "state", "--session", "staging", "--parallel", "2"])
+        .args(more)
+        .env("JOB_COMPLETION_INDEX", index.to_string())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+/// What a task that has ended well reports.
+fn report_of(task: Child) -> serde_json::Value {
+    let ended = task.wait_with_output().unwrap();
+    let says = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(ended.status.success(), "{says}");
+    serde_json::from_slice(&ended.stdout).unwrap()
+}
+
+/// A shop with a snapshot that is cut into many ranges.
+fn scene() -> (Shop, String) {
+    let shop = Shop::empty();
+    make_repository(&shop);
+    shop.put(SHOP, (0..DOCUMENTS).map(|number| document(number, 0)).collect());
+    let snapshot = shop.back_up();
+    (shop, snapshot)
+}
+
+#[test]
+fn tasks_share_a_restore_and_go_on_where_they_were_killed() {
+    const RESTORERS: u32 = 3;
+    let (shop, snapshot) = scene();
+    let task = |snapshot: &str, more: &[&str]| {
+        let restore = ["restore", snapshot, "--to-project", "demo-copy"];
+        let task = ["--task-index", "0", "--task-count", "3"];
+        shop.firebank([&restore[..], &task[..], more].concat())
+    };
+    task(&snapshot, &["--session", "staging"]).fails(2, &["--state"]);
+    task(&snapshot, &["--state", "state"]).fails(2, &["--session"]);
+    // The next task could take another one for it.
+    task("latest", &["--state", "state", "--session", "staging"]).fails(2, &["by its id"]);
+    // Slow enough that one is killed in the middle.
+    let slow = ["--rate", "150", "--task-count", "3"];
+    let mut tasks: Vec<Child> = (0..RESTORERS)
+        .map(|index| start_restore(&shop, &snapshot, index, &slow))
+        .collect();
+    let begun = Instant::now();
+    let checkpoints = || {
+        let files = files_below(&shop.path());
+        files.iter().filter(|name| name.contains("/checkpoint-")).count()
+    };
+    while checkpoints() < 3 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no checkpoint");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let _ = tasks[1].kill();
+    tasks[1].wait().unwrap();
+    let wrong = start_restore(&shop, &snapshot, 0, &["--task-count", "4"]);
+    let wrong = wrong.wait_with_output().unwrap();
+    let says = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert_eq!(wrong.status.code(), Some(2), "{says}");
+    assert!(says.contains("shared by 3 tasks"), "{says}");
+    tasks[1] = start_restore(&shop, &snapshot, 1, &slow);
+    let mut documents = 0;
+    for (index, task) in (0..).zip(tasks) {
+        let stats = report_of(task);
+        assert_eq!(stats["shares"], serde_json::json!([index]), "{stats}");
+        let own = stats["documents"].as_u64().unwrap();
+        assert!(own > u64::from(DOCUMENTS / RESTORERS / 2), "{stats}");
+        documents += own;
+    }
+    // Of the one that was killed, what it had recorded counts.
+    assert_eq!(
+        documents,
+        u64::from(DOCUMENTS),
+        "each document is in one task's share"
+    );
+    assert!(shop.contents("demo-copy") == shop.contents(SHOP));
+    let sessions = shop.firebank(["sessions", "--state", "state", "--json"]).json();
+    assert_eq!(sessions["restores"], serde_json::json!([]));
+    // One that is started again tells the same, and writes nothing.
+    let writes = shop.sandbox.usage().writes;
+    let again = report_of(start_restore(&shop, &snapshot, 1, &slow));
+    assert_eq!(again["shares"], serde_json::json!([1]));
+    assert_eq!(shop.sandbox.usage().writes, writes);
+    // Other tasks with the same name are told that it is used.
+    let others = ["--task-count", "3", "--execution", "another"];
+    let refused = start_restore(&shop, &snapshot, 1, &others)
+        .wait_with_output()
+        .unwrap();
+    let says = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{says}");
+    assert!(says.contains("`staging` was shared by other tasks"), "{says}");
+}
+
+/// A task of a restore as a process of its own would do it, with times for work of seconds.
+async fn restore_task(
+    (repository, snapshot): (&Repository, &str),
+    copy: &Firestore,
+    sessions: &RestoreSessions,
+    (index, count): (u32, u32),
+    with: impl FnOnce(&mut RestoreOptions),
+) -> Result<RestoreStats, RestoreError> {
+    let snapshot = repository
+        .resolve(snapshot, &SnapshotFilter::default())
+        .await
+        .unwrap();
+    let reader = repository.reader(&snapshot).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = RestoreOptions::new(copy, folder.path().join("dead.ndjson"));
+    options.parallel = 2;
+    options.session = Some(SessionOptions {
+        shared: Some(quick(index, count)),
+        checkpoint_every: Duration::from_millis(50),
+        ..SessionOptions::new(sessions.clone())
+    });
+    with(&mut options);
+    restore(&reader, copy, options, &Progress::new()).await
+}
+
+fn quick(index: u32, count: u32) -> SharedWork {
+    SharedWork {
+        look_every: Duration::from_millis(20),
+        patience: Duration::from_secs(2),
+        ..SharedWork::new(Task::new(index, count).unwrap(), "shared")
+    }
+}
+
+fn indexes(stats: &RestoreStats) -> BTreeSet<u32> {
+    stats.shares.iter().map(|share| share.index()).collect()
+}
+
+/// One dies in the middle and one never comes: whoever is left does their shares, without writing again what was recorded as done.
+#[test]
+fn what_dead_tasks_have_left_of_a_restore_is_taken_over() {
+    let (shop, snapshot) = scene();
+    let copy = shop.connect("demo-copy", "(default)");
+    let sessions = RestoreSessions::new(Store::memory());
+    shop.runtime.block_on(async {
+        let repository = Repository::open(Store::local(shop.repository()).unwrap())
+            .await
+            .unwrap();
+        let from = (&repository, snapshot.as_str());
+        let recorded = async {
+            loop {
+                let unfinished = sessions.unfinished().await.unwrap();
+                let done = unfinished.first().map_or(0, |share| share.counts().documents);
+                if done >= 100 {
+                    return done;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let slow = |options: &mut RestoreOptions| options.write.rate = Some(400.0);
+        let recorded = tokio::select! {
+            ended = restore_task(from, &copy, &sessions, (1, 4), slow) => panic!("{ended:?}"),
+            recorded = recorded => recorded,
+        };
+        // What it had sent arrives all the same.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let writes = shop.sandbox.usage().writes;
+        let (one, other) = tokio::join!(
+            restore_task(from, &copy, &sessions, (0, 4), |_| {}),
+            restore_task(from, &copy, &sessions, (3, 4), |_| {}),
+        );
+        let (one, other) = (one.unwrap(), other.unwrap());
+        assert!(indexes(&one).is_disjoint(&indexes(&other)));
+        assert_eq!(indexes(&one).len() + indexes(&other).len(), 4);
+        assert_eq!(one.documents + other.documents, u64::from(DOCUMENTS));
+        let written = shop.sandbox.usage().writes - writes;
+        assert!(
+            written <= u64::from(DOCUMENTS) - recorded,
+            "{written} with {recorded} recorded"
+        );
+        // The one that was given up comes late.
+        let late = restore_task(from, &copy, &sessions, (1, 4), |_| {})
+            .await
+            .unwrap();
+        assert_eq!(indexes(&late), [1].into());
+        assert_eq!(shop.sandbox.usage().writes - writes, written);
+        // In another way it is not the same restore.
+        let other = restore_task(from, &copy, &sessions, (2, 4), |options| {
+            options.mode = RestoreMode::Mirror;
+        });
+        let refused = other.await.unwrap_err();
+        assert!(matches!(refused, RestoreError::Shares(_)), "{refused}");
+        assert!(
+            refused
+                .to_string()
+                .contains("--mode was `Overwrite` and is `Mirror`"),
+            "{refused}"
+        );
+    });
+    assert!(shop.contents("demo-copy") == shop.contents(SHOP));
+}
+
+/// Tasks that come and go at any time, as a cluster that is short of machines has them.
+#[test]
+fn tasks_that_vanish_and_come_back_restore_everything_once() {
+    let (shop, snapshot) = scene();
+    let copy = shop.connect("demo-copy", "(default)");
+    let sessions = RestoreSessions::new(Store::memory());
+    let finished = shop.runtime.block_on(async {
+        let repository = Repository::open(Store::local(shop.repository()).unwrap())
+            .await
+            .unwrap();
+        let from = (&repository, snapshot.as_str());
+        let task = async |index: u32| {
+            let mut lives = 0u64;
+            loop {
+                lives += 1;
+                let run = restore_task(from, &copy, &sessions, (index, 3), |options| {
+                    options.write.rate = Some(1_500.0);
+                });
+                // Of other lengths each time, and in the end long enough.
+                let life = Duration::from_millis(150 * lives + 70 * u64::from(index));
+                if let Ok(ended) = tokio::time::timeout(life, run).await {
+                    return ended.unwrap();
+                }
+            }
+        };
+        let (one, two, three) = tokio::join!(task(0), task(1), task(2));
+        [one, two, three]
+    });
+    let done: BTreeSet<u32> = finished.iter().flat_map(indexes).collect();
+    assert_eq!(done, [0, 1, 2].into());
+    assert!(shop.contents("demo-copy") == shop.contents(SHOP));
+}
+
+async fn verify_task(repository: &Repository, state: &Store, index: u32, count: u32) -> (VerifyStats, u32) {
+    let options = VerifyOptions {
+        read_data: Some(DataSubset::ALL),
+        ..VerifyOptions::default()
+    };
+    let shared = quick(index, count);
+    let progress = Progress::new();
+    let verified = verify_shared(repository, options, state.clone(), &shared, &progress);
+    verified.await.unwrap()
+}
+
+/// The second of three tasks never comes: the others read its share as well, and everything is read once.
+#[test]
+fn what_a_dead_task_was_to_verify_is_taken_over() {
+    let (shop, _) = Shop::backed_up();
+    make_damage(&shop);
+    shop.runtime.block_on(async {
+        let repository = Repository::open(Store::local(shop.repository()).unwrap())
+            .await
+            .unwrap();
+        let state = Store::memory();
+        let (all, _) = verify_task(&repository, &Store::memory(), 0, 1).await;
+        assert_eq!(all.damage_count, 1);
+        let ((one, of_one), (other, of_other)) = tokio::join!(
+            verify_task(&repository, &state, 0, 3),
+            verify_task(&repository, &state, 2, 3)
+        );
+        assert_eq!(of_one + of_other, 3);
+        assert_eq!(one.data_bytes + other.data_bytes, all.data_bytes);
+        assert_eq!(one.damage_count + other.damage_count, 1);
+        // Damage is told again by a task that is started again, and so is what somebody else found in its share.
+        let again = [0, 1, 2].map(|index| verify_task(&repository, &state, index, 3));
+        let again = futures::future::join_all(again).await;
+        let found: u64 = again.iter().map(|(stats, _)| stats.damage_count).sum();
+        assert_eq!(found, 1);
+    });
+    let task =
+        |more: &[&str]| shop.run([&["verify", "--task-index", "0", "--task-count", "2"], more].concat());
+    task(&["--read-data", "--session", "weekly"]).fails(2, &["--state"]);
+    task(&["--session", "weekly", "--state", "state"]).fails(2, &["--read-data"]);
+    shop.run(["verify", "--read-data", "--state", "state"])
+        .fails(2, &["--state", "--session"]);
+}
