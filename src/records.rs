@@ -5,7 +5,7 @@
 //! never changed. Whoever goes on with a record first creates the next of its claims, which only one process can; a process that
 //! finds a claim newer than its own stops. Checkpoints bear the number of the claim that they were made under, so that one of a
 //! process that has not noticed yet counts for nothing. An older checkpoint goes when a newer one is stored; everything goes when
-//! the work is done, except where others have to know that it is ([`shares`]): then it is marked as done.
+//! the work is done, except where others have to know that it is ([`shares`]): then it is marked as done, and stays for a while.
 
 pub(crate) mod shares;
 
@@ -87,7 +87,7 @@ pub(crate) struct Listed {
 }
 
 /// A record, as it was found.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Record<W: Work> {
     pub(crate) id: SessionId,
     pub(crate) plan: W::Plan,
@@ -100,67 +100,70 @@ pub(crate) struct Record<W: Work> {
     number: CheckpointNumber,
 }
 
-impl<W: Work> Clone for Record<W> {
-    fn clone(&self) -> Self {
-        Self {
-            id: self.id,
-            plan: self.plan.clone(),
-            checkpoint: self.checkpoint.clone(),
-            last_sign: self.last_sign,
-            claim: self.claim,
-            number: self.number,
-        }
-    }
-}
-
 /// The records of one kind of work in a store.
 pub(crate) struct Records<W> {
     store: Store,
+    folder: String,
     work: PhantomData<fn() -> W>,
 }
 
 impl<W> Clone for Records<W> {
     fn clone(&self) -> Self {
-        Self::new(self.store.clone())
+        Self::below(self.store.clone(), self.folder.clone())
     }
 }
 
 impl<W> fmt::Debug for Records<W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Records").field(&self.store).finish()
+        let mut shown = f.debug_struct("Records");
+        shown.field("store", &self.store).field("folder", &self.folder);
+        shown.finish()
     }
 }
 
 impl<W> Records<W> {
-    pub(crate) fn new(store: Store) -> Self {
+    /// Those below a folder.
+    fn below(store: Store, folder: String) -> Self {
         Self {
             store,
+            folder,
             work: PhantomData,
         }
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
     }
 
     /// Where they are, in words for a person.
     pub(crate) fn location(&self) -> &str {
         self.store.location()
     }
+
+    fn name(&self, id: SessionId, object: Object) -> String {
+        format!("{}/{id}/{object}", self.folder)
+    }
+
+    fn parse(&self, name: &str) -> Option<(SessionId, Object)> {
+        let (id, object) = name
+            .strip_prefix(&self.folder)?
+            .strip_prefix('/')?
+            .split_once('/')?;
+        Some((id.parse().ok()?, Object::parse(object)?))
+    }
 }
 
 impl<W: Work> Records<W> {
-    fn name(id: SessionId, object: Object) -> String {
-        format!("{}/{id}/{object}", W::FOLDER)
-    }
-
-    fn parse(name: &str) -> Option<(SessionId, Object)> {
-        let (id, object) = name.strip_prefix(W::FOLDER)?.strip_prefix('/')?.split_once('/')?;
-        Some((id.parse().ok()?, Object::parse(object)?))
+    pub(crate) fn new(store: Store) -> Self {
+        Self::below(store, W::FOLDER.to_owned())
     }
 
     /// All that a listing shows.
     async fn list(&self) -> Result<BTreeMap<SessionId, Listed>, ArchiveError> {
         let mut all: BTreeMap<SessionId, Listed> = BTreeMap::new();
-        let mut listing = self.store.list(W::FOLDER);
+        let mut listing = self.store.list(&self.folder);
         while let Some(found) = listing.try_next().await? {
-            let Some((id, object)) = Self::parse(&found.name) else {
+            let Some((id, object)) = self.parse(&found.name) else {
                 continue;
             };
             let listed = all.entry(id).or_default();
@@ -197,7 +200,7 @@ impl<W: Work> Records<W> {
         let checkpoint = match number {
             (_, 0) => None,
             number => {
-                let name = Self::name(id, Object::Checkpoint(number));
+                let name = self.name(id, Object::Checkpoint(number));
                 let checkpoint: W::Checkpoint = self.read_object(&name, "checkpoint").await?;
                 W::check(&plan, &checkpoint)
                     .map_err(|wrong| ArchiveError::damaged(name, DamageKind::Inconsistent, wrong))?;
@@ -215,7 +218,7 @@ impl<W: Work> Records<W> {
     }
 
     async fn read_plan(&self, id: SessionId) -> Result<W::Plan, ArchiveError> {
-        self.read_object(&Self::name(id, Object::Plan), "plan").await
+        self.read_object(&self.name(id, Object::Plan), "plan").await
     }
 
     async fn read_object<T: DeserializeOwned>(&self, name: &str, kind: &str) -> Result<T, ArchiveError> {
@@ -232,7 +235,7 @@ impl<W: Work> Records<W> {
         body: &T,
     ) -> Result<bool, ArchiveError> {
         let payload = envelope::encode(&format!("{} {kind}", W::NAME), body)?;
-        match self.store.put_new(&Self::name(id, object), payload).await {
+        match self.store.put_new(&self.name(id, object), payload).await {
             Ok(()) => Ok(true),
             Err(StoreError::AlreadyExists { .. }) => Ok(false),
             Err(error) => Err(error.into()),
@@ -258,20 +261,21 @@ impl<W: Work> Records<W> {
         Ok(claimed.then(|| self.running(id, claim, record.number)))
     }
 
-    fn running(&self, id: SessionId, claim: u64, number: CheckpointNumber) -> Running<W> {
+    fn running(&self, id: SessionId, claim: u64, stored: CheckpointNumber) -> Running<W> {
         Running {
             records: self.clone(),
             id,
             claim,
-            number,
+            tried: 0,
+            stored,
         }
     }
 
     /// Removes a record.
     pub(crate) async fn remove(&self, id: SessionId) -> Result<(), ArchiveError> {
         // The plan first: without it there is no record, whatever else is left.
-        self.store.delete(&Self::name(id, Object::Plan)).await?;
-        let mut listing = self.store.list(&format!("{}/{id}", W::FOLDER));
+        self.store.delete(&self.name(id, Object::Plan)).await?;
+        let mut listing = self.store.list(&format!("{}/{id}", self.folder));
         while let Some(object) = listing.try_next().await? {
             self.store.delete(&object.name).await?;
         }
@@ -285,8 +289,10 @@ pub(crate) struct Running<W> {
     records: Records<W>,
     id: SessionId,
     claim: u64,
+    /// The last number that was used under the claim.
+    tried: u64,
     /// Of the newest checkpoint.
-    number: CheckpointNumber,
+    stored: CheckpointNumber,
 }
 
 impl<W: Work> Running<W> {
@@ -298,30 +304,25 @@ impl<W: Work> Running<W> {
         &self.records
     }
 
-    /// Records how far the work is. False when another process has gone on with it: then nothing is recorded.
+    /// Records how far the work is. False when another process has gone on with it: then nothing is recorded. Where a call is
+    /// dropped, the next one may follow.
     pub(crate) async fn checkpoint(&mut self, checkpoint: &W::Checkpoint) -> Result<bool, ArchiveError> {
-        let store = &self.records.store;
-        let newer = Records::<W>::name(self.id, Object::Claim(self.claim + 1));
-        if store.exists(&newer).await? {
+        let records = &self.records;
+        let newer = records.name(self.id, Object::Claim(self.claim + 1));
+        if records.store.exists(&newer).await? {
             return Ok(false);
         }
-        let number = match self.number {
-            (claim, number) if claim == self.claim => (claim, number + 1),
-            _ => (self.claim, 1),
-        };
+        // Whatever becomes of this one, its number is used.
+        self.tried += 1;
+        let number = (self.claim, self.tried);
         let object = Object::Checkpoint(number);
-        if !self
-            .records
-            .create(self.id, object, "checkpoint", checkpoint)
-            .await?
-        {
-            // Under its own claim a process numbers them alone.
-            let name = Records::<W>::name(self.id, object);
+        if !records.create(self.id, object, "checkpoint", checkpoint).await? {
+            let name = records.name(self.id, object);
             return Err(StoreError::AlreadyExists { name }.into());
         }
-        let older = std::mem::replace(&mut self.number, number);
+        let older = std::mem::replace(&mut self.stored, number);
         if older.1 > 0 {
-            let name = Records::<W>::name(self.id, Object::Checkpoint(older));
+            let name = self.records.name(self.id, Object::Checkpoint(older));
             if let Err(error) = self.records.store.delete(&name).await {
                 self.tell_what_stays(&format!("`{name}`"), &error);
             }

@@ -63,7 +63,7 @@ pub use retry::{RetryError, retry};
 pub use rules::{Fates, RestoreMode};
 pub(crate) use rules::{Found, Look, Rules};
 use session::{Plan, RestoreSession};
-pub use session::{RestoreSessions, SessionOptions, UnfinishedRestore};
+pub use session::{RestoreSessions, SessionOptions, SharedRestore, UnfinishedRestore};
 pub(crate) use write::{Account, DRAIN_PATIENCE, Reads};
 use write::{End, RangeState, Ranges, Writing};
 
@@ -159,8 +159,6 @@ impl RestoreOptions {
         if let Some(task) = self.task {
             note(session::TASK_INDEX, task.index().to_string());
             note(session::TASK_COUNT, task.count().to_string());
-            // The cuts depend on it, and so what the shares are.
-            note("--parallel", self.parallel.to_string());
         }
         options
     }
@@ -187,20 +185,25 @@ impl RestoreOptions {
 
     /// The ranges of a snapshot that were chosen, or a task's share of them, cut where its index can be cut, ascending.
     async fn cut(&self, reader: &SnapshotReader) -> Result<Vec<KeyRange>, ArchiveError> {
-        let chosen = self.pieces(reader);
-        let tasks = self.task.map_or(1, |task| task.count() as usize);
-        let pieces = match ranges::split_ranges(reader, &chosen, self.parallel.max(1) * tasks).await {
-            Err(error) if self.skip_damaged => {
-                // Where the index cannot be cut it is read in one piece, and around what is damaged.
-                error.into_damage()?;
-                chosen
-            }
-            pieces => pieces?,
-        };
+        let pieces = self.cut_for_all(reader).await?;
         Ok(match self.task {
             Some(task) => ranges::share(pieces, task),
             None => pieces,
         })
+    }
+
+    /// The same for all tasks.
+    async fn cut_for_all(&self, reader: &SnapshotReader) -> Result<Vec<KeyRange>, ArchiveError> {
+        let chosen = self.pieces(reader);
+        let tasks = self.task.map_or(1, |task| task.count() as usize);
+        match ranges::split_ranges(reader, &chosen, self.parallel.max(1) * tasks).await {
+            Err(error) if self.skip_damaged => {
+                // Where the index cannot be cut it is read in one piece, and around what is damaged.
+                error.into_damage()?;
+                Ok(chosen)
+            }
+            pieces => pieces,
+        }
     }
 
     /// Where a document is restored.
@@ -296,13 +299,24 @@ pub struct RestoreStats {
     pub billed_writes: u64,
     /// Deletions that are billed.
     pub billed_deletes: u64,
-    /// Of a restore that is [shared](SessionOptions::shared), the tasks whose shares are counted here: those that this process has
-    /// done, and its own one also when that was done before.
-    pub shares: Vec<Task>,
+    /// Of a restore that is [shared](SessionOptions::shared), what is not counted here.
+    pub shared: Option<SharedStats>,
     /// How the writer fared, in this process.
     pub writes: WriteStats,
     /// How long it took, in this process.
     pub duration: Duration,
+}
+
+/// What one of several tasks says of the others. Every task tells it, for whoever has done a share may be gone since.
+#[derive(Clone, Debug, Default)]
+pub struct SharedStats {
+    /// The tasks whose shares are counted in the [`RestoreStats`]: those that this process has done, and its own one whoever has done
+    /// it.
+    pub shares: Vec<Task>,
+    /// What is recorded of the other shares.
+    pub others: RestoreCounts,
+    /// What was left out there because the snapshot is damaged.
+    pub gaps_of_others: Vec<Gap>,
 }
 
 impl RestoreStats {
@@ -323,7 +337,6 @@ impl RestoreStats {
         self.billed_reads += other.billed_reads;
         self.billed_writes += other.billed_writes;
         self.billed_deletes += other.billed_deletes;
-        self.shares.extend(other.shares);
         self.writes += other.writes;
     }
 }
@@ -451,16 +464,16 @@ pub async fn restore(
     progress: &Progress,
 ) -> Result<RestoreStats, RestoreError> {
     let lease = Lease::of(reader, "restore").await?;
-    let is_shared = options
-        .session
+    let session = options.session.clone();
+    let shared = session
         .as_ref()
-        .is_some_and(|session| session.shared.is_some());
-    let restored = match is_shared {
-        true => shared::restore_shares(reader, database, options, progress).await,
-        false => {
+        .and_then(|session| Some((session, session.shared.as_ref()?)));
+    let restored = match shared {
+        Some(shared) => shared::restore_shares(reader, database, options, shared, progress).await,
+        None => {
             let settled = Settled {
                 throttle: options.write.throttle(),
-                id: None,
+                share: None,
             };
             restore_all(reader, database, options, settled, progress).await
         }
@@ -477,15 +490,15 @@ pub async fn restore(
 /// What is settled before a restore begins, or a share of it.
 struct Settled {
     throttle: Arc<Throttle>,
-    /// Of a new session; `None` for any.
-    id: Option<SessionId>,
+    /// Of a share that nobody has begun, the id of its session, and its ranges.
+    share: Option<(SessionId, Vec<KeyRange>)>,
 }
 
 async fn restore_all(
     reader: &SnapshotReader,
     database: &Firestore,
     options: RestoreOptions,
-    Settled { throttle, id }: Settled,
+    Settled { throttle, share }: Settled,
     progress: &Progress,
 ) -> Result<RestoreStats, RestoreError> {
     let start = Instant::now();
@@ -501,7 +514,7 @@ async fn restore_all(
     let decide = Decide::new(reader, target, Some(database), &options, purpose)?;
     decide.check_renames(options.skip_damaged).await?;
 
-    let (mut session, ranges) = begin(reader, database, &options, id).await?;
+    let (mut session, ranges) = begin(reader, database, &options, share).await?;
     let ranges = ranges.with(refusals);
     let done = ranges.counts();
     progress.add(done.documents, done.bytes);
@@ -564,24 +577,28 @@ async fn begin(
     reader: &SnapshotReader,
     database: &Firestore,
     options: &RestoreOptions,
-    id: Option<SessionId>,
+    share: Option<(SessionId, Vec<KeyRange>)>,
 ) -> Result<(Option<RestoreSession>, Ranges), RestoreError> {
     let plan = |pieces: &[KeyRange]| {
         let from = (reader.repository().id(), reader.id());
         Plan::new(from, database.database(), options, pieces)
     };
-    if let Some(SessionOptions {
-        sessions,
-        resume: Some(unfinished),
-        ..
-    }) = &options.session
+    if let Some(session) = &options.session
+        && let Some(unfinished) = &session.resume
     {
         unfinished.check(&plan(&[]))?;
-        return Ok((Some(sessions.resume(unfinished).await?), unfinished.ranges()));
+        let resumed = session.sessions.resume(unfinished, session.heartbeat()).await?;
+        return Ok((Some(resumed), unfinished.ranges()));
     }
-    let pieces = options.cut(reader).await?;
+    let (id, pieces) = match share {
+        Some((id, pieces)) => (id, pieces),
+        None => (SessionId::random(), options.cut(reader).await?),
+    };
     let session = match &options.session {
-        Some(options) => Some(options.sessions.begin(id, &plan(&pieces)).await?),
+        Some(session) => {
+            let (sessions, heartbeat) = (&session.sessions, session.heartbeat());
+            Some(sessions.begin(id, &plan(&pieces), heartbeat).await?)
+        }
         None => None,
     };
     let ranges = Ranges::new(pieces.into_iter().map(RangeState::new).collect());
@@ -604,7 +621,7 @@ impl RestoreCounts {
             billed_writes: self.billed_writes,
             billed_deletes: self.billed_deletes,
             gaps: Vec::new(),
-            shares: Vec::new(),
+            shared: None,
             writes,
             duration,
         }

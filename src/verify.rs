@@ -70,22 +70,26 @@ impl VerifyStats {
         self.damage_count == 0
     }
 
-    /// Adds another share of the data. The structure is looked at with each, so the same may be found in both.
+    /// Adds another share of the data. The structure is looked at with each.
     fn add(&mut self, other: Self) {
-        let found_again = |damage: &&Damage| self.damage.contains(damage);
-        let again = other.damage.iter().filter(found_again).count() as u64;
         self.snapshots = self.snapshots.max(other.snapshots);
         self.documents = self.documents.max(other.documents);
         self.objects = self.objects.max(other.objects);
         self.stored_bytes += other.stored_bytes;
         self.data_bytes += other.data_bytes;
-        self.damage_count += other.damage_count - again;
-        let new = other
-            .damage
-            .into_iter()
-            .filter(|damage| !self.damage.contains(damage));
-        let new: Vec<Damage> = new.collect();
-        self.damage.extend(new);
+        self.add_damage(other.damage, other.damage_count);
+    }
+
+    /// Adds damage that may be known in part: what is wrong with the structure is found with each share.
+    fn add_damage(&mut self, damage: Vec<Damage>, count: u64) {
+        self.damage_count += count;
+        for damage in damage {
+            let is_same = |known: &&Damage| (&known.object, &known.what) == (&damage.object, &damage.what);
+            match self.damage.iter().any(|known| is_same(&known)) {
+                true => self.damage_count -= 1,
+                false => self.damage.push(damage),
+            }
+        }
     }
 }
 

@@ -100,6 +100,11 @@ impl RestoreCommand {
             return json_restore::run(global, &file, &target, options, &self.write).await;
         }
         let shared = self.session.shared()?;
+        if shared.is_some() && self.session.resume {
+            return Err(UsageError::new(
+                "tasks go on with what they find of their restore: leave --resume out",
+            ));
+        }
         options.task = shared.as_ref().map(|shared| shared.task);
         if shared.is_some() && source == "latest" {
             return Err(UsageError::new(
@@ -275,14 +280,18 @@ async fn write_snapshot(
             plain @ (RestoreError::Stopped { .. }
             | RestoreError::TaskStopped { .. }
             | RestoreError::State { .. }
-            | RestoreError::Shares(SharesError::Used { .. })),
+            | RestoreError::Shares(SharesError::Used { .. } | SharesError::Removed { .. })),
         ) => return Err(plain.into()),
         Err(RestoreError::Shares(disagreement)) => return Err(UsageError::new(disagreement.to_string())),
         restored => restored.map_err(wrong_usage).with_context(|| {
             format!(
-                "the restore of snapshot {} into {target} stopped after {} (--resume goes on from there)",
+                "the restore of snapshot {} into {target} stopped after {} ({} goes on from there)",
                 snapshot.id,
-                output::count(progress.documents(), "document")
+                output::count(progress.documents(), "document"),
+                match options.task {
+                    Some(_) => "the same command",
+                    None => "--resume",
+                }
             )
         })?,
     };
@@ -293,7 +302,10 @@ async fn write_snapshot(
     let progress = Arc::new(Progress::new());
     let display = ProgressDisplay::start("comparing", &progress, global.quiet);
     let compared = match options.task {
-        Some(own) => verify_shares(reader, &database, &options, (own, &stats.shares), &progress).await,
+        Some(own) => {
+            let shares = stats.shared.as_ref().map_or(&[][..], |shared| &shared.shares);
+            verify_shares(reader, &database, &options, (own, shares), &progress).await
+        }
         None => verify_restore(reader, &database, &options, &progress).await,
     };
     drop(display);

@@ -13,14 +13,14 @@ use super::{Outcome, UsageError, output};
 use crate::archive::heartbeat::HEARTBEAT_EVERY;
 use crate::archive::{OpenSession, ReadMode, SnapshotKind};
 use crate::clock;
-use crate::restore::UnfinishedRestore;
+use crate::restore::{SharedRestore, UnfinishedRestore};
 
 /// Signs of life that may be missed before a session counts as left.
 const MISSED_SIGNS: u32 = 4;
 
 #[derive(Args, Debug)]
 pub(crate) struct SessionsCommand {
-    /// Remove the record of a restore that is not to be resumed (its id, or a unique prefix of it); what it has written stays.
+    /// Remove the record of a restore that is not to be resumed (its id or its tasks' name, or a unique prefix); what it has written stays.
     /// May be repeated. Those of backups go with `clean`
     #[arg(long, value_name = "RESTORE")]
     remove: Vec<String>,
@@ -50,6 +50,21 @@ struct RestoreView {
 }
 
 impl RestoreView {
+    /// One that tasks share: it has their name for it.
+    fn shared(restore: &SharedRestore) -> Self {
+        let mut options = restore.options();
+        options.insert("--task-count".to_owned(), restore.tasks().to_string());
+        Self {
+            id: restore.name().to_owned(),
+            snapshot: restore.snapshot().to_owned(),
+            target: restore.target().to_owned(),
+            started_at: restore.started_at(),
+            last_sign: restore.last_sign(),
+            documents: restore.counts().documents,
+            options,
+        }
+    }
+
     fn new(restore: &UnfinishedRestore) -> Self {
         Self {
             id: restore.id().to_string(),
@@ -124,25 +139,33 @@ impl SessionsCommand {
         let repository = global.open_repository().await?;
         let open = repository.open_sessions().await?;
         let sessions: Vec<SessionView> = open.iter().map(SessionView::new).collect();
-        let mut unfinished = Vec::new();
-        let records = self.state.existing(global)?;
-        if let Some(records) = &records {
-            unfinished = records.unfinished().await?;
-            unfinished.retain(|restore| restore.repository() == repository.id());
-        }
-        let chosen = self.remove.iter().map(|id| choose(&unfinished, id));
-        let chosen: BTreeSet<usize> = chosen.collect::<Result<_, _>>()?;
-        for (place, restore) in unfinished.iter().enumerate() {
-            if let Some(records) = records.as_ref().filter(|_| chosen.contains(&place)) {
-                records.remove(restore).await?;
-                tracing::info!("the record of restore {} was removed", restore.id());
+        let mut restores = Vec::new();
+        if let Some(records) = self.state.existing(global)? {
+            let unfinished = records.unfinished().await?.into_iter();
+            let shared = records.shared().await?.into_iter();
+            let own = unfinished.filter(|one| one.repository() == repository.id());
+            let shared = shared.filter(|one| one.repository() == Some(repository.id()));
+            let all: Vec<Unfinished> = own
+                .map(|one| Unfinished::Alone(Box::new(one)))
+                .chain(shared.map(|one| Unfinished::Shared(Box::new(one))))
+                .collect();
+            let views: Vec<RestoreView> = all.iter().map(Unfinished::view).collect();
+            let chosen = self.remove.iter().map(|id| choose(&views, id));
+            let chosen: BTreeSet<usize> = chosen.collect::<Result<_, _>>()?;
+            for (place, (restore, view)) in all.iter().zip(views).enumerate() {
+                if !chosen.contains(&place) {
+                    restores.push(view);
+                    continue;
+                }
+                match restore {
+                    Unfinished::Alone(restore) => records.remove(restore).await?,
+                    Unfinished::Shared(restore) => records.remove_shared(restore).await?,
+                }
+                tracing::info!("the record of restore {} was removed", view.id);
             }
+        } else if let Some(id) = self.remove.first() {
+            choose(&[], id)?;
         }
-        let left = unfinished
-            .iter()
-            .enumerate()
-            .filter(|(place, _)| !chosen.contains(place));
-        let restores: Vec<RestoreView> = left.map(|(_, restore)| RestoreView::new(restore)).collect();
         let output = global.output();
         if sessions.is_empty() && restores.is_empty() {
             output.data("No session is under way or was left.")?;
@@ -179,12 +202,30 @@ impl SessionsCommand {
     }
 }
 
+/// A restore whose record is there.
+enum Unfinished {
+    Alone(Box<UnfinishedRestore>),
+    Shared(Box<SharedRestore>),
+}
+
+impl Unfinished {
+    fn view(&self) -> RestoreView {
+        match self {
+            Self::Alone(restore) => RestoreView::new(restore),
+            Self::Shared(restore) => RestoreView::shared(restore),
+        }
+    }
+}
+
 /// Which restore is meant.
-fn choose(unfinished: &[UnfinishedRestore], id: &str) -> anyhow::Result<usize> {
+fn choose(unfinished: &[RestoreView], id: &str) -> anyhow::Result<usize> {
+    if let Some(place) = unfinished.iter().position(|restore| restore.id == id) {
+        return Ok(place);
+    }
     let mut matching = unfinished
         .iter()
         .enumerate()
-        .filter(|(_, restore)| !id.is_empty() && restore.id().to_string().starts_with(id));
+        .filter(|(_, restore)| !id.is_empty() && restore.id.starts_with(id));
     match (matching.next(), matching.next()) {
         (Some((place, _)), None) => Ok(place),
         (Some(_), Some(_)) => Err(UsageError::new(format!(

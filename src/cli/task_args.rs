@@ -86,15 +86,21 @@ impl SharedArgs {
         self.session.is_some()
     }
 
-    /// The task, and what it shares with others, where that has a name. A job of one task shares with nobody.
+    /// The task, and what it shares with others, where that has a name. A job of one task shares with nobody, unless that is said.
     pub(crate) fn shared(&self) -> anyhow::Result<(Option<Task>, Option<SharedWork>)> {
         let task = self.task.task()?;
-        if self.session.is_some() && task.is_none() {
-            return Err(UsageError::new(
-                "--session is what tasks share: it goes with --task-index and --task-count",
-            ));
+        match &self.session {
+            Some(name) if name.is_empty() => {
+                return Err(UsageError::new("--session: give the work a name"));
+            }
+            Some(_) if task.is_none() => {
+                return Err(UsageError::new(
+                    "--session is what tasks share: it goes with --task-index and --task-count",
+                ));
+            }
+            _ => {}
         }
-        let task = task.filter(|task| task.count() > 1);
+        let task = task.filter(|task| task.count() > 1 || self.session.is_some());
         let name = self.session.clone().or_else(execution);
         let shared = task.zip(name).map(|(task, name)| SharedWork {
             execution: given_or_own(self.execution.clone()),

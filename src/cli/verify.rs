@@ -94,6 +94,12 @@ fn wanted_data(text: &str) -> Result<WantedData, String> {
 impl VerifyCommand {
     pub(crate) async fn run(self, global: &GlobalOptions) -> anyhow::Result<Outcome> {
         if self.live.live {
+            if self.shared.is_given() {
+                return Err(UsageError::new(
+                    "--session, --task-index and --task-count share a verification of a snapshot's data, and not --live",
+                ));
+            }
+            self.state.refuse("--live keeps no state")?;
             return self.live.run(global, &self.snapshots).await;
         }
         let (task, shared) = self.shared.shared()?;
@@ -114,6 +120,11 @@ impl VerifyCommand {
             }
             opened => opened?,
         };
+        if shared.is_some() && self.snapshots.iter().any(|snapshot| snapshot == "latest") {
+            return Err(UsageError::new(
+                "tasks that share a verification name snapshots by their ids: one that starts later could find another one to be the latest",
+            ));
+        }
         let mut snapshots = Vec::with_capacity(self.snapshots.len());
         for wanted in &self.snapshots {
             snapshots.push(find_snapshot(global, &repository, wanted).await?);
@@ -127,7 +138,7 @@ impl VerifyCommand {
         let mut data_read = read_data.map_or(0.0, |part| 1.0 / part.of.max(1) as f64);
         let verified = match &shared {
             Some((shared, state)) => {
-                let verified = verify_shared(&repository, options, state.clone(), shared, &progress).await;
+                let verified = verify_shared(&repository, options, state, shared, &progress).await;
                 verified.map_err(wrong_usage).map(|(stats, shares)| {
                     data_read *= f64::from(shares) / f64::from(shared.task.count());
                     stats

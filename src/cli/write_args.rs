@@ -21,7 +21,7 @@ use crate::firestore::{Firestore, WriteOptions};
 use crate::path_filter::PathFilter;
 use crate::restore::{
     Fates, Gap, ReferenceCounts, ReferenceMode, Renames, RestoreError, RestoreMode, RestoreOptions,
-    RestorePlan, RestoreStats, TtlField, Warning, ttl_fields_of,
+    RestorePlan, RestoreStats, SharedStats, TtlField, Warning, ttl_fields_of,
 };
 
 /// How to write, for every command that does.
@@ -306,8 +306,7 @@ pub(super) fn show_plan(
 /// Patterns that choose nothing are most likely misspelt, and whoever wrote them counts on what they should have chosen.
 fn outcome_of_choice(options: &RestoreOptions, documents: u64) -> Outcome {
     let filter = &options.filter;
-    // A task's share may well have none of them.
-    if filter.is_all() || documents > 0 || options.task.is_some() {
+    if filter.is_all() || documents > 0 {
         return Outcome::Done;
     }
     let named = |flag: &str, patterns: &[String]| {
@@ -430,6 +429,25 @@ fn lines_of(file: &Path) -> u64 {
     }
 }
 
+/// Tells what is wrong with the shares that other tasks have restored, of which some may be gone; false if anything is.
+fn tell_of_others(shared: &SharedStats) -> bool {
+    let others = &shared.others;
+    if others.failed > 0 {
+        tracing::error!(
+            "the database refused {} of other tasks' shares: their dead-letter files have them",
+            output::count(others.failed, "document")
+        );
+    }
+    if others.fates.conflicts > 0 {
+        tracing::error!(
+            "{} of other tasks' shares changed meanwhile, and were left alone",
+            output::count(others.fates.conflicts, "document")
+        );
+    }
+    tell_of_gaps(&shared.gaps_of_others, "could not be restored by other tasks");
+    others.failed == 0 && others.fates.conflicts == 0 && shared.gaps_of_others.is_empty()
+}
+
 /// Tells how a restore or an import ended, and whether the database holds what it should, if somebody has looked.
 pub(super) fn report(
     global: &GlobalOptions,
@@ -506,6 +524,8 @@ pub(super) fn report(
         }
     }
     tell_of_gaps(&stats.gaps, "could not be restored");
+    let shared = stats.shared.clone().unwrap_or_default();
+    let others_are_fine = tell_of_others(&shared);
     if let Some(verification) = verification {
         verification.tell(output)?;
     }
@@ -530,15 +550,17 @@ pub(super) fn report(
         seconds: stats.duration.as_secs_f64(),
         shares: options
             .task
-            .map(|_| stats.shares.iter().map(|share| share.index()).collect()),
+            .map(|_| shared.shares.iter().map(|share| share.index()).collect()),
         verification: verification.map(Verification::view),
     })?;
     let differs = verification.is_some_and(|verification| verification.outcome() == Outcome::NeedsLook);
     Ok(
-        if stats.failed > 0 || fates.conflicts > 0 || !stats.gaps.is_empty() || differs {
+        if stats.failed > 0 || fates.conflicts > 0 || !stats.gaps.is_empty() || differs || !others_are_fine {
             Outcome::NeedsLook
         } else {
-            outcome_of_choice(options, stats.documents + fates.deleted)
+            let others = &shared.others;
+            let of_all = stats.documents + fates.deleted + others.documents + others.fates.deleted;
+            outcome_of_choice(options, of_all)
         },
     )
 }

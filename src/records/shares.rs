@@ -1,30 +1,38 @@
 //! Shares: how tasks divide work among themselves that needs nothing but the same snapshot.
 //!
-//! The work is cut into as many shares as there are tasks, the same way by each of them, and each share has a record of its own, by
-//! an id that follows from the name that the tasks have in common. A task begins with its own share. When that is done it looks
-//! what became of the others: a share whose record shows no sign of life, or that nobody has begun, it takes over. So the work is done
-//! when any of them lives to its end, and a task that comes late, or again, finds what is done marked as done.
+//! The work has a name, and by that a folder. The first task creates `agreed.json` in it: how many tasks there are, what they do, and
+//! what has to be settled once, as where the key ranges are cut. The others go by that, or are told that they do something else. There are
+//! as many shares as tasks, and each has a record of its own. A task begins with its own share. When that is done it looks what became of
+//! the others: a share whose record shows no sign of life, or that nobody has begun, it takes over. So the work is done when any
+//! of them lives to its end. Shares that are done are marked, for tasks that come late, or again; and as whoever had done one may be gone
+//! since, every task tells in the end what came of all of them.
 //!
-//! What is safe does not depend on clocks, and neither does this: whether a record has changed is seen by looking twice. A task that
-//! is only slow loses its share to another one, as by any other claim, and looks for the next.
+//! Whether somebody works on a share is seen by looking twice, not by the time of day. A task that is only slow loses its share to another
+//! one, as by any other claim, and looks for the next.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
+use futures::TryStreamExt;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Listed, Record, Records, Work};
+use super::{CheckpointNumber, Listed, Record, Records, Work};
+use crate::archive::envelope::{self, MAX_JSON_LEN};
 use crate::archive::{ArchiveError, SessionId};
 use crate::clock;
 use crate::stop::Stop;
-use crate::store::StoreError;
+use crate::store::{Store, StoreError};
 use crate::task::Task;
 
 /// For how long after the end a task that names no execution is taken for one that comes back.
 const COMES_BACK: TimeDelta = TimeDelta::hours(1);
-/// For how long it is remembered that a share is done.
+/// For how long it is remembered what was done, in the store's time.
 const REMEMBERED: TimeDelta = TimeDelta::days(30);
+const AGREED: &str = "agreed.json";
+const AGREED_KIND: &str = "shared work";
 
 /// How tasks share work.
 #[derive(Clone, Debug)]
@@ -37,7 +45,7 @@ pub struct SharedWork {
     pub execution: Option<String>,
     /// How often to look what became of the others' shares.
     pub look_every: Duration,
-    /// For how long a share must have shown no sign of life before it is taken over.
+    /// For how long a share must have shown no sign of life before it is taken over. Whoever works on one shows three in that time.
     pub patience: Duration,
 }
 
@@ -48,36 +56,52 @@ impl SharedWork {
             task,
             name: name.into(),
             execution: None,
-            look_every: Duration::from_secs(5),
-            // Three signs of life that did not come.
+            // Each look costs a listing: a hundred tasks make ten in a second.
+            look_every: Duration::from_secs(5).max(Duration::from_millis(100) * task.count()),
             patience: Duration::from_secs(100),
         }
     }
-}
 
-/// What the record of a share says of the others. All of it must be the same for all of them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Agreed {
-    pub(crate) count: u32,
-    pub(crate) execution: Option<String>,
-    /// By the option's name, or another word for a person.
-    pub(crate) options: BTreeMap<String, String>,
-}
+    /// How often to show a sign of life.
+    pub(crate) fn heartbeat(&self) -> Duration {
+        self.patience / 3
+    }
 
-impl Agreed {
-    pub(crate) fn new(shared: &SharedWork, options: BTreeMap<String, String>) -> Self {
-        Self {
-            count: shared.task.count(),
-            execution: shared.execution.clone(),
-            options,
-        }
+    /// What the work's folder is called: names may have letters in them that objects' names may not.
+    fn folder(&self, below: &str) -> String {
+        let hash = blake3::hash(self.name.as_bytes()).to_hex();
+        format!("{below}/{}", hash.as_str().get(..16).unwrap_or_default())
     }
 }
 
 /// Work that can be shared.
 pub(crate) trait ShareableWork: Work {
-    /// What the tasks have agreed upon; `None` in the record of what one process does alone.
-    fn agreed(plan: &Self::Plan) -> Option<&Agreed>;
+    /// Where such work is recorded, each in a folder of its own.
+    const SHARED_FOLDER: &'static str;
+    /// What the first task settles for all of them.
+    type Common: Clone + Debug + Serialize + DeserializeOwned;
+}
+
+/// What the tasks have agreed upon.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Agreed<C> {
+    /// At random: what is left of other work by the same name has another one.
+    id: SessionId,
+    pub(crate) name: String,
+    pub(crate) count: u32,
+    execution: Option<String>,
+    /// By the option's name, or another word for a person.
+    pub(crate) options: BTreeMap<String, String>,
+    pub(crate) started_at: DateTime<Utc>,
+    pub(crate) common: C,
+}
+
+impl<C> Agreed<C> {
+    fn share(&self, index: u32) -> SessionId {
+        let hash = blake3::hash(format!("{}/{index}", self.id).as_bytes());
+        let first = hash.as_bytes().first_chunk().copied().unwrap_or_default();
+        SessionId::from_u64(u64::from_be_bytes(first))
+    }
 }
 
 /// Tasks that do not belong together, or cannot tell whether they do.
@@ -112,6 +136,12 @@ pub enum SharesError {
         /// The name.
         name: String,
     },
+    /// Somebody has removed the record of the work.
+    #[error("the record of `{name}` was removed: nobody goes on with it")]
+    Removed {
+        /// The name.
+        name: String,
+    },
     /// The records cannot be read or written.
     #[error(transparent)]
     Records(#[from] ArchiveError),
@@ -124,101 +154,172 @@ pub(crate) enum Next<W: Work> {
     Begin(Task, SessionId),
     /// A share that somebody has left.
     Resume(Task, Record<W>),
-    /// This task's own share was done before: what the record says of it is to be told again.
-    WasDone(Task, Record<W>),
     /// Nothing, for now: others are at work.
     Wait,
-    /// All is done.
-    Finished,
+    /// All is done. What came of each share, whoever has done it.
+    Finished(Vec<(Task, Record<W>)>),
 }
 
 /// The shares of a work, as one task sees them.
 #[derive(Debug)]
-pub(crate) struct Shares<'a, W: Work> {
-    records: &'a Records<W>,
+pub(crate) struct Shares<'a, W: ShareableWork> {
+    records: Records<W>,
     shared: &'a SharedWork,
-    agreed: Agreed,
+    agreed: Agreed<W::Common>,
     /// What was last seen of each, and since when.
     seen: HashMap<u32, (Sign, Instant)>,
-    /// Those whose plans are known to agree.
-    agreeing: BTreeSet<u32>,
     is_first_look: bool,
     has_told: bool,
 }
 
 /// What changes as long as somebody works on a share.
-type Sign = Option<(u64, super::CheckpointNumber, chrono::DateTime<chrono::Utc>)>;
+type Sign = Option<(u64, CheckpointNumber, DateTime<Utc>)>;
+
+/// What the tasks of a work have agreed upon, if one of them has begun.
+pub(crate) async fn find_agreed<W: ShareableWork>(
+    store: &Store,
+    shared: &SharedWork,
+) -> Result<Option<Agreed<W::Common>>, SharesError> {
+    let name = format!("{}/{AGREED}", shared.folder(W::SHARED_FOLDER));
+    match store.get_at_most(&name, MAX_JSON_LEN).await {
+        Ok(bytes) => Ok(Some(envelope::decode(&name, AGREED_KIND, &bytes)?)),
+        Err(StoreError::NotFound { .. }) => Ok(None),
+        Err(error) => Err(ArchiveError::from(error).into()),
+    }
+}
+
+/// Begins a work, or finds out what another task has settled meanwhile.
+pub(crate) async fn agree<W: ShareableWork>(
+    store: &Store,
+    shared: &SharedWork,
+    options: BTreeMap<String, String>,
+    common: W::Common,
+) -> Result<Agreed<W::Common>, SharesError> {
+    let agreed = Agreed {
+        id: SessionId::random(),
+        name: shared.name.clone(),
+        count: shared.task.count(),
+        execution: shared.execution.clone(),
+        options,
+        started_at: clock::now(),
+        common,
+    };
+    let name = format!("{}/{AGREED}", shared.folder(W::SHARED_FOLDER));
+    let payload = envelope::encode(AGREED_KIND, &agreed)?;
+    match store.put_new(&name, payload).await {
+        Ok(()) => Ok(agreed),
+        Err(error @ StoreError::AlreadyExists { .. }) => match find_agreed::<W>(store, shared).await? {
+            Some(settled) => Ok(settled),
+            None => Err(ArchiveError::from(error).into()),
+        },
+        Err(error) => Err(ArchiveError::from(error).into()),
+    }
+}
 
 impl<'a, W: ShareableWork> Shares<'a, W> {
-    pub(crate) fn new(records: &'a Records<W>, shared: &'a SharedWork, agreed: Agreed) -> Self {
-        Self {
-            records,
+    /// The shares of a work that was agreed upon.
+    ///
+    /// # Errors
+    /// When this task was told something else.
+    pub(crate) fn new(
+        store: &Store,
+        shared: &'a SharedWork,
+        agreed: Agreed<W::Common>,
+        options: &BTreeMap<String, String>,
+    ) -> Result<Self, SharesError> {
+        let name = || shared.name.clone();
+        if agreed.count != shared.task.count() {
+            return Err(SharesError::Count {
+                name: name(),
+                then: agreed.count,
+                task: shared.task,
+            });
+        }
+        let differences = differences(&agreed.options, options);
+        if !differences.is_empty() {
+            return Err(SharesError::Options {
+                name: name(),
+                differences: differences.join("; "),
+            });
+        }
+        Ok(Self {
+            records: Records::below(store.clone(), shared.folder(W::SHARED_FOLDER)),
             shared,
             agreed,
             seen: HashMap::new(),
-            agreeing: BTreeSet::new(),
             is_first_look: true,
             has_told: false,
-        }
+        })
     }
 
-    fn id(&self, index: u32) -> SessionId {
-        let name = format!("{index}/{}", self.shared.name);
-        let hash = blake3::hash(name.as_bytes());
-        let first = hash.as_bytes().first_chunk().copied().unwrap_or_default();
-        SessionId::from_u64(u64::from_be_bytes(first))
+    pub(crate) fn records(&self) -> &Records<W> {
+        &self.records
+    }
+
+    pub(crate) fn common(&self) -> &W::Common {
+        &self.agreed.common
     }
 
     /// This task's own, and then those of the others, the next one's first: so several that are idle begin with different ones.
-    fn order(&self) -> impl Iterator<Item = u32> + use<W> {
+    fn order(&self) -> impl Iterator<Item = Task> + use<W> {
         let (own, count) = (self.shared.task.index(), self.shared.task.count());
-        (own..count).chain(0..own)
+        let indexes = (own..count).chain(0..own);
+        indexes.filter_map(move |index| Task::new(index, count).ok())
     }
 
     /// What to do now.
     ///
     /// # Errors
-    /// When the tasks do not agree upon what they do, or the records cannot be read.
+    /// When the records cannot be read; when the work was done by other tasks before this one began, or was given up.
     pub(crate) async fn next(&mut self) -> Result<Next<W>, SharesError> {
         self.next_at(Instant::now()).await
     }
 
     async fn next_at(&mut self, now: Instant) -> Result<Next<W>, SharesError> {
+        let agreed = format!("{}/{AGREED}", self.records.folder);
+        if !self
+            .records
+            .store
+            .exists(&agreed)
+            .await
+            .map_err(ArchiveError::from)?
+        {
+            let name = self.shared.name.clone();
+            return Err(SharesError::Removed { name });
+        }
         let listing = self.records.list().await?;
         let is_first_look = std::mem::take(&mut self.is_first_look);
-        if is_first_look {
-            self.forget_old(&listing).await;
-        }
         let mut undone = 0;
         let mut chosen = None;
-        for index in self.order() {
-            let id = self.id(index);
+        for task in self.order() {
+            let id = self.agreed.share(task.index());
             let listed = listing.get(&id).filter(|listed| listed.has_plan);
-            self.check_agreement(index, id, listed).await?;
-            if let Some(listed) = listed.filter(|listed| listed.is_done) {
-                if is_first_look && index == self.shared.task.index() {
-                    let record = self.records.read(id, *listed).await?;
-                    return Ok(Next::WasDone(self.shared.task, record));
-                }
+            if listed.is_some_and(|listed| listed.is_done) {
                 continue;
             }
             undone += 1;
             let sign = listed.map(|listed| (listed.claim, listed.number, listed.last_sign));
-            let (seen, since) = self.seen.entry(index).or_insert((sign, now));
+            let (seen, since) = self.seen.entry(task.index()).or_insert((sign, now));
             if *seen != sign {
                 (*seen, *since) = (sign, now);
             }
             // An earlier process of this very task is gone.
-            let is_left = is_first_look && index == self.shared.task.index()
+            let is_left = is_first_look && task == self.shared.task
                 || now.duration_since(*since) >= self.shared.patience;
             if is_left && chosen.is_none() {
-                chosen = Some((index, id, listed.copied()));
+                chosen = Some((task, id, listed.copied()));
             }
         }
-        let Some((index, id, listed)) = chosen else {
-            return Ok(self.nothing_to_do(undone));
+        if undone == 0 {
+            return self.finish(&listing, is_first_look).await;
+        }
+        if is_first_look {
+            forget_old::<W>(&self.records).await;
+        }
+        let Some((task, id, listed)) = chosen else {
+            self.tell_of_waiting(undone);
+            return Ok(Next::Wait);
         };
-        let task = Task::new(index, self.shared.task.count()).unwrap_or(self.shared.task);
         let next = match listed {
             None => Next::Begin(task, id),
             Some(listed) => match self.records.read(id, listed).await {
@@ -229,7 +330,7 @@ impl<'a, W: ShareableWork> Shares<'a, W> {
             },
         };
         if task != self.shared.task {
-            tracing::info!(
+            tracing::warn!(
                 "nobody works on what is the share of {task} of `{}`: taking it over",
                 self.shared.name
             );
@@ -238,10 +339,39 @@ impl<'a, W: ShareableWork> Shares<'a, W> {
         Ok(next)
     }
 
-    fn nothing_to_do(&mut self, undone: usize) -> Next<W> {
-        if undone == 0 {
-            return Next::Finished;
+    async fn finish(
+        &self,
+        listing: &BTreeMap<SessionId, Listed>,
+        is_first_look: bool,
+    ) -> Result<Next<W>, SharesError> {
+        let shares = self.order().map(|task| (task, self.agreed.share(task.index())));
+        let mut records = Vec::new();
+        for (task, id) in shares {
+            let listed = listing.get(&id).copied().unwrap_or_default();
+            records.push((task, self.records.read(id, listed).await?));
         }
+        if !is_first_look {
+            return Ok(Next::Finished(records));
+        }
+        let newest = records.iter().map(|(_, record)| record.last_sign).max();
+        let newest = newest.unwrap_or(self.agreed.started_at);
+        let is_back = match &self.shared.execution {
+            Some(_) => self.agreed.execution == self.shared.execution,
+            None => self.agreed.execution.is_none() && clock::now() - newest < COMES_BACK,
+        };
+        let name = self.shared.name.clone();
+        if !is_back {
+            return Err(SharesError::Used { name });
+        }
+        tracing::warn!(
+            "`{name}` is done already, since {}: nothing is done again, and this is what was recorded. For other work, take another \
+             --session NAME",
+            newest.format("%Y-%m-%d %H:%M:%S UTC")
+        );
+        Ok(Next::Finished(records))
+    }
+
+    fn tell_of_waiting(&mut self, undone: usize) {
         if !std::mem::replace(&mut self.has_told, true) {
             tracing::info!(
                 "waiting for the tasks that work on {undone} of the {} shares of `{}`",
@@ -249,7 +379,6 @@ impl<'a, W: ShareableWork> Shares<'a, W> {
                 self.shared.name
             );
         }
-        Next::Wait
     }
 
     /// Waits until it is time for the next look, or somebody asks to stop: then it is false.
@@ -260,58 +389,98 @@ impl<'a, W: ShareableWork> Shares<'a, W> {
             () = tokio::time::sleep(self.shared.look_every) => true,
         }
     }
+}
 
-    /// Looks once at the plan of each share.
-    async fn check_agreement(
-        &mut self,
-        index: u32,
-        id: SessionId,
-        listed: Option<&Listed>,
-    ) -> Result<(), SharesError> {
-        let Some(listed) = listed.filter(|_| !self.agreeing.contains(&index)) else {
-            return Ok(());
-        };
-        let plan = self.records.read_plan(id).await?;
-        let name = || self.shared.name.clone();
-        let Some(then) = W::agreed(&plan) else {
-            return Err(SharesError::Used { name: name() });
-        };
-        let now = &self.agreed;
-        let is_back = match &now.execution {
-            Some(_) => then.execution == now.execution,
-            None => then.execution.is_none() && clock::now() - listed.last_sign < COMES_BACK,
-        };
-        if listed.is_done && !is_back {
-            return Err(SharesError::Used { name: name() });
+/// Shared work that was found in a store.
+#[derive(Clone, Debug)]
+pub(crate) struct Found<W: ShareableWork> {
+    pub(crate) folder: String,
+    pub(crate) agreed: Agreed<W::Common>,
+    /// The shares that were begun.
+    pub(crate) begun: Vec<Record<W>>,
+    pub(crate) last_sign: DateTime<Utc>,
+}
+
+/// The shared work that is not done.
+pub(crate) async fn undone<W: ShareableWork>(store: &Store) -> Result<Vec<Found<W>>, ArchiveError> {
+    let mut folders: BTreeMap<String, DateTime<Utc>> = BTreeMap::new();
+    let mut listing = store.list(W::SHARED_FOLDER);
+    while let Some(object) = listing.try_next().await? {
+        if let Some(folder) = object.name.strip_suffix(AGREED) {
+            folders.insert(folder.trim_end_matches('/').to_owned(), object.last_modified);
         }
-        if then.count != now.count {
-            return Err(SharesError::Count {
-                name: name(),
-                then: then.count,
-                task: self.shared.task,
-            });
-        }
-        let differences = differences(&then.options, &now.options);
-        if !differences.is_empty() {
-            return Err(SharesError::Options {
-                name: name(),
-                differences: differences.join("; "),
-            });
-        }
-        self.agreeing.insert(index);
-        Ok(())
     }
+    let mut found = Vec::new();
+    for (folder, begun_at) in folders {
+        let name = format!("{folder}/{AGREED}");
+        let bytes = match store.get_at_most(&name, MAX_JSON_LEN).await {
+            Err(StoreError::NotFound { .. }) => continue,
+            bytes => bytes?,
+        };
+        let agreed: Agreed<W::Common> = envelope::decode(&name, AGREED_KIND, &bytes)?;
+        let records = Records::<W>::below(store.clone(), folder.clone());
+        let listing = records.list().await?;
+        let (mut begun, mut done) = (Vec::new(), 0);
+        for index in 0..agreed.count {
+            let id = agreed.share(index);
+            let Some(listed) = listing.get(&id).filter(|listed| listed.has_plan) else {
+                continue;
+            };
+            done += u32::from(listed.is_done);
+            begun.push(records.read(id, *listed).await?);
+        }
+        if done < agreed.count {
+            let signs = begun.iter().map(|record| record.last_sign);
+            found.push(Found {
+                last_sign: signs.max().unwrap_or(begun_at),
+                folder,
+                agreed,
+                begun,
+            });
+        }
+    }
+    Ok(found)
+}
 
-    /// Removes what is remembered of work that was done long ago.
-    async fn forget_old(&self, listing: &BTreeMap<SessionId, Listed>) {
-        let now = clock::now();
-        let old = listing
-            .iter()
-            .filter(|(_, listed)| listed.is_done && now - listed.last_sign > REMEMBERED);
-        for (&id, _) in old {
-            if let Err(error) = self.records.remove(id).await {
-                tracing::debug!("the record of {} {id} stays: {error}", W::NAME);
-            }
+/// Removes all that is recorded of a work. Tasks that are at work on it end when they look for more.
+pub(crate) async fn remove(store: &Store, folder: &str) -> Result<(), ArchiveError> {
+    store.delete(&format!("{folder}/{AGREED}")).await?;
+    let mut listing = store.list(folder);
+    while let Some(object) = listing.try_next().await? {
+        store.delete(&object.name).await?;
+    }
+    Ok(())
+}
+
+/// Removes what is remembered of work of long ago. What is left of it where that fails is nothing to other work by the same name.
+async fn forget_old<W: ShareableWork>(own: &Records<W>) {
+    let listed = async {
+        let mut newest: BTreeMap<String, DateTime<Utc>> = BTreeMap::new();
+        let mut listing = own.store.list(W::SHARED_FOLDER);
+        while let Some(object) = listing.try_next().await? {
+            let rest = object.name.strip_prefix(W::SHARED_FOLDER).unwrap_or_default();
+            let Some((folder, _)) = rest.trim_start_matches('/').split_once('/') else {
+                continue;
+            };
+            let sign = newest
+                .entry(format!("{}/{folder}", W::SHARED_FOLDER))
+                .or_default();
+            *sign = object.last_modified.max(*sign);
+        }
+        Ok::<_, StoreError>(newest)
+    };
+    let newest = match listed.await {
+        Ok(newest) => newest,
+        Err(error) => return tracing::debug!("old records stay: {error}"),
+    };
+    // By the store's own clock: this task has just written there, or another of this work has.
+    let now = newest.values().max().copied().unwrap_or_default();
+    let old = newest
+        .iter()
+        .filter(|(folder, sign)| **folder != own.folder && now - **sign > REMEMBERED);
+    for (folder, _) in old {
+        if let Err(error) = remove(&own.store, folder).await {
+            tracing::debug!("the records in {folder} stay: {error}");
         }
     }
 }
@@ -334,48 +503,59 @@ pub(crate) fn differences(then: &BTreeMap<String, String>, now: &BTreeMap<String
 mod tests {
     use super::*;
     use crate::records::Running;
-    use crate::store::Store;
 
-    #[derive(Debug)]
+    #[derive(Clone, Debug)]
     enum Digging {}
 
     impl Work for Digging {
         const FOLDER: &'static str = "digs";
         const NAME: &'static str = "dig";
-        type Plan = Agreed;
+        type Plan = u32;
         type Checkpoint = u64;
 
-        fn check(_: &Agreed, _: &u64) -> Result<(), &'static str> {
+        fn check(_: &u32, _: &u64) -> Result<(), &'static str> {
             Ok(())
         }
     }
 
     impl ShareableWork for Digging {
-        fn agreed(plan: &Agreed) -> Option<&Agreed> {
-            Some(plan)
-        }
+        const SHARED_FOLDER: &'static str = "shared-digs";
+        type Common = String;
     }
 
-    fn shared(index: u32, count: u32) -> SharedWork {
+    fn work(index: u32, count: u32) -> SharedWork {
+        SharedWork::new(Task::new(index, count).unwrap(), "the garden")
+    }
+
+    fn of_another_time(index: u32, count: u32) -> SharedWork {
         SharedWork {
-            ..SharedWork::new(Task::new(index, count).unwrap(), "garden")
+            execution: Some("another".to_owned()),
+            ..work(index, count)
         }
     }
 
-    fn agreed(shared: &SharedWork, depth: &str) -> Agreed {
-        let options = [("--depth".to_owned(), depth.to_owned())];
-        Agreed::new(shared, options.into())
+    async fn try_shares<'a>(
+        store: &Store,
+        shared: &'a SharedWork,
+        depth: &str,
+    ) -> Result<Shares<'a, Digging>, SharesError> {
+        let options = BTreeMap::from([("--depth".to_owned(), depth.to_owned())]);
+        let place = format!("where {} found it", shared.task);
+        let agreed = agree::<Digging>(store, shared, options.clone(), place).await?;
+        Shares::new(store, shared, agreed, &options)
     }
 
-    fn shares<'a>(records: &'a Records<Digging>, shared: &'a SharedWork) -> Shares<'a, Digging> {
-        Shares::new(records, shared, agreed(shared, "5"))
+    async fn shares<'a>(store: &Store, shared: &'a SharedWork) -> Shares<'a, Digging> {
+        try_shares(store, shared, "5").await.unwrap()
     }
 
     /// Begins or goes on with what is next at that time, which must be the share of that task.
     async fn take(shares: &mut Shares<'_, Digging>, now: Instant, index: u32) -> Running<Digging> {
-        let taken = match shares.next_at(now).await.unwrap() {
-            Next::Begin(task, id) if task.index() == index => shares.records.begin(id, &shares.agreed).await,
-            Next::Resume(task, record) if task.index() == index => shares.records.resume(&record).await,
+        let next = shares.next_at(now).await.unwrap();
+        let records = shares.records();
+        let taken = match next {
+            Next::Begin(task, id) if task.index() == index => records.begin(id, &index).await,
+            Next::Resume(task, record) if task.index() == index => records.resume(&record).await,
             other => panic!("{other:?}"),
         };
         taken.unwrap().unwrap()
@@ -385,11 +565,23 @@ mod tests {
         matches!(shares.next_at(now).await.unwrap(), Next::Wait)
     }
 
+    /// What came of each share, this task's own first.
+    async fn outcome(shares: &mut Shares<'_, Digging>) -> Vec<(u32, Option<u64>)> {
+        let Next::Finished(records) = shares.next().await.unwrap() else {
+            panic!("not finished");
+        };
+        let outcome = records
+            .into_iter()
+            .map(|(task, record)| (task.index(), record.checkpoint));
+        outcome.collect()
+    }
+
     #[tokio::test]
     async fn what_shows_no_sign_of_life_is_taken_over_and_nothing_else() {
-        let records = Records::new(Store::memory());
-        let (of_first, of_second) = (shared(0, 3), shared(1, 3));
-        let (mut first, mut second) = (shares(&records, &of_first), shares(&records, &of_second));
+        let store = Store::memory();
+        let (of_first, of_second) = (work(0, 3), work(1, 3));
+        let (mut first, mut second) = (shares(&store, &of_first).await, shares(&store, &of_second).await);
+        assert_eq!(first.common(), second.common());
         let mut now = Instant::now();
         let mut own = take(&mut first, now, 0).await;
         let mut slow = take(&mut second, now, 1).await;
@@ -413,57 +605,73 @@ mod tests {
         assert!(waits(&mut second, now).await);
         assert!(taken.checkpoint(&9).await.unwrap());
         taken.mark_done().await.unwrap();
-        assert!(matches!(first.next_at(now).await.unwrap(), Next::Finished));
-        assert!(matches!(second.next_at(now).await.unwrap(), Next::Finished));
-        // One that is started again is told what came of its share.
-        let mut again = shares(&records, &of_second);
-        let Next::WasDone(task, record) = again.next_at(now).await.unwrap() else {
-            panic!("it was done");
-        };
-        assert_eq!((task.index(), record.checkpoint), (1, Some(9)));
-        assert!(matches!(again.next_at(now).await.unwrap(), Next::Finished));
+        assert_eq!(outcome(&mut first).await, [(0, Some(1)), (1, Some(9)), (2, None)]);
+        assert_eq!(
+            outcome(&mut second).await,
+            [(1, Some(9)), (2, None), (0, Some(1))]
+        );
+        // One that is started again is told what came of it.
+        let mut again = shares(&store, &of_second).await;
+        assert_eq!(outcome(&mut again).await.first(), Some(&(1, Some(9))));
     }
 
     #[tokio::test]
     async fn a_task_goes_on_at_once_with_what_an_earlier_process_of_it_has_left() {
-        let records = Records::new(Store::memory());
-        let of_task = shared(1, 2);
-        let mut gone = take(&mut shares(&records, &of_task), Instant::now(), 1).await;
+        let store = Store::memory();
+        let of_task = work(1, 2);
+        let mut gone = take(&mut shares(&store, &of_task).await, Instant::now(), 1).await;
         assert!(gone.checkpoint(&3).await.unwrap());
-        let mut again = shares(&records, &of_task);
+        let mut again = shares(&store, &of_task).await;
         let Next::Resume(_, record) = again.next().await.unwrap() else {
             panic!("it was begun");
         };
         assert_eq!(record.checkpoint, Some(3));
-        assert!(records.resume(&record).await.unwrap().is_some());
-        assert!(records.resume(&record).await.unwrap().is_none(), "claimed twice");
+        assert!(again.records().resume(&record).await.unwrap().is_some());
+        assert!(
+            again.records().resume(&record).await.unwrap().is_none(),
+            "claimed twice"
+        );
         assert!(!gone.checkpoint(&4).await.unwrap());
     }
 
     #[tokio::test]
     async fn tasks_that_do_not_agree_are_told_so() {
-        let records = Records::new(Store::memory());
-        let of_first = shared(0, 2);
-        let own = take(&mut shares(&records, &of_first), Instant::now(), 0).await;
-        let of_many = shared(2, 3);
-        let refused = shares(&records, &of_many).next().await.unwrap_err().to_string();
+        let store = Store::memory();
+        let (of_first, of_many, of_second) = (work(0, 2), work(2, 3), work(1, 2));
+        shares(&store, &of_first).await;
+        let refused = try_shares(&store, &of_many, "5").await.unwrap_err().to_string();
         assert!(
             refused.contains("shared by 2 tasks") && refused.contains("task 2 of 3"),
             "{refused}"
         );
-        let of_second = shared(1, 2);
-        let mut deeper = Shares::<Digging>::new(&records, &of_second, agreed(&of_second, "6"));
-        let refused = deeper.next().await.unwrap_err().to_string();
+        let refused = try_shares(&store, &of_second, "6").await.unwrap_err().to_string();
         assert!(refused.contains("--depth was `5` and is `6`"), "{refused}");
-        // Of another time, they go on with what is not done, and not with what is.
-        let later = SharedWork {
-            execution: Some("later".to_owned()),
-            ..of_first.clone()
-        };
-        assert!(shares(&records, &later).next().await.is_ok());
+    }
+
+    /// Tasks of another time go on with what is not done, and are told when all is.
+    #[tokio::test]
+    async fn a_name_can_be_used_once() {
+        let store = Store::memory();
+        let (of_first, of_second) = (work(0, 2), work(1, 2));
+        let own = take(&mut shares(&store, &of_first).await, Instant::now(), 0).await;
         own.mark_done().await.unwrap();
-        let refused = shares(&records, &later).next().await.unwrap_err();
+        let later = of_another_time(1, 2);
+        let other = take(&mut shares(&store, &later).await, Instant::now(), 1).await;
+        other.mark_done().await.unwrap();
+        let refused = shares(&store, &later).await.next().await.unwrap_err();
         assert!(matches!(refused, SharesError::Used { .. }), "{refused}");
-        assert!(shares(&records, &of_first).next().await.is_ok());
+        outcome(&mut shares(&store, &of_second).await).await;
+        // Once it is given up, it is new.
+        let found = undone::<Digging>(&store).await.unwrap();
+        assert!(found.is_empty(), "{found:?}");
+        let mut left = shares(&store, &of_second).await;
+        let folder = left.records().folder.clone();
+        remove(&store, &folder).await.unwrap();
+        let refused = left.next().await.unwrap_err();
+        assert!(matches!(refused, SharesError::Removed { .. }), "{refused}");
+        take(&mut shares(&store, &later).await, Instant::now(), 1).await;
+        let found = undone::<Digging>(&store).await.unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found.iter().map(|found| found.begun.len()).sum::<usize>(), 1);
     }
 }

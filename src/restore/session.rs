@@ -14,12 +14,16 @@ use crate::archive::heartbeat::HEARTBEAT_EVERY;
 use crate::archive::{ArchiveError, RepositoryId, SessionId, SnapshotId};
 use crate::clock;
 use crate::document::{DatabaseName, DocumentKey, KeyRange};
-use crate::records::shares::{Agreed, ShareableWork, SharedWork, differences};
+use crate::records::shares::{self, Found, ShareableWork, SharedWork, differences};
 use crate::records::{Record, Records, Running, Work};
 use crate::store::Store;
 
 pub(super) const TASK_INDEX: &str = "--task-index";
 pub(super) const TASK_COUNT: &str = "--task-count";
+
+const THE_REPOSITORY: &str = "the repository";
+const THE_SNAPSHOT: &str = "the snapshot";
+const THE_TARGET: &str = "the target";
 
 /// Where restores record how far they are.
 #[derive(Clone, Debug)]
@@ -49,10 +53,17 @@ impl SessionOptions {
             checkpoint_every: Duration::from_secs(1),
         }
     }
+
+    /// How often to show a sign of life where there is nothing to record.
+    pub(super) fn heartbeat(&self) -> Duration {
+        self.shared
+            .as_ref()
+            .map_or(HEARTBEAT_EVERY, SharedWork::heartbeat)
+    }
 }
 
 /// Restores, as work that is recorded.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum RestoreWork {}
 
 impl Work for RestoreWork {
@@ -70,9 +81,9 @@ impl Work for RestoreWork {
 }
 
 impl ShareableWork for RestoreWork {
-    fn agreed(plan: &Plan) -> Option<&Agreed> {
-        plan.agreed.as_ref()
-    }
+    const SHARED_FOLDER: &'static str = "shared-restores";
+    /// Where the snapshot is cut.
+    type Common = Vec<RangeRecord>;
 }
 
 /// What is restored, from where and into what.
@@ -87,9 +98,6 @@ pub(super) struct Plan {
     pub(super) dead_letter_file: PathBuf,
     pub(super) started_at: DateTime<Utc>,
     pub(super) tool_version: String,
-    /// What tasks have agreed upon that share it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) agreed: Option<Agreed>,
 }
 
 /// A key range in hexadecimal digits.
@@ -120,7 +128,7 @@ impl RangeRecord {
         }
     }
 
-    fn range(&self) -> KeyRange {
+    pub(super) fn range(&self) -> KeyRange {
         KeyRange {
             start: self.start.as_ref().map(HexKey::key),
             end: self.end.as_ref().map(HexKey::key),
@@ -249,6 +257,70 @@ impl UnfinishedRestore {
     }
 }
 
+/// A restore that tasks share and that is not done.
+#[derive(Clone, Debug)]
+pub struct SharedRestore(Found<RestoreWork>);
+
+impl SharedRestore {
+    /// What the tasks call it.
+    pub fn name(&self) -> &str {
+        &self.0.agreed.name
+    }
+
+    /// How many tasks share it.
+    pub fn tasks(&self) -> u32 {
+        self.0.agreed.count
+    }
+
+    fn option(&self, name: &str) -> &str {
+        self.0.agreed.options.get(name).map_or("", String::as_str)
+    }
+
+    /// The repository that the snapshot is in.
+    pub fn repository(&self) -> Option<RepositoryId> {
+        self.option(THE_REPOSITORY).parse().ok()
+    }
+
+    /// The snapshot that it restores.
+    pub fn snapshot(&self) -> &str {
+        self.option(THE_SNAPSHOT)
+    }
+
+    /// The database that it writes into.
+    pub fn target(&self) -> &str {
+        self.option(THE_TARGET)
+    }
+
+    /// What decides which documents it writes and how, by the option's name.
+    pub fn options(&self) -> BTreeMap<String, String> {
+        let mut options = self.0.agreed.options.clone();
+        options.retain(|name, _| name.starts_with("--"));
+        options
+    }
+
+    /// When it began.
+    pub fn started_at(&self) -> DateTime<Utc> {
+        self.0.agreed.started_at
+    }
+
+    /// When one of the tasks last recorded something, by the store's own time.
+    pub fn last_sign(&self) -> DateTime<Utc> {
+        self.0.last_sign
+    }
+
+    /// What all tasks had done at their last checkpoints.
+    pub fn counts(&self) -> RestoreCounts {
+        let mut counts = RestoreCounts::default();
+        let checkpoints = self
+            .0
+            .begun
+            .iter()
+            .filter_map(|record| record.checkpoint.as_ref());
+        checkpoints.for_each(|checkpoint| counts.add(&checkpoint.counts));
+        counts
+    }
+}
+
 impl From<Record<RestoreWork>> for UnfinishedRestore {
     fn from(record: Record<RestoreWork>) -> Self {
         Self(record)
@@ -266,8 +338,27 @@ impl RestoreSessions {
         self.0.location()
     }
 
-    pub(super) fn records(&self) -> &Records<RestoreWork> {
-        &self.0
+    pub(super) fn store(&self) -> &Store {
+        self.0.store()
+    }
+
+    /// Those of the shares of a restore.
+    pub(super) fn of_shares(records: &Records<RestoreWork>) -> Self {
+        Self(records.clone())
+    }
+
+    /// The restores that tasks share and that are not done.
+    pub async fn shared(&self) -> Result<Vec<SharedRestore>, RestoreError> {
+        let found = shares::undone(self.store()).await;
+        let found = found.map_err(|source| self.unusable(source))?;
+        Ok(found.into_iter().map(SharedRestore).collect())
+    }
+
+    /// Removes the record of a restore that tasks share. What it has written stays; tasks that are at work on it end when they are
+    /// done with what they are at.
+    pub async fn remove_shared(&self, shared: &SharedRestore) -> Result<(), RestoreError> {
+        let removed = shares::remove(self.store(), &shared.0.folder).await;
+        removed.map_err(|source| self.unusable(source))
     }
 
     /// The restores that were not finished, or that run at this moment: the newest first.
@@ -302,11 +393,11 @@ impl RestoreSessions {
     /// [`RestoreError::SessionTaken`] when another process has begun one with this id.
     pub(super) async fn begin(
         &self,
-        id: Option<SessionId>,
+        id: SessionId,
         plan: &Plan,
+        heartbeat: Duration,
     ) -> Result<RestoreSession, RestoreError> {
-        let id = id.unwrap_or_else(SessionId::random);
-        self.run(id, self.0.begin(id, plan).await)
+        self.run(id, self.0.begin(id, plan).await, heartbeat)
     }
 
     /// Goes on with a session.
@@ -316,18 +407,21 @@ impl RestoreSessions {
     pub(super) async fn resume(
         &self,
         unfinished: &UnfinishedRestore,
+        heartbeat: Duration,
     ) -> Result<RestoreSession, RestoreError> {
-        self.run(unfinished.id(), self.0.resume(&unfinished.0).await)
+        self.run(unfinished.id(), self.0.resume(&unfinished.0).await, heartbeat)
     }
 
     fn run(
         &self,
         session: SessionId,
         begun: Result<Option<Running<RestoreWork>>, ArchiveError>,
+        heartbeat: Duration,
     ) -> Result<RestoreSession, RestoreError> {
         match begun.map_err(|source| self.unusable(source))? {
             Some(running) => Ok(RestoreSession {
                 running,
+                heartbeat,
                 last: Instant::now(),
             }),
             None => Err(RestoreError::SessionTaken { session }),
@@ -344,7 +438,7 @@ impl Plan {
         ranges: &[KeyRange],
     ) -> Self {
         let dead_letter_file = &options.dead_letter_file;
-        let mut plan = Self {
+        Self {
             repository,
             snapshot,
             target: target.clone(),
@@ -355,24 +449,23 @@ impl Plan {
                 .unwrap_or_else(|_| dead_letter_file.to_owned()),
             started_at: clock::now(),
             tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-            agreed: None,
-        };
-        let session = options.session.as_ref();
-        plan.agreed = session.and_then(|session| session.shared.as_ref()).map(|shared| {
-            let mut common = plan.identity();
-            // These are each share's own.
-            common.retain(|name, _| ![TASK_INDEX, TASK_COUNT].contains(&name.as_str()));
-            Agreed::new(shared, common)
-        });
-        plan
+        }
+    }
+
+    /// What all tasks that share it have in common, in words for a person.
+    pub(super) fn common(&self) -> BTreeMap<String, String> {
+        let mut common = self.identity();
+        // These are each share's own.
+        common.retain(|name, _| ![TASK_INDEX, TASK_COUNT].contains(&name.as_str()));
+        common
     }
 
     /// What makes it the same restore, in words for a person.
     fn identity(&self) -> BTreeMap<String, String> {
         let of = [
-            ("the repository", self.repository.to_string()),
-            ("the snapshot", self.snapshot.to_string()),
-            ("the target", self.target.to_string()),
+            (THE_REPOSITORY, self.repository.to_string()),
+            (THE_SNAPSHOT, self.snapshot.to_string()),
+            (THE_TARGET, self.target.to_string()),
         ];
         let of = of.map(|(name, value)| (name.to_owned(), value));
         of.into_iter().chain(self.options.clone()).collect()
@@ -383,6 +476,7 @@ impl Plan {
 #[derive(Debug)]
 pub(super) struct RestoreSession {
     running: Running<RestoreWork>,
+    heartbeat: Duration,
     /// When it last showed that it lives.
     last: Instant,
 }
@@ -394,7 +488,7 @@ impl RestoreSession {
 
     /// Whether somebody could take it for dead.
     pub(super) fn is_silent(&self) -> bool {
-        self.last.elapsed() >= HEARTBEAT_EVERY
+        self.last.elapsed() >= self.heartbeat
     }
 
     /// Records how far the restore is. Failures up to there must be recorded already.

@@ -1,20 +1,20 @@
 //! A verification of the data that several tasks share: each reads its own share, and then what others have left.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::{VerifyOptions, VerifyStats, verify};
-use crate::archive::heartbeat::HEARTBEAT_EVERY;
 use crate::archive::{ArchiveError, DataSubset, Repository, RepositoryId};
 use crate::clock;
 use crate::progress::Progress;
-use crate::records::shares::{Agreed, Next, ShareableWork, SharedWork, Shares, SharesError};
-use crate::records::{Records, Running, Work};
+use crate::records::shares::{Next, ShareableWork, Shares, SharesError, agree, find_agreed};
+use crate::records::{Running, Work};
 use crate::stop::Stop;
 use crate::store::Store;
+use crate::task::SharedWork;
 
 /// A verification that tasks share could not be done.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +43,6 @@ enum VerifyWork {}
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Plan {
-    agreed: Agreed,
     started_at: DateTime<Utc>,
     tool_version: String,
 }
@@ -55,8 +54,8 @@ struct Checkpoint {
 }
 
 impl Work for VerifyWork {
-    // Not that of the records which verifications leave in a repository: the state may be in one.
-    const FOLDER: &'static str = "shared-verifications";
+    // None is recorded by itself.
+    const FOLDER: &'static str = "verifies";
     const NAME: &'static str = "verification";
     type Plan = Plan;
     type Checkpoint = Checkpoint;
@@ -67,61 +66,75 @@ impl Work for VerifyWork {
 }
 
 impl ShareableWork for VerifyWork {
-    fn agreed(plan: &Plan) -> Option<&Agreed> {
-        Some(&plan.agreed)
-    }
+    const SHARED_FOLDER: &'static str = "shared-verifications";
+    type Common = ();
 }
 
 /// Checks snapshots as [`verify`] does, of the data to be read one task's share, and then the shares that other tasks have left, which
-/// `state` tells of. Every task looks at the structure. It ends when all shares are done. What this task found in its own share is told
-/// again when it is started again. Returns with it how many shares this process tells of.
+/// `state` tells of. The structure is looked at with every share. It ends when all shares are done. The stats are those of this task's own
+/// share, whoever has read it, and of those that it has taken over; damage is told of all shares. Returns with them how many these are.
 ///
 /// # Errors
 /// As [`verify`]; when the tasks do not agree upon what they do, or the state cannot be kept.
 pub async fn verify_shared(
     repository: &Repository,
     options: VerifyOptions,
-    state: Store,
+    state: &Store,
     shared: &SharedWork,
     progress: &Progress,
 ) -> Result<(VerifyStats, u32), VerifySharedError> {
     let start = Instant::now();
-    let records = Records::<VerifyWork>::new(state);
     let unusable = |source| VerifySharedError::State {
-        location: records.location().to_owned(),
+        location: state.location().to_owned(),
         source: Box::new(source),
     };
     let disagree = |error| match error {
         SharesError::Records(source) => unusable(source),
         error => VerifySharedError::Shares(error),
     };
-    let agreed = agreed(repository.id(), &options, shared);
-    let mut shares = Shares::new(&records, shared, agreed.clone());
-    let (mut stats, mut told_of) = (VerifyStats::default(), 0);
+    let same = in_common(repository.id(), &options);
+    let found = find_agreed::<VerifyWork>(state, shared).await.map_err(disagree)?;
+    let agreed = match found {
+        Some(agreed) => agreed,
+        None => {
+            let agreed = agree::<VerifyWork>(state, shared, same.clone(), ()).await;
+            agreed.map_err(disagree)?
+        }
+    };
+    let mut shares = Shares::<VerifyWork>::new(state, shared, agreed, &same).map_err(disagree)?;
+    let records = shares.records().clone();
+    let (mut stats, mut done) = (VerifyStats::default(), Vec::new());
     let never = Stop::default();
     loop {
         let (task, running) = match shares.next().await.map_err(disagree)? {
             Next::Begin(task, id) => {
                 let plan = Plan {
-                    agreed: agreed.clone(),
                     started_at: clock::now(),
                     tool_version: env!("CARGO_PKG_VERSION").to_owned(),
                 };
                 (task, records.begin(id, &plan).await)
             }
             Next::Resume(task, record) => (task, records.resume(&record).await),
-            Next::WasDone(task, record) => {
-                tracing::info!("the share of {task} was read before");
-                let found = record.checkpoint.and_then(|checkpoint| checkpoint.found);
-                stats.add(found.unwrap_or_default());
-                told_of += 1;
-                continue;
-            }
             Next::Wait => {
                 shares.wait(&never).await;
                 continue;
             }
-            Next::Finished => break,
+            Next::Finished(shares) => {
+                for (task, record) in shares {
+                    if done.contains(&task) {
+                        continue;
+                    }
+                    let found = record.checkpoint.and_then(|checkpoint| checkpoint.found);
+                    let found = found.unwrap_or_default();
+                    if task == shared.task {
+                        stats.add(found);
+                        done.push(task);
+                    } else {
+                        stats.add_damage(found.damage, found.damage_count);
+                    }
+                }
+                break;
+            }
         };
         let Some(mut running) = running.map_err(unusable)? else {
             continue;
@@ -132,7 +145,7 @@ pub async fn verify_shared(
         };
         let found = tokio::select! {
             found = verify(repository, share, progress) => Some(found?),
-            lost = signs_of_life(&mut running) => {
+            lost = signs_of_life(&mut running, shared.heartbeat()) => {
                 lost.map_err(unusable)?;
                 None
             }
@@ -144,45 +157,43 @@ pub async fn verify_shared(
         match told {
             Some(found) => {
                 stats.add(found);
-                told_of += 1;
+                done.push(task);
             }
-            None => tracing::info!("another process reads the share of {task}"),
+            None => tracing::warn!("another process reads the share of {task}"),
         }
     }
     stats.duration = start.elapsed();
-    Ok((stats, told_of))
+    Ok((stats, done.len() as u32))
 }
 
 /// What the tasks must have in common.
-fn agreed(repository: RepositoryId, options: &VerifyOptions, shared: &SharedWork) -> Agreed {
+fn in_common(repository: RepositoryId, options: &VerifyOptions) -> BTreeMap<String, String> {
     let snapshots = match &options.snapshots {
         Some(snapshots) => {
             let ids = snapshots.iter().map(|snapshot| snapshot.id.to_string());
             ids.collect::<Vec<_>>().join(" ")
         }
-        // Whichever there are when a task begins.
+        // Whichever there are when a share is begun.
         None => "all".to_owned(),
     };
     let data = match options.read_data {
         Some(DataSubset { part, of }) => format!("{}/{of}", part + 1),
         None => "none".to_owned(),
     };
-    let options = [
+    let same = [
         ("the repository", repository.to_string()),
         ("the snapshots", snapshots),
         ("--read-data", data),
     ];
-    let options: BTreeMap<String, String> = options
-        .into_iter()
+    same.into_iter()
         .map(|(name, value)| (name.to_owned(), value))
-        .collect();
-    Agreed::new(shared, options)
+        .collect()
 }
 
 /// Shows that this process lives, until another one has taken its share.
-async fn signs_of_life(running: &mut Running<VerifyWork>) -> Result<(), ArchiveError> {
+async fn signs_of_life(running: &mut Running<VerifyWork>, every: Duration) -> Result<(), ArchiveError> {
     loop {
-        tokio::time::sleep(HEARTBEAT_EVERY).await;
+        tokio::time::sleep(every).await;
         if !running.checkpoint(&Checkpoint { found: None }).await? {
             return Ok(());
         }

@@ -501,6 +501,7 @@ async fn at_rate(sandbox: &Sandbox, rate: f64) -> Firestore {
 #[tokio::test(flavor = "multi_thread")]
 async fn all_readers_together_keep_to_the_rate() {
     const DOCUMENTS: u64 = 6_000;
+    const RANGES: usize = 8;
     let sandbox = sandbox().await;
     let database = at_rate(&sandbox, 1_000.0).await;
     put_all(
@@ -511,7 +512,7 @@ async fn all_readers_together_keep_to_the_rate() {
     let repository = repository_in(Store::memory(), small_segments()).await;
     let options = BackupOptions {
         parallel: 2,
-        ranges: Some(8),
+        ranges: Some(RANGES),
         ..BackupOptions::default()
     };
     let begin = std::time::Instant::now();
@@ -525,8 +526,12 @@ async fn all_readers_together_keep_to_the_rate() {
         }
     };
     let seconds = begin.elapsed().as_secs_f64();
-    // A reader opens its next query while the last answers of the one before arrive.
-    assert!((1..=4).contains(&most), "{most} streams at once of two readers");
+    // A reader opens its next query while the last answers of the one before arrive, and a server that has much else to do
+    // notices the end of a stream late; without the limit there are as many as ranges, and twice that.
+    assert!(
+        (1..RANGES as u64).contains(&most),
+        "{most} streams at once of two readers"
+    );
     // A second's worth may come at once.
     let least = (DOCUMENTS as f64 - 1_500.0) / 1_000.0;
     assert!(seconds >= least, "{seconds}");

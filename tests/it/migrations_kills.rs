@@ -5,10 +5,13 @@ use std::time::{Duration, Instant};
 
 use firebank::archive::{Repository, SweepOptions, sweep};
 use firebank::document::canonical;
+use firebank::migration::RecordStatus;
 use firebank::store::Store;
 
 use crate::cli_support::*;
 use crate::migrations_support::*;
+use crate::support::emulator;
+use crate::support::operations::{repository_in, small_segments};
 
 /// Long enough for many batches; every document is written more than once.
 const LONG: &str = r#"
@@ -22,6 +25,9 @@ export function migrate(db) {
 "#;
 
 const ITEMS: i64 = 2500;
+
+/// Of a runner that is to be killed: short, and long enough that it keeps its lock on a busy machine.
+const LOCK_EXPIRY: &str = "3s";
 
 impl Project {
     /// Starts a command whose lock expires after this long.
@@ -39,12 +45,33 @@ impl Project {
 
     /// Runs a command and kills it after this long. Says whether it was killed.
     fn kill_after(&self, arguments: &[&str], delay: Duration) -> bool {
-        let mut child = self.start(arguments, "1s");
+        let mut child = self.start(arguments, LOCK_EXPIRY);
         std::thread::sleep(delay);
         let killed = child.try_wait().unwrap().is_none();
         let _ = child.kill();
         child.wait().unwrap();
         killed
+    }
+
+    /// Runs a command and kills it when it has changed some documents of many. Returns what there is then.
+    fn kill_at_work(&self, arguments: &[&str], before: &Contents) -> Contents {
+        self.kill_when(arguments, |documents| documents != before)
+    }
+
+    /// Runs a command and kills it when the documents are as asked for. Returns what there is then.
+    fn kill_when(&self, arguments: &[&str], is_time: impl Fn(&Contents) -> bool) -> Contents {
+        // So slowly that there is much left to do when the first change is seen.
+        let mut child = self.start(&[arguments, &["--rate", "1000"]].concat(), LOCK_EXPIRY);
+        let start = Instant::now();
+        while !is_time(&self.documents()) {
+            assert!(start.elapsed() < Duration::from_secs(60), "{arguments:?}");
+            assert_eq!(child.try_wait().unwrap(), None, "{arguments:?} ended too early");
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // What was on its way arrives.
+        std::thread::sleep(Duration::from_millis(200));
+        self.documents()
     }
 
     /// Puts in order what was left, and applies nothing.
@@ -92,10 +119,17 @@ fn known(project: &Project) -> Known {
 fn a_killed_migration_is_undone_by_the_next_run() {
     let project = Project::with_items(ITEMS);
     let known = known(&project);
-    let mut half = 0;
-    for delay in moments(6, known.migrating) {
-        let killed = project.kill_after(&["migrate"], delay);
-        half += usize::from(![&known.before, &known.after].contains(&&project.documents()));
+    // At any moment, and once certainly at work.
+    let delays = moments(6, known.migrating).map(Some).chain([None]);
+    for delay in delays {
+        let killed = match delay {
+            Some(delay) => project.kill_after(&["migrate"], delay),
+            None => {
+                let half = project.kill_at_work(&["migrate"], &known.before);
+                assert!(![&known.before, &known.after].contains(&&half));
+                true
+            }
+        };
         project.recover();
         let documents = project.documents();
         let status = project.status("v1_long");
@@ -112,60 +146,95 @@ fn a_killed_migration_is_undone_by_the_next_run() {
         project.firebank(["rollback"]).done();
         assert!(project.documents() == known.before);
     }
-    assert!(half > 0, "no kill met the migration at work");
     project.run(["clean", "--yes"]).done();
     project.run(["verify", "--read-data"]).done();
 }
 
+/// At moments of its work that differ in each run.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_that_is_killed_on_the_emulator_is_undone_by_the_next_run() {
+    let Some(address) = emulator() else { return };
+    let desk = Desk::new();
+    let store = Store::create_local(desk.file("backups")).unwrap();
+    let repository = repository_in(store, small_segments()).await;
+    let bench = Bench::with_repository(address, "killed", 1500, repository).await;
+    bench.script("v1_long", LONG);
+    let command = |arguments: &[&str]| {
+        let mut command = desk.std_command();
+        command
+            .args(["--emulator", address, "--repository", "backups"])
+            .args(["--project", &bench.database.database().project])
+            .args(arguments)
+            .arg("--migrations")
+            .arg(bench.folder.path());
+        command
+    };
+    let run = |arguments: &[&str]| finish(command(arguments)).done();
+    let before = bench.documents().await;
+    run(&["migrate"]);
+    let after = bench.documents().await;
+    assert_eq!(after.len(), 1500 + 400 - 300);
+    run(&["rollback"]);
+    assert!(bench.documents().await == before);
+    for _ in 0..4 {
+        let mut child = command(&["migrate", "--lock-expiry", LOCK_EXPIRY, "--rate", "1500"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        bench.until(|documents| *documents != before).await;
+        tokio::time::sleep(Duration::from_millis(rand::random_range(0..600))).await;
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(bench.status("v1_long").await, RecordStatus::Running);
+        run(&["migrate", "--to", "0", "--wait", "1min"]);
+        assert!(bench.documents().await == before);
+    }
+    run(&["migrate"]);
+    assert!(bench.documents().await == after);
+    run(&["rollback"]);
+    assert!(bench.documents().await == before);
+}
+
 #[test]
 fn the_undo_may_be_killed_as_well() {
+    const RECOVER: [&str; 5] = ["migrate", "--to", "0", "--wait", "1min"];
     let project = Project::with_items(ITEMS);
     let known = known(&project);
-    let mut undoing = 0;
-    // At least twice, and until a kill has met the undo.
-    for round in 0..20 {
-        if round >= 2 && undoing > 0 {
-            break;
+    for _ in 0..2 {
+        // Killed when every item was changed, and then while that is undone, again and again.
+        let has_more = |documents: &Contents| documents.len() > known.before.len();
+        let mut half = project.kill_when(&["migrate"], has_more);
+        for _ in 0..2 {
+            let less = project.kill_at_work(&RECOVER, &half);
+            assert!(![&known.before, &known.after, &half].contains(&&less));
+            assert_eq!(project.status("v1_long"), "running");
+            half = less;
         }
-        // Killed at work, and then while it is undone, again and again.
-        let part = 0.6 + 0.35 * rand::random::<f64>();
-        project.kill_after(&["migrate", "--to", "1"], known.migrating.mul_f64(part));
-        let mut half = project.documents();
-        for delay in moments(2, known.migrating.mul_f64(rand::random())) {
-            project.kill_after(
-                &["migrate", "--to", "0", "--wait", "1min"],
-                delay + Duration::from_millis(700),
-            );
-            let documents = project.documents();
-            let begun = documents != half && documents != known.before && documents != known.after;
-            undoing += usize::from(begun && project.status("v1_long") == "running");
-            half = documents;
-        }
+        // And at any moment.
+        let delay = known.migrating.mul_f64(rand::random()) + Duration::from_millis(2700);
+        project.kill_after(&RECOVER, delay);
         project.recover();
-        match project.status("v1_long").as_str() {
-            "completed" => {
-                assert!(project.documents() == known.after);
-                project.firebank(["rollback"]).done();
-            }
-            _ => assert!(project.documents() == known.before),
-        }
+        assert!(project.documents() == known.before);
+        assert_eq!(project.status("v1_long"), "failed");
     }
-    assert!(undoing > 0, "no kill met the undo at work");
 }
 
 #[test]
 fn a_killed_rollback_is_finished_by_the_next_run() {
     let project = Project::with_items(ITEMS);
     let known = known(&project);
-    let mut half = 0;
-    let more = std::iter::repeat_with(|| known.rolling_back.mul_f64(rand::random())).take(20);
-    for (round, delay) in moments(5, known.rolling_back).chain(more).enumerate() {
-        if round >= 5 && half > 0 {
-            break;
-        }
+    for delay in moments(4, known.rolling_back).map(Some).chain([None]) {
         project.firebank(["migrate"]).done();
-        project.kill_after(&["rollback"], delay);
-        half += usize::from(![&known.before, &known.after].contains(&&project.documents()));
+        match delay {
+            Some(delay) => {
+                project.kill_after(&["rollback"], delay);
+            }
+            None => {
+                let half = project.kill_at_work(&["rollback"], &known.after);
+                assert!(![&known.before, &known.after].contains(&&half));
+            }
+        }
         project.recover();
         let documents = project.documents();
         match project.status("v1_long").as_str() {
@@ -176,7 +245,6 @@ fn a_killed_rollback_is_finished_by_the_next_run() {
             project.firebank(["rollback"]).done();
         }
     }
-    assert!(half > 0, "no kill met the rollback at work");
 }
 
 #[test]
@@ -193,14 +261,17 @@ fn a_killed_rollback_by_script_is_undone() {
     project.firebank(["migrate"]).done();
     let duration = start.elapsed();
     let applied = project.documents();
-    let mut half = 0;
-    let more = std::iter::repeat_with(|| duration.mul_f64(1.5 * rand::random::<f64>())).take(20);
-    for (round, delay) in moments(4, duration).chain(more).enumerate() {
-        if round >= 4 && half > 0 {
-            break;
+    for delay in moments(3, duration).map(Some).chain([None]) {
+        match delay {
+            Some(delay) => {
+                project.kill_after(&["rollback"], delay);
+            }
+            None => {
+                let half = project.kill_at_work(&["rollback"], &applied);
+                assert!(half != applied);
+                assert_eq!(project.status("v1_state"), "rolling_back");
+            }
         }
-        project.kill_after(&["rollback"], delay);
-        half += usize::from(project.status("v1_state") == "rolling_back" && project.documents() != applied);
         project.recover();
         match project.status("v1_state").as_str() {
             "completed" => assert!(project.documents() == applied, "killed after {delay:?}"),
@@ -213,7 +284,6 @@ fn a_killed_rollback_by_script_is_undone() {
             }
         }
     }
-    assert!(half > 0, "no kill met the rollback at work");
 }
 
 #[test]
@@ -280,18 +350,7 @@ fn an_interrupted_migration_is_undone_at_once() {
 fn clean_keeps_what_a_killed_migration_needs() {
     let project = Project::with_items(ITEMS);
     let known = known(&project);
-    let mut delay = known.migrating;
-    loop {
-        delay = delay.mul_f64(0.9);
-        project.kill_after(&["migrate"], delay);
-        if ![&known.before, &known.after].contains(&&project.documents()) {
-            break;
-        }
-        project.recover();
-        if project.status("v1_long") == "completed" {
-            project.firebank(["rollback"]).done();
-        }
-    }
+    project.kill_at_work(&["migrate"], &known.before);
     // As if it had been silent for longer than any session may be.
     let sweep_all = || {
         let options = SweepOptions {
@@ -321,16 +380,7 @@ fn clean_keeps_what_a_killed_migration_needs() {
 fn another_repository_is_not_taken_for_the_right_one() {
     let project = Project::with_items(ITEMS);
     let known = known(&project);
-    for _ in 0..20 {
-        project.kill_after(&["migrate"], known.migrating.mul_f64(0.7));
-        if project.status("v1_long") == "running" {
-            break;
-        }
-        project.recover();
-        if project.status("v1_long") == "completed" {
-            project.firebank(["rollback"]).done();
-        }
-    }
+    project.kill_at_work(&["migrate"], &known.before);
     project.run(["-r", "other", "init"]).done();
     let refused = project.firebank(["-r", "other", "migrate", "--wait", "1min"]);
     refused.fails(1, &["v1_long", "--repository"]);

@@ -10,6 +10,7 @@ use firebank::progress::Progress;
 use firebank::restore::{
     RestoreError, RestoreMode, RestoreOptions, RestoreSessions, RestoreStats, SessionOptions, restore,
 };
+use firebank::sandbox::{Fault, When};
 use firebank::store::Store;
 use firebank::task::{SharedWork, Task};
 use firebank::verify::{VerifyOptions, VerifyStats, verify_shared};
@@ -66,11 +67,14 @@ fn start_restore(shop: &Shop, snapshot: &str, index: u32, more: &[&str]) -> Chil
     command
         .args(["--emulator", &shop.address(), "--project", SHOP])
         .args(["restore", snapshot, "--to-project", "demo-copy", "--json"])
-        .args(["--state", "state", "--session", "staging", "--parallel", "2"])
+        .args(["--state", "state", "--parallel", "2"])
         .args(more)
         .env("JOB_COMPLETION_INDEX", index.to_string())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+    if !more.contains(&"--session") {
+        command.args(["--session", "staging"]);
+    }
     command.spawn().unwrap()
 }
 
@@ -186,13 +190,26 @@ async fn restore_task(
 fn quick(index: u32, count: u32) -> SharedWork {
     SharedWork {
         look_every: Duration::from_millis(20),
-        patience: Duration::from_secs(2),
+        patience: Duration::from_secs(6),
         ..SharedWork::new(Task::new(index, count).unwrap(), "shared")
     }
 }
 
 fn indexes(stats: &RestoreStats) -> BTreeSet<u32> {
-    stats.shares.iter().map(|share| share.index()).collect()
+    let shared = stats.shared.as_ref().unwrap();
+    shared.shares.iter().map(|share| share.index()).collect()
+}
+
+/// Waits until the sandbox has dealt with what was sent, and says how many writes it has seen.
+async fn settled_writes(shop: &Shop) -> u64 {
+    let mut seen = shop.sandbox.usage().writes;
+    loop {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        match shop.sandbox.usage().writes {
+            now if now == seen => return now,
+            now => seen = now,
+        }
+    }
 }
 
 /// One dies in the middle and one never comes: whoever is left does their shares, without writing again what was recorded as done.
@@ -208,8 +225,8 @@ fn what_dead_tasks_have_left_of_a_restore_is_taken_over() {
         let from = (&repository, snapshot.as_str());
         let recorded = async {
             loop {
-                let unfinished = sessions.unfinished().await.unwrap();
-                let done = unfinished.first().map_or(0, |share| share.counts().documents);
+                let shared = sessions.shared().await.unwrap();
+                let done = shared.first().map_or(0, |restore| restore.counts().documents);
                 if done >= 100 {
                     return done;
                 }
@@ -221,9 +238,7 @@ fn what_dead_tasks_have_left_of_a_restore_is_taken_over() {
             ended = restore_task(from, &copy, &sessions, (1, 4), slow) => panic!("{ended:?}"),
             recorded = recorded => recorded,
         };
-        // What it had sent arrives all the same.
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let writes = shop.sandbox.usage().writes;
+        let writes = settled_writes(&shop).await;
         let (one, other) = tokio::join!(
             restore_task(from, &copy, &sessions, (0, 4), |_| {}),
             restore_task(from, &copy, &sessions, (3, 4), |_| {}),
@@ -237,6 +252,9 @@ fn what_dead_tasks_have_left_of_a_restore_is_taken_over() {
             written <= u64::from(DOCUMENTS) - recorded,
             "{written} with {recorded} recorded"
         );
+        for (stats, rest) in [(&one, &other), (&other, &one)] {
+            assert_eq!(stats.shared.as_ref().unwrap().others.documents, rest.documents);
+        }
         // The one that was given up comes late.
         let late = restore_task(from, &copy, &sessions, (1, 4), |_| {})
             .await
@@ -257,6 +275,45 @@ fn what_dead_tasks_have_left_of_a_restore_is_taken_over() {
         );
     });
     assert!(shop.contents("demo-copy") == shop.contents(SHOP));
+}
+
+/// What the database refuses one task, every task tells, and none ends well.
+#[test]
+fn what_is_wrong_with_one_share_is_told_by_all() {
+    let (shop, snapshot) = scene();
+    let refused = Fault::write(tonic::Code::InvalidArgument, "/large/d00007", When::Always);
+    shop.add_fault(refused);
+    let more = ["--task-count", "2", "--only", "large/d0000?"];
+    let tasks = [0, 1].map(|index| start_restore(&shop, &snapshot, index, &more));
+    let ended = tasks.map(|task| task.wait_with_output().unwrap());
+    for (index, ended) in (0..).zip(ended) {
+        let says = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert_eq!(ended.status.code(), Some(3), "{says}");
+        assert!(says.contains("the database refused 1 document"), "{says}");
+        let stats: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();
+        assert_eq!(stats["shares"], serde_json::json!([index]));
+    }
+    shop.sandbox.faults().clear();
+    // So it is of one that is started again.
+    let again = start_restore(&shop, &snapshot, 1, &more)
+        .wait_with_output()
+        .unwrap();
+    assert_eq!(again.status.code(), Some(3));
+    // And of a restore of nothing, but not of a share of nothing.
+    let none = ["--task-count", "1", "--only", "smaller/*", "--session", "none"];
+    let none = start_restore(&shop, &snapshot, 0, &none)
+        .wait_with_output()
+        .unwrap();
+    let says = String::from_utf8_lossy(&none.stderr).into_owned();
+    assert_eq!(none.status.code(), Some(3), "{says}");
+    assert!(says.contains("no document matches"), "{says}");
+    let one = ["--task-count", "2", "--only", "large/d00001", "--session", "one"];
+    let tasks = [0, 1].map(|index| start_restore(&shop, &snapshot, index, &one));
+    let found: u64 = tasks
+        .map(|task| report_of(task)["documents"].as_u64().unwrap())
+        .iter()
+        .sum();
+    assert_eq!(found, 1);
 }
 
 /// Tasks that come and go at any time, as a cluster that is short of machines has them.
@@ -287,8 +344,11 @@ fn tasks_that_vanish_and_come_back_restore_everything_once() {
         let (one, two, three) = tokio::join!(task(0), task(1), task(2));
         [one, two, three]
     });
-    let done: BTreeSet<u32> = finished.iter().flat_map(indexes).collect();
-    assert_eq!(done, [0, 1, 2].into());
+    for (index, stats) in (0..).zip(&finished) {
+        assert!(indexes(stats).contains(&index), "its own share is told");
+        let others = stats.shared.as_ref().unwrap().others.documents;
+        assert_eq!(stats.documents + others, u64::from(DOCUMENTS));
+    }
     assert!(shop.contents("demo-copy") == shop.contents(SHOP));
 }
 
@@ -299,7 +359,7 @@ async fn verify_task(repository: &Repository, state: &Store, index: u32, count: 
     };
     let shared = quick(index, count);
     let progress = Progress::new();
-    let verified = verify_shared(repository, options, state.clone(), &shared, &progress);
+    let verified = verify_shared(repository, options, state, &shared, &progress);
     verified.await.unwrap()
 }
 
@@ -321,17 +381,39 @@ fn what_a_dead_task_was_to_verify_is_taken_over() {
         );
         assert_eq!(of_one + of_other, 3);
         assert_eq!(one.data_bytes + other.data_bytes, all.data_bytes);
-        assert_eq!(one.damage_count + other.damage_count, 1);
-        // Damage is told again by a task that is started again, and so is what somebody else found in its share.
-        let again = [0, 1, 2].map(|index| verify_task(&repository, &state, index, 3));
-        let again = futures::future::join_all(again).await;
-        let found: u64 = again.iter().map(|(stats, _)| stats.damage_count).sum();
-        assert_eq!(found, 1);
+        // Who has found it may be gone: each tells it.
+        assert_eq!((one.damage_count, other.damage_count), (1, 1));
+        // One that is started again reads nothing, and tells what was found in its own share.
+        for index in 0..3 {
+            let (again, shares) = verify_task(&repository, &state, index, 3).await;
+            assert_eq!((again.damage_count, shares), (1, 1));
+            assert!(again.data_bytes <= all.data_bytes && again.objects == all.objects);
+        }
     });
     let task =
         |more: &[&str]| shop.run([&["verify", "--task-index", "0", "--task-count", "2"], more].concat());
     task(&["--read-data", "--session", "weekly"]).fails(2, &["--state"]);
     task(&["--session", "weekly", "--state", "state"]).fails(2, &["--read-data"]);
+    task(&["--read-data", "--session", "weekly", "--state", "state", "latest"]).fails(2, &["ids"]);
+    task(&["--live", "--session", "weekly"]).fails(2, &["--live"]);
     shop.run(["verify", "--read-data", "--state", "state"])
         .fails(2, &["--state", "--session"]);
+    // A job of one task has nobody to share with, and goes on all the same.
+    let alone = [
+        "--session",
+        "alone",
+        "--state",
+        "state",
+        "--task-index",
+        "0",
+        "--task-count",
+        "1",
+    ];
+    for _ in 0..2 {
+        let verified = shop.run([&["verify", "--read-data", "--json"], &alone[..]].concat());
+        assert_eq!(
+            (verified.code, verified.json()["damage_count"].as_u64()),
+            (3, Some(1))
+        );
+    }
 }
