@@ -12,18 +12,19 @@ pub(crate) mod shares;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::archive::envelope::{self, MAX_JSON_LEN};
 use crate::archive::{ArchiveError, DamageKind, SessionId};
 use crate::store::{Store, StoreError};
 
 /// What is recorded of a kind of work.
-pub(crate) trait Work {
+pub(crate) trait Work: 'static {
     /// Where its records are.
     const FOLDER: &'static str;
     /// What it is called in its objects.
@@ -43,6 +44,8 @@ enum Object {
     Plan,
     Claim(u64),
     Checkpoint(CheckpointNumber),
+    /// Of a claim, and its number.
+    Sign(u64, u64),
     Done,
 }
 
@@ -55,6 +58,7 @@ impl fmt::Display for Object {
             Self::Plan => f.write_str("plan.json"),
             Self::Claim(claim) => write!(f, "claim-{claim:010}.json"),
             Self::Checkpoint((claim, number)) => write!(f, "checkpoint-{claim:010}-{number:010}.json"),
+            Self::Sign(claim, number) => write!(f, "sign-{claim:010}-{number:010}.json"),
             Self::Done => f.write_str("done.json"),
         }
     }
@@ -71,8 +75,14 @@ impl Object {
         if let Some(claim) = name.strip_prefix("claim-") {
             return Some(Self::Claim(claim.parse().ok()?));
         }
-        let (claim, number) = name.strip_prefix("checkpoint-")?.split_once('-')?;
-        Some(Self::Checkpoint((claim.parse().ok()?, number.parse().ok()?)))
+        let (kind, numbers) = name.split_once('-')?;
+        let (claim, number) = numbers.split_once('-')?;
+        let (claim, number) = (claim.parse().ok()?, number.parse().ok()?);
+        match kind {
+            "checkpoint" => Some(Self::Checkpoint((claim, number))),
+            "sign" => Some(Self::Sign(claim, number)),
+            _ => None,
+        }
     }
 }
 
@@ -171,6 +181,7 @@ impl<W: Work> Records<W> {
             match object {
                 Object::Plan => listed.has_plan = true,
                 Object::Done => listed.is_done = true,
+                Object::Sign(..) => {}
                 Object::Claim(claim) => listed.claim = claim.max(listed.claim),
                 Object::Checkpoint(number) => listed.number = number.max(listed.number),
             }
@@ -217,6 +228,23 @@ impl<W: Work> Records<W> {
         })
     }
 
+    /// How far a share is, if that is recorded.
+    async fn look_at(&self, id: SessionId, listed: Listed) -> Result<Option<W::Checkpoint>, ArchiveError> {
+        if listed.is_done {
+            return Ok(Some(self.read_end(id).await?.outcome));
+        }
+        match self.read(id, listed).await {
+            Ok(record) => Ok(record.checkpoint),
+            // It has a newer one by now.
+            Err(ArchiveError::Store(StoreError::NotFound { .. })) => {
+                let listing = self.list().await?;
+                let listed = listing.get(&id).copied().unwrap_or(listed);
+                Ok(self.read(id, listed).await?.checkpoint)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     async fn read_plan(&self, id: SessionId) -> Result<W::Plan, ArchiveError> {
         self.read_object(&self.name(id, Object::Plan), "plan").await
     }
@@ -242,6 +270,11 @@ impl<W: Work> Records<W> {
         }
     }
 
+    /// What is recorded of a share that is done.
+    async fn read_end(&self, id: SessionId) -> Result<End<W::Checkpoint>, ArchiveError> {
+        self.read_object(&self.name(id, Object::Done), "end").await
+    }
+
     /// Begins a record; `None` when there is one with this id.
     pub(crate) async fn begin(
         &self,
@@ -258,7 +291,9 @@ impl<W: Work> Records<W> {
         // Of this process alone: two claims must not be equal.
         let own = SessionId::random().to_string();
         let claimed = self.create(id, Object::Claim(claim), "claim", &own).await?;
-        Ok(claimed.then(|| self.running(id, claim, record.number)))
+        // Whoever had it may have been done before this claim.
+        let is_taken = !claimed || self.store.exists(&self.name(id, Object::Done)).await?;
+        Ok((!is_taken).then(|| self.running(id, claim, record.number)))
     }
 
     fn running(&self, id: SessionId, claim: u64, stored: CheckpointNumber) -> Running<W> {
@@ -268,6 +303,7 @@ impl<W: Work> Records<W> {
             claim,
             tried: 0,
             stored,
+            life: None,
         }
     }
 
@@ -293,6 +329,26 @@ pub(crate) struct Running<W> {
     tried: u64,
     /// Of the newest checkpoint.
     stored: CheckpointNumber,
+    /// Shows that this process lives, where others want to know.
+    life: Option<Life>,
+}
+
+/// Signs of life, until it is dropped.
+#[derive(Debug)]
+struct Life(tokio::task::JoinHandle<()>);
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// How work ended that is marked as done.
+#[derive(Debug, Serialize, Deserialize)]
+struct End<C> {
+    /// The execution of the task that did it, where it has one.
+    execution: Option<String>,
+    outcome: C,
 }
 
 impl<W: Work> Running<W> {
@@ -307,11 +363,10 @@ impl<W: Work> Running<W> {
     /// Records how far the work is. False when another process has gone on with it: then nothing is recorded. Where a call is
     /// dropped, the next one may follow.
     pub(crate) async fn checkpoint(&mut self, checkpoint: &W::Checkpoint) -> Result<bool, ArchiveError> {
-        let records = &self.records;
-        let newer = records.name(self.id, Object::Claim(self.claim + 1));
-        if records.store.exists(&newer).await? {
+        if self.is_taken().await? {
             return Ok(false);
         }
+        let records = &self.records;
         // Whatever becomes of this one, its number is used.
         self.tried += 1;
         let number = (self.claim, self.tried);
@@ -330,13 +385,37 @@ impl<W: Work> Running<W> {
         Ok(true)
     }
 
-    /// Marks the work as done, for others to see. The last checkpoint says what came of it.
-    pub(crate) async fn mark_done(&self) -> Result<(), ArchiveError> {
-        // Two that have done the same say the same.
-        self.records
-            .create(self.id, Object::Done, "end", &())
-            .await
-            .map(drop)
+    /// Whether another process has gone on with the work, or has done it.
+    async fn is_taken(&self) -> Result<bool, ArchiveError> {
+        let store = &self.records.store;
+        let newer = self.records.name(self.id, Object::Claim(self.claim + 1));
+        // Only where others want to know how it ends is it said that it has.
+        let end = self.records.name(self.id, Object::Done);
+        Ok(store.exists(&newer).await? || self.life.is_some() && store.exists(&end).await?)
+    }
+
+    /// Shows from now on that this process lives, so often, whatever it waits for.
+    fn show_life(&mut self, every: Duration) {
+        let (records, id, claim) = (self.records.clone(), self.id, self.claim);
+        self.life = Some(Life(tokio::spawn(async move {
+            for number in 1.. {
+                tokio::time::sleep(every).await;
+                let shown = records.create(id, Object::Sign(claim, number), "sign", &()).await;
+                if let Err(error) = shown {
+                    tracing::warn!("no sign of life of {} {id}: {error}", W::NAME);
+                }
+                if number > 1 {
+                    // One that stays does no harm.
+                    let older = records.name(id, Object::Sign(claim, number - 1));
+                    let _ = records.store.delete(&older).await;
+                }
+            }
+        })));
+    }
+
+    /// Marks the work as done, for others to see, with what came of it. False when another process has gone on with it.
+    async fn mark_done(&self, end: &End<W::Checkpoint>) -> Result<bool, ArchiveError> {
+        Ok(!self.is_taken().await? && self.records.create(self.id, Object::Done, "end", end).await?)
     }
 
     /// Removes the record of what is done.

@@ -65,7 +65,7 @@ pub(crate) use rules::{Found, Look, Rules};
 use session::{Plan, RestoreSession};
 pub use session::{RestoreSessions, SessionOptions, SharedRestore, UnfinishedRestore};
 pub(crate) use write::{Account, DRAIN_PATIENCE, Reads};
-use write::{End, RangeState, Ranges, Writing};
+use write::{End, Ranges, Writing};
 
 /// Batches that wait for the writer. A few are enough: the readers refill faster than a database writes.
 const WAITING_BATCHES: usize = 4;
@@ -313,6 +313,8 @@ pub struct SharedStats {
     /// The tasks whose shares are counted in the [`RestoreStats`]: those that this process has done, and its own one whoever has done
     /// it.
     pub shares: Vec<Task>,
+    /// Whether its own share was done by another process, so that its dead letters are where that was.
+    pub own_was_done: bool,
     /// What is recorded of the other shares.
     pub others: RestoreCounts,
     /// What was left out there because the snapshot is damaged.
@@ -470,13 +472,7 @@ pub async fn restore(
         .and_then(|session| Some((session, session.shared.as_ref()?)));
     let restored = match shared {
         Some(shared) => shared::restore_shares(reader, database, options, shared, progress).await,
-        None => {
-            let settled = Settled {
-                throttle: options.write.throttle(),
-                share: None,
-            };
-            restore_all(reader, database, options, settled, progress).await
-        }
+        None => restore_alone(reader, database, options, progress).await,
     };
     lease.release().await;
     match restored {
@@ -487,25 +483,70 @@ pub async fn restore(
     }
 }
 
-/// What is settled before a restore begins, or a share of it.
+async fn restore_alone(
+    reader: &SnapshotReader,
+    database: &Firestore,
+    options: RestoreOptions,
+    progress: &Progress,
+) -> Result<RestoreStats, RestoreError> {
+    refuse_foreign_first(reader, database, &options).await?;
+    let (session, ranges) = begin(reader, database, &options).await?;
+    let settled = Settled {
+        throttle: options.write.throttle(),
+        session,
+        ranges,
+    };
+    let restored = restore_all(reader, database, options, settled, progress).await?;
+    if let Some(session) = restored.session {
+        session.remove().await;
+    }
+    Ok(restored.stats)
+}
+
+/// Fails when documents refer to other databases and that is not wanted.
+async fn refuse_foreign_first(
+    reader: &SnapshotReader,
+    database: &Firestore,
+    options: &RestoreOptions,
+) -> Result<(), RestoreError> {
+    if options.references == ReferenceMode::Fail {
+        refuse_foreign(
+            &plan::look_through(reader, database.database(), options)
+                .await?
+                .tally,
+        )?;
+    }
+    Ok(())
+}
+
+/// What is settled before a restore is done, or a share of it.
 struct Settled {
     throttle: Arc<Throttle>,
-    /// Of a share that nobody has begun, the id of its session, and its ranges.
-    share: Option<(SessionId, Vec<KeyRange>)>,
+    session: Option<RestoreSession>,
+    ranges: Ranges,
+}
+
+/// What was restored, with the record of it.
+struct Restored {
+    stats: RestoreStats,
+    session: Option<RestoreSession>,
+    ranges: Ranges,
 }
 
 async fn restore_all(
     reader: &SnapshotReader,
     database: &Firestore,
     options: RestoreOptions,
-    Settled { throttle, share }: Settled,
+    settled: Settled,
     progress: &Progress,
-) -> Result<RestoreStats, RestoreError> {
+) -> Result<Restored, RestoreError> {
     let start = Instant::now();
     let target = database.database();
-    if options.references == ReferenceMode::Fail {
-        refuse_foreign(&plan::look_through(reader, target, &options).await?.tally)?;
-    }
+    let Settled {
+        throttle,
+        mut session,
+        ranges,
+    } = settled;
     let refusals = options.refusals(options.rules(None, target)?.look());
     let sink = options.sink(refusals.clone());
     let writer = BulkWriter::with_throttle(database, options.write.clone(), throttle, sink);
@@ -514,7 +555,6 @@ async fn restore_all(
     let decide = Decide::new(reader, target, Some(database), &options, purpose)?;
     decide.check_renames(options.skip_damaged).await?;
 
-    let (mut session, ranges) = begin(reader, database, &options, share).await?;
     let ranges = ranges.with(refusals);
     let done = ranges.counts();
     progress.add(done.documents, done.bytes);
@@ -551,16 +591,13 @@ async fn restore_all(
             session: session.map(|session| session.id()),
         });
     }
-    if let Some(session) = session {
-        match options.session.is_some_and(|session| session.shared.is_some()) {
-            // Others would take it for one that nobody has begun.
-            true => session.mark_done().await?,
-            false => session.remove().await,
-        }
-    }
     let mut stats = ranges.counts().stats(writes, ranges.conflicts(), start.elapsed());
     stats.gaps = ranges.gaps().to_vec();
-    Ok(stats)
+    Ok(Restored {
+        stats,
+        session,
+        ranges,
+    })
 }
 
 /// Fails when documents refer to other databases.
@@ -577,7 +614,6 @@ async fn begin(
     reader: &SnapshotReader,
     database: &Firestore,
     options: &RestoreOptions,
-    share: Option<(SessionId, Vec<KeyRange>)>,
 ) -> Result<(Option<RestoreSession>, Ranges), RestoreError> {
     let plan = |pieces: &[KeyRange]| {
         let from = (reader.repository().id(), reader.id());
@@ -587,22 +623,18 @@ async fn begin(
         && let Some(unfinished) = &session.resume
     {
         unfinished.check(&plan(&[]))?;
-        let resumed = session.sessions.resume(unfinished, session.heartbeat()).await?;
+        let resumed = session.sessions.resume(unfinished).await?;
         return Ok((Some(resumed), unfinished.ranges()));
     }
-    let (id, pieces) = match share {
-        Some((id, pieces)) => (id, pieces),
-        None => (SessionId::random(), options.cut(reader).await?),
-    };
+    let pieces = options.cut(reader).await?;
     let session = match &options.session {
         Some(session) => {
-            let (sessions, heartbeat) = (&session.sessions, session.heartbeat());
-            Some(sessions.begin(id, &plan(&pieces), heartbeat).await?)
+            let id = SessionId::random();
+            Some(session.sessions.begin(id, &plan(&pieces)).await?)
         }
         None => None,
     };
-    let ranges = Ranges::new(pieces.into_iter().map(RangeState::new).collect());
-    Ok((session, ranges))
+    Ok((session, Ranges::of(pieces)))
 }
 
 impl RestoreCounts {

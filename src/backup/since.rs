@@ -174,7 +174,7 @@ pub(super) fn why_another(
     let path = wanted.path();
     let Some(parent) = parent else {
         return Some(format!(
-            "every document was read, and `{path}` not asked: there is no backup before this one to build upon"
+            "every document is read, and `{path}` is not asked: there is no backup before this one to build upon"
         ));
     };
     let what = match read {
@@ -190,7 +190,7 @@ pub(super) fn why_another(
         }
         None => "it is not known when they were read last".to_owned(),
     };
-    Some(format!("{what} were read, and `{path}` not asked: {why}"))
+    Some(format!("{what} are read, and `{path}` is not asked: {why}"))
 }
 
 /// The moment from which on a range of the parent does not know what happened.

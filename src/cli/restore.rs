@@ -20,15 +20,14 @@ use super::{Outcome, UsageError, json_restore, output};
 use crate::archive::{Snapshot, SnapshotFilter, SnapshotReader};
 use crate::cost::Cost;
 use crate::document::DatabaseName;
-use crate::firestore::Firestore;
 use crate::json::{DocumentsFile, is_ndjson};
 use crate::progress::Progress;
 use crate::restore::{
     RestoreError, RestoreMode, RestoreOptions, RestorePlan, check_restore, plan_restore, restore, retry,
 };
 use crate::stop::Stop;
-use crate::task::{SharedWork, SharesError, Task};
-use crate::verify::{DatabaseStats, VerifyRestoreError, verify_restore};
+use crate::task::{SharedWork, SharesError};
+use crate::verify::verify_restore;
 
 #[derive(Args, Debug)]
 pub(crate) struct RestoreCommand {
@@ -100,6 +99,11 @@ impl RestoreCommand {
             return json_restore::run(global, &file, &target, options, &self.write).await;
         }
         let shared = self.session.shared()?;
+        if shared.is_some() && self.verify {
+            return Err(UsageError::new(
+                "--verify compares what one process has restored: when the tasks are done, `firebank verify --live` compares all of it",
+            ));
+        }
         if shared.is_some() && self.session.resume {
             return Err(UsageError::new(
                 "tasks go on with what they find of their restore: leave --resume out",
@@ -301,13 +305,7 @@ async fn write_snapshot(
     }
     let progress = Arc::new(Progress::new());
     let display = ProgressDisplay::start("comparing", &progress, global.quiet);
-    let compared = match options.task {
-        Some(own) => {
-            let shares = stats.shared.as_ref().map_or(&[][..], |shared| &shared.shares);
-            verify_shares(reader, &database, &options, (own, shares), &progress).await
-        }
-        None => verify_restore(reader, &database, &options, &progress).await,
-    };
+    let compared = verify_restore(reader, &database, &options, &progress).await;
     drop(display);
     match compared {
         Ok(compared) => {
@@ -327,25 +325,6 @@ async fn write_snapshot(
                 .context("what was restored could not be verified; `firebank verify --live` tries it again")
         }
     }
-}
-
-/// Compares a task's own share, also when another task has restored it, and those that it has taken over.
-async fn verify_shares(
-    reader: &SnapshotReader,
-    database: &Firestore,
-    options: &RestoreOptions,
-    (own, shares): (Task, &[Task]),
-    progress: &Progress,
-) -> Result<DatabaseStats, VerifyRestoreError> {
-    let mut compared = verify_restore(reader, database, options, progress).await?;
-    for &share in shares.iter().filter(|&&share| share != own) {
-        let options = RestoreOptions {
-            task: Some(share),
-            ..options.clone()
-        };
-        compared.add(verify_restore(reader, database, &options, progress).await?);
-    }
-    Ok(compared)
 }
 
 /// The file of documents that `source` names: as a path, or as a file's name in the repository's folder.

@@ -386,6 +386,14 @@ fn show_conflicts(output: Output, paths: &[DocumentPath], conflicts: u64) -> any
     Ok(())
 }
 
+#[derive(Serialize)]
+struct Others<'a> {
+    documents: u64,
+    failed: u64,
+    conflicts: u64,
+    gaps: &'a [Gap],
+}
+
 /// What `--json` prints of a restore.
 #[derive(Serialize)]
 struct Summary<'a> {
@@ -412,6 +420,9 @@ struct Summary<'a> {
     /// The tasks whose shares these are, where tasks share the restore.
     #[serde(skip_serializing_if = "Option::is_none")]
     shares: Option<Vec<u32>>,
+    /// What is recorded of the other tasks' shares.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    others: Option<Others<'a>>,
     /// Of `restore --verify`.
     #[serde(skip_serializing_if = "Option::is_none")]
     verification: Option<VerificationView<'a>>,
@@ -434,7 +445,7 @@ fn tell_of_others(shared: &SharedStats) -> bool {
     let others = &shared.others;
     if others.failed > 0 {
         tracing::error!(
-            "the database refused {} of other tasks' shares: their dead-letter files have them",
+            "the database refused {} of other tasks' shares: the dead-letter files where these ran have them",
             output::count(others.failed, "document")
         );
     }
@@ -511,10 +522,14 @@ pub(super) fn report(
     }
     if stats.failed > 0 {
         let here = lines_of(dead_letter_file).min(stats.failed);
+        let was_done = stats.shared.as_ref().is_some_and(|shared| shared.own_was_done);
         let file = dead_letter_file.display();
         let refused = output::count(stats.failed, "document");
         match stats.failed - here {
             0 => tracing::error!("the database refused {refused}: {file} has each with the reason"),
+            _ if was_done => tracing::error!(
+                "the database refused {refused}: the dead-letter file of whoever has restored this task's share has them"
+            ),
             gone => tracing::error!(
                 "the database refused {refused}; {file} has {} of them, and {} that an earlier process had kept there are gone: restore \
                  again with `--mode skip-identical`, which writes what is not there and names what is refused",
@@ -551,6 +566,12 @@ pub(super) fn report(
         shares: options
             .task
             .map(|_| shared.shares.iter().map(|share| share.index()).collect()),
+        others: options.task.map(|_| Others {
+            documents: shared.others.documents,
+            failed: shared.others.failed,
+            conflicts: shared.others.fates.conflicts,
+            gaps: &shared.gaps_of_others,
+        }),
         verification: verification.map(Verification::view),
     })?;
     let differs = verification.is_some_and(|verification| verification.outcome() == Outcome::NeedsLook);

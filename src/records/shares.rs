@@ -19,7 +19,7 @@ use futures::TryStreamExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{CheckpointNumber, Listed, Record, Records, Work};
+use super::{CheckpointNumber, End, Listed, Record, Records, Running, Work};
 use crate::archive::envelope::{self, MAX_JSON_LEN};
 use crate::archive::{ArchiveError, SessionId};
 use crate::clock;
@@ -45,7 +45,8 @@ pub struct SharedWork {
     pub execution: Option<String>,
     /// How often to look what became of the others' shares.
     pub look_every: Duration,
-    /// For how long a share must have shown no sign of life before it is taken over. Whoever works on one shows three in that time.
+    /// For how long a share must have shown no sign of life before it is taken over. Whoever works on one shows three in that time,
+    /// whatever it waits for.
     pub patience: Duration,
 }
 
@@ -63,7 +64,7 @@ impl SharedWork {
     }
 
     /// How often to show a sign of life.
-    pub(crate) fn heartbeat(&self) -> Duration {
+    fn heartbeat(&self) -> Duration {
         self.patience / 3
     }
 
@@ -157,7 +158,7 @@ pub(crate) enum Next<W: Work> {
     /// Nothing, for now: others are at work.
     Wait,
     /// All is done. What came of each share, whoever has done it.
-    Finished(Vec<(Task, Record<W>)>),
+    Finished(Vec<(Task, W::Checkpoint)>),
 }
 
 /// The shares of a work, as one task sees them.
@@ -276,14 +277,9 @@ impl<'a, W: ShareableWork> Shares<'a, W> {
     }
 
     async fn next_at(&mut self, now: Instant) -> Result<Next<W>, SharesError> {
-        let agreed = format!("{}/{AGREED}", self.records.folder);
-        if !self
-            .records
-            .store
-            .exists(&agreed)
-            .await
-            .map_err(ArchiveError::from)?
-        {
+        // What was begun anew under the same name is other work.
+        let agreed = find_agreed::<W>(&self.records.store, self.shared).await?;
+        if agreed.is_none_or(|agreed| agreed.id != self.agreed.id) {
             let name = self.shared.name.clone();
             return Err(SharesError::Removed { name });
         }
@@ -311,7 +307,9 @@ impl<'a, W: ShareableWork> Shares<'a, W> {
             }
         }
         if undone == 0 {
-            return self.finish(&listing, is_first_look).await;
+            let signs = listing.values().map(|listed| listed.last_sign);
+            let newest = signs.max().unwrap_or(self.agreed.started_at);
+            return self.finish(is_first_look, newest).await;
         }
         if is_first_look {
             forget_old::<W>(&self.records).await;
@@ -339,26 +337,19 @@ impl<'a, W: ShareableWork> Shares<'a, W> {
         Ok(next)
     }
 
-    async fn finish(
-        &self,
-        listing: &BTreeMap<SessionId, Listed>,
-        is_first_look: bool,
-    ) -> Result<Next<W>, SharesError> {
-        let shares = self.order().map(|task| (task, self.agreed.share(task.index())));
-        let mut records = Vec::new();
-        for (task, id) in shares {
-            let listed = listing.get(&id).copied().unwrap_or_default();
-            records.push((task, self.records.read(id, listed).await?));
+    async fn finish(&self, is_first_look: bool, newest: DateTime<Utc>) -> Result<Next<W>, SharesError> {
+        let mut outcomes = Vec::new();
+        let mut executions = vec![self.agreed.execution.clone()];
+        for task in self.order() {
+            let end = self.records.read_end(self.agreed.share(task.index())).await?;
+            executions.push(end.execution);
+            outcomes.push((task, end.outcome));
         }
         if !is_first_look {
-            return Ok(Next::Finished(records));
+            return Ok(Next::Finished(outcomes));
         }
-        let newest = records.iter().map(|(_, record)| record.last_sign).max();
-        let newest = newest.unwrap_or(self.agreed.started_at);
-        let is_back = match &self.shared.execution {
-            Some(_) => self.agreed.execution == self.shared.execution,
-            None => self.agreed.execution.is_none() && clock::now() - newest < COMES_BACK,
-        };
+        let is_known = executions.contains(&self.shared.execution);
+        let is_back = is_known && (self.shared.execution.is_some() || clock::now() - newest < COMES_BACK);
         let name = self.shared.name.clone();
         if !is_back {
             return Err(SharesError::Used { name });
@@ -368,7 +359,47 @@ impl<'a, W: ShareableWork> Shares<'a, W> {
              --session NAME",
             newest.format("%Y-%m-%d %H:%M:%S UTC")
         );
-        Ok(Next::Finished(records))
+        Ok(Next::Finished(outcomes))
+    }
+
+    /// Begins a share; `None` when another process was faster.
+    pub(crate) async fn begin(
+        &self,
+        id: SessionId,
+        plan: &W::Plan,
+    ) -> Result<Option<Running<W>>, ArchiveError> {
+        Ok(self.alive(self.records.begin(id, plan).await?))
+    }
+
+    /// Goes on with a share; `None` when another process was faster.
+    pub(crate) async fn resume(&self, record: &Record<W>) -> Result<Option<Running<W>>, ArchiveError> {
+        Ok(self.alive(self.records.resume(record).await?))
+    }
+
+    fn alive(&self, running: Option<Running<W>>) -> Option<Running<W>> {
+        let mut running = running?;
+        running.show_life(self.shared.heartbeat());
+        Some(running)
+    }
+
+    /// Marks a share as done, with what came of it. False when another process has gone on with it.
+    pub(crate) async fn mark_done(
+        &self,
+        running: &Running<W>,
+        outcome: W::Checkpoint,
+    ) -> Result<bool, ArchiveError> {
+        let execution = self.shared.execution.clone();
+        running.mark_done(&End { execution, outcome }).await
+    }
+
+    /// Waits until another process has gone on with a share.
+    pub(crate) async fn lost(&self, running: &Running<W>) -> Result<(), ArchiveError> {
+        loop {
+            tokio::time::sleep(self.shared.heartbeat()).await;
+            if running.is_taken().await? {
+                return Ok(());
+            }
+        }
     }
 
     fn tell_of_waiting(&mut self, undone: usize) {
@@ -396,8 +427,8 @@ impl<'a, W: ShareableWork> Shares<'a, W> {
 pub(crate) struct Found<W: ShareableWork> {
     pub(crate) folder: String,
     pub(crate) agreed: Agreed<W::Common>,
-    /// The shares that were begun.
-    pub(crate) begun: Vec<Record<W>>,
+    /// How far the shares are that have recorded it.
+    pub(crate) begun: Vec<W::Checkpoint>,
     pub(crate) last_sign: DateTime<Utc>,
 }
 
@@ -417,70 +448,82 @@ pub(crate) async fn undone<W: ShareableWork>(store: &Store) -> Result<Vec<Found<
             Err(StoreError::NotFound { .. }) => continue,
             bytes => bytes?,
         };
-        let agreed: Agreed<W::Common> = envelope::decode(&name, AGREED_KIND, &bytes)?;
+        let agreed: Agreed<W::Common> = match envelope::decode(&name, AGREED_KIND, &bytes) {
+            Ok(agreed) => agreed,
+            Err(error) => {
+                tracing::warn!("shared work is left out: {error}");
+                continue;
+            }
+        };
         let records = Records::<W>::below(store.clone(), folder.clone());
         let listing = records.list().await?;
-        let (mut begun, mut done) = (Vec::new(), 0);
-        for index in 0..agreed.count {
-            let id = agreed.share(index);
-            let Some(listed) = listing.get(&id).filter(|listed| listed.has_plan) else {
-                continue;
-            };
-            done += u32::from(listed.is_done);
-            begun.push(records.read(id, *listed).await?);
+        let shares = (0..agreed.count).map(|index| agreed.share(index));
+        let shares = shares.filter_map(|id| Some((id, *listing.get(&id)?)));
+        let shares: Vec<(SessionId, Listed)> = shares.filter(|(_, listed)| listed.has_plan).collect();
+        let done = shares.iter().filter(|(_, listed)| listed.is_done).count();
+        if done == agreed.count as usize {
+            continue;
         }
-        if done < agreed.count {
-            let signs = begun.iter().map(|record| record.last_sign);
-            found.push(Found {
-                last_sign: signs.max().unwrap_or(begun_at),
-                folder,
-                agreed,
-                begun,
-            });
+        let signs = shares.iter().map(|(_, listed)| listed.last_sign);
+        let last_sign = signs.max().unwrap_or(begun_at);
+        let mut begun = Vec::new();
+        for (id, listed) in shares {
+            match records.look_at(id, listed).await {
+                Ok(checkpoint) => begun.extend(checkpoint),
+                Err(error) => tracing::warn!("a share of `{}` is left out: {error}", agreed.name),
+            }
         }
+        found.push(Found {
+            folder,
+            agreed,
+            begun,
+            last_sign,
+        });
     }
     Ok(found)
 }
 
 /// Removes all that is recorded of a work. Tasks that are at work on it end when they look for more.
-pub(crate) async fn remove(store: &Store, folder: &str) -> Result<(), ArchiveError> {
+pub(crate) async fn remove<W: ShareableWork>(store: &Store, found: &Found<W>) -> Result<(), ArchiveError> {
+    let (folder, agreed) = (&found.folder, &found.agreed);
     store.delete(&format!("{folder}/{AGREED}")).await?;
-    let mut listing = store.list(folder);
-    while let Some(object) = listing.try_next().await? {
-        store.delete(&object.name).await?;
+    // Not all of the folder: other work may have begun under the same name by now.
+    let records = Records::<W>::below(store.clone(), folder.clone());
+    for index in 0..agreed.count {
+        records.remove(agreed.share(index)).await?;
     }
     Ok(())
 }
 
 /// Removes what is remembered of work of long ago. What is left of it where that fails is nothing to other work by the same name.
 async fn forget_old<W: ShareableWork>(own: &Records<W>) {
-    let listed = async {
-        let mut newest: BTreeMap<String, DateTime<Utc>> = BTreeMap::new();
-        let mut listing = own.store.list(W::SHARED_FOLDER);
-        while let Some(object) = listing.try_next().await? {
-            let rest = object.name.strip_prefix(W::SHARED_FOLDER).unwrap_or_default();
-            let Some((folder, _)) = rest.trim_start_matches('/').split_once('/') else {
-                continue;
-            };
-            let sign = newest
-                .entry(format!("{}/{folder}", W::SHARED_FOLDER))
-                .or_default();
-            *sign = object.last_modified.max(*sign);
-        }
-        Ok::<_, StoreError>(newest)
-    };
-    let newest = match listed.await {
-        Ok(newest) => newest,
-        Err(error) => return tracing::debug!("old records stay: {error}"),
-    };
+    let mut newest: BTreeMap<String, DateTime<Utc>> = BTreeMap::new();
+    let mut names = Vec::new();
+    let mut listing = own.store.list(W::SHARED_FOLDER);
+    loop {
+        let object = match listing.try_next().await {
+            Ok(Some(object)) => object,
+            Ok(None) => break,
+            Err(error) => return tracing::debug!("old records stay: {error}"),
+        };
+        let rest = object.name.strip_prefix(W::SHARED_FOLDER).unwrap_or_default();
+        let Some((folder, _)) = rest.trim_start_matches('/').split_once('/') else {
+            continue;
+        };
+        let folder = format!("{}/{folder}", W::SHARED_FOLDER);
+        let sign = newest.entry(folder.clone()).or_default();
+        *sign = object.last_modified.max(*sign);
+        names.push((folder, object.name));
+    }
     // By the store's own clock: this task has just written there, or another of this work has.
     let now = newest.values().max().copied().unwrap_or_default();
-    let old = newest
-        .iter()
-        .filter(|(folder, sign)| **folder != own.folder && now - **sign > REMEMBERED);
-    for (folder, _) in old {
-        if let Err(error) = remove(&own.store, folder).await {
-            tracing::debug!("the records in {folder} stay: {error}");
+    newest.retain(|folder, sign| *folder != own.folder && now - *sign > REMEMBERED);
+    // What the tasks have agreed upon goes first: without it the rest is nothing.
+    names.retain(|(folder, _)| newest.contains_key(folder));
+    names.sort_by_key(|(_, name)| !name.ends_with(AGREED));
+    for (_, name) in names {
+        if let Err(error) = own.store.delete(&name).await {
+            tracing::debug!("`{name}` stays: {error}");
         }
     }
 }
@@ -551,11 +594,9 @@ mod tests {
 
     /// Begins or goes on with what is next at that time, which must be the share of that task.
     async fn take(shares: &mut Shares<'_, Digging>, now: Instant, index: u32) -> Running<Digging> {
-        let next = shares.next_at(now).await.unwrap();
-        let records = shares.records();
-        let taken = match next {
-            Next::Begin(task, id) if task.index() == index => records.begin(id, &index).await,
-            Next::Resume(task, record) if task.index() == index => records.resume(&record).await,
+        let taken = match shares.next_at(now).await.unwrap() {
+            Next::Begin(task, id) if task.index() == index => shares.begin(id, &index).await,
+            Next::Resume(task, record) if task.index() == index => shares.resume(&record).await,
             other => panic!("{other:?}"),
         };
         taken.unwrap().unwrap()
@@ -566,14 +607,12 @@ mod tests {
     }
 
     /// What came of each share, this task's own first.
-    async fn outcome(shares: &mut Shares<'_, Digging>) -> Vec<(u32, Option<u64>)> {
-        let Next::Finished(records) = shares.next().await.unwrap() else {
+    async fn outcome(shares: &mut Shares<'_, Digging>) -> Vec<(u32, u64)> {
+        let Next::Finished(outcomes) = shares.next().await.unwrap() else {
             panic!("not finished");
         };
-        let outcome = records
-            .into_iter()
-            .map(|(task, record)| (task.index(), record.checkpoint));
-        outcome.collect()
+        let outcomes = outcomes.into_iter();
+        outcomes.map(|(task, outcome)| (task.index(), outcome)).collect()
     }
 
     #[tokio::test]
@@ -586,7 +625,8 @@ mod tests {
         let mut own = take(&mut first, now, 0).await;
         let mut slow = take(&mut second, now, 1).await;
         assert!(own.checkpoint(&1).await.unwrap());
-        own.mark_done().await.unwrap();
+        assert!(first.mark_done(&own, 2).await.unwrap());
+        assert!(!own.checkpoint(&3).await.unwrap(), "it is done");
         // The third share nobody begins; the second is at work.
         let moment = of_first.patience / 4;
         for depth in 0..3 {
@@ -596,23 +636,57 @@ mod tests {
         }
         now += moment;
         let third = take(&mut first, now, 2).await;
-        third.mark_done().await.unwrap();
+        assert!(first.mark_done(&third, 0).await.unwrap());
         assert!(waits(&mut first, now).await);
         // Now that one falls silent.
         now += of_first.patience;
         let mut taken = take(&mut first, now, 1).await;
         assert!(!slow.checkpoint(&7).await.unwrap(), "two work on one share");
+        assert!(!second.mark_done(&slow, 7).await.unwrap());
+        assert!(slow.is_taken().await.unwrap());
         assert!(waits(&mut second, now).await);
-        assert!(taken.checkpoint(&9).await.unwrap());
-        taken.mark_done().await.unwrap();
-        assert_eq!(outcome(&mut first).await, [(0, Some(1)), (1, Some(9)), (2, None)]);
-        assert_eq!(
-            outcome(&mut second).await,
-            [(1, Some(9)), (2, None), (0, Some(1))]
-        );
+        assert!(taken.checkpoint(&8).await.unwrap());
+        assert!(first.mark_done(&taken, 9).await.unwrap());
+        assert_eq!(outcome(&mut first).await, [(0, 2), (1, 9), (2, 0)]);
+        assert_eq!(outcome(&mut second).await, [(1, 9), (2, 0), (0, 2)]);
         // One that is started again is told what came of it.
         let mut again = shares(&store, &of_second).await;
-        assert_eq!(outcome(&mut again).await.first(), Some(&(1, Some(9))));
+        assert_eq!(outcome(&mut again).await, [(1, 9), (2, 0), (0, 2)]);
+    }
+
+    /// A process that waits for long for one thing shows all the same that it lives.
+    #[tokio::test]
+    async fn who_waits_shows_that_it_lives() {
+        let store = Store::memory();
+        let of_first = SharedWork {
+            patience: Duration::from_millis(60),
+            ..work(0, 2)
+        };
+        let mut first = shares(&store, &of_first).await;
+        let own = take(&mut first, Instant::now(), 0).await;
+        let of_second = work(1, 2);
+        let mut second = shares(&store, &of_second).await;
+        let mut now = Instant::now();
+        let other = take(&mut second, now, 1).await;
+        assert!(second.mark_done(&other, 0).await.unwrap());
+        for _ in 0..3 {
+            let before = object_names(&store).await;
+            while object_names(&store).await == before {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            now += of_second.patience;
+            assert!(waits(&mut second, now).await, "it lives");
+        }
+        drop(own);
+        now += of_second.patience;
+        // What was on its way when it died may be a last sign.
+        second.next_at(now).await.unwrap();
+        take(&mut second, now + of_second.patience, 0).await;
+    }
+
+    async fn object_names(store: &Store) -> Vec<String> {
+        let names = store.list("").map_ok(|object| object.name);
+        names.try_collect().await.unwrap()
     }
 
     #[tokio::test]
@@ -626,11 +700,8 @@ mod tests {
             panic!("it was begun");
         };
         assert_eq!(record.checkpoint, Some(3));
-        assert!(again.records().resume(&record).await.unwrap().is_some());
-        assert!(
-            again.records().resume(&record).await.unwrap().is_none(),
-            "claimed twice"
-        );
+        assert!(again.resume(&record).await.unwrap().is_some());
+        assert!(again.resume(&record).await.unwrap().is_none(), "claimed twice");
         assert!(!gone.checkpoint(&4).await.unwrap());
     }
 
@@ -648,30 +719,53 @@ mod tests {
         assert!(refused.contains("--depth was `5` and is `6`"), "{refused}");
     }
 
-    /// Tasks of another time go on with what is not done, and are told when all is.
+    /// Tasks of another time go on with what is not done, and others are told when all is.
     #[tokio::test]
     async fn a_name_can_be_used_once() {
         let store = Store::memory();
         let (of_first, of_second) = (work(0, 2), work(1, 2));
-        let own = take(&mut shares(&store, &of_first).await, Instant::now(), 0).await;
-        own.mark_done().await.unwrap();
+        let mut first = shares(&store, &of_first).await;
+        let own = take(&mut first, Instant::now(), 0).await;
+        assert!(first.mark_done(&own, 1).await.unwrap());
         let later = of_another_time(1, 2);
-        let other = take(&mut shares(&store, &later).await, Instant::now(), 1).await;
-        other.mark_done().await.unwrap();
-        let refused = shares(&store, &later).await.next().await.unwrap_err();
-        assert!(matches!(refused, SharesError::Used { .. }), "{refused}");
+        let mut second = shares(&store, &later).await;
+        let other = take(&mut second, Instant::now(), 1).await;
+        assert!(second.mark_done(&other, 2).await.unwrap());
+        // Both have had a part in it.
         outcome(&mut shares(&store, &of_second).await).await;
-        // Once it is given up, it is new.
-        let found = undone::<Digging>(&store).await.unwrap();
-        assert!(found.is_empty(), "{found:?}");
-        let mut left = shares(&store, &of_second).await;
-        let folder = left.records().folder.clone();
-        remove(&store, &folder).await.unwrap();
-        let refused = left.next().await.unwrap_err();
-        assert!(matches!(refused, SharesError::Removed { .. }), "{refused}");
-        take(&mut shares(&store, &later).await, Instant::now(), 1).await;
-        let found = undone::<Digging>(&store).await.unwrap();
-        assert_eq!(found.len(), 1);
-        assert_eq!(found.iter().map(|found| found.begun.len()).sum::<usize>(), 1);
+        outcome(&mut shares(&store, &later).await).await;
+        let never = SharedWork {
+            execution: Some("never seen".to_owned()),
+            ..work(0, 2)
+        };
+        let refused = shares(&store, &never).await.next().await.unwrap_err();
+        assert!(matches!(refused, SharesError::Used { .. }), "{refused}");
+        assert!(undone::<Digging>(&store).await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_was_given_up_nobody_goes_on_with() {
+        let store = Store::memory();
+        let (of_first, of_second) = (work(0, 2), work(1, 2));
+        let mut first = shares(&store, &of_first).await;
+        let mut own = take(&mut first, Instant::now(), 0).await;
+        assert!(own.checkpoint(&7).await.unwrap());
+        let mut found = undone::<Digging>(&store).await.unwrap();
+        assert_eq!(
+            found.iter().flat_map(|found| &found.begun).collect::<Vec<_>>(),
+            [&7]
+        );
+        remove(&store, &found.pop().unwrap()).await.unwrap();
+        assert!(undone::<Digging>(&store).await.unwrap().is_empty());
+        // Also when the name was given to other work since.
+        let mut new = shares(&store, &of_second).await;
+        for gone in [&mut first, &mut shares(&store, &of_first).await] {
+            let is_new = gone.agreed.id == new.agreed.id;
+            match gone.next().await {
+                Err(SharesError::Removed { .. }) => assert!(!is_new),
+                next => assert!(is_new && matches!(next, Ok(Next::Begin(..)))),
+            }
+        }
+        take(&mut new, Instant::now(), 1).await;
     }
 }

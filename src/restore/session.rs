@@ -3,18 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::write::{RangeState, Ranges};
 use super::{Conflicts, Gap, RestoreCounts, RestoreError, RestoreOptions};
-use crate::archive::heartbeat::HEARTBEAT_EVERY;
 use crate::archive::{ArchiveError, RepositoryId, SessionId, SnapshotId};
 use crate::clock;
 use crate::document::{DatabaseName, DocumentKey, KeyRange};
-use crate::records::shares::{self, Found, ShareableWork, SharedWork, differences};
+use crate::records::shares::{self, Found, ShareableWork, SharedWork, Shares, differences};
 use crate::records::{Record, Records, Running, Work};
 use crate::store::Store;
 
@@ -52,13 +51,6 @@ impl SessionOptions {
             resume: None,
             checkpoint_every: Duration::from_secs(1),
         }
-    }
-
-    /// How often to show a sign of life where there is nothing to record.
-    pub(super) fn heartbeat(&self) -> Duration {
-        self.shared
-            .as_ref()
-            .map_or(HEARTBEAT_EVERY, SharedWork::heartbeat)
     }
 }
 
@@ -311,12 +303,8 @@ impl SharedRestore {
     /// What all tasks had done at their last checkpoints.
     pub fn counts(&self) -> RestoreCounts {
         let mut counts = RestoreCounts::default();
-        let checkpoints = self
-            .0
-            .begun
-            .iter()
-            .filter_map(|record| record.checkpoint.as_ref());
-        checkpoints.for_each(|checkpoint| counts.add(&checkpoint.counts));
+        let begun = self.0.begun.iter();
+        begun.for_each(|checkpoint| counts.add(&checkpoint.counts));
         counts
     }
 }
@@ -357,7 +345,7 @@ impl RestoreSessions {
     /// Removes the record of a restore that tasks share. What it has written stays; tasks that are at work on it end when they are
     /// done with what they are at.
     pub async fn remove_shared(&self, shared: &SharedRestore) -> Result<(), RestoreError> {
-        let removed = shares::remove(self.store(), &shared.0.folder).await;
+        let removed = shares::remove(self.store(), &shared.0).await;
         removed.map_err(|source| self.unusable(source))
     }
 
@@ -391,13 +379,8 @@ impl RestoreSessions {
     ///
     /// # Errors
     /// [`RestoreError::SessionTaken`] when another process has begun one with this id.
-    pub(super) async fn begin(
-        &self,
-        id: SessionId,
-        plan: &Plan,
-        heartbeat: Duration,
-    ) -> Result<RestoreSession, RestoreError> {
-        self.run(id, self.0.begin(id, plan).await, heartbeat)
+    pub(super) async fn begin(&self, id: SessionId, plan: &Plan) -> Result<RestoreSession, RestoreError> {
+        self.run(id, self.0.begin(id, plan).await)
     }
 
     /// Goes on with a session.
@@ -407,23 +390,18 @@ impl RestoreSessions {
     pub(super) async fn resume(
         &self,
         unfinished: &UnfinishedRestore,
-        heartbeat: Duration,
     ) -> Result<RestoreSession, RestoreError> {
-        self.run(unfinished.id(), self.0.resume(&unfinished.0).await, heartbeat)
+        self.run(unfinished.id(), self.0.resume(&unfinished.0).await)
     }
 
-    fn run(
+    /// What was begun, or resumed.
+    pub(super) fn run(
         &self,
         session: SessionId,
         begun: Result<Option<Running<RestoreWork>>, ArchiveError>,
-        heartbeat: Duration,
     ) -> Result<RestoreSession, RestoreError> {
         match begun.map_err(|source| self.unusable(source))? {
-            Some(running) => Ok(RestoreSession {
-                running,
-                heartbeat,
-                last: Instant::now(),
-            }),
+            Some(running) => Ok(RestoreSession(running)),
             None => Err(RestoreError::SessionTaken { session }),
         }
     }
@@ -474,21 +452,25 @@ impl Plan {
 
 /// A session under way in this process.
 #[derive(Debug)]
-pub(super) struct RestoreSession {
-    running: Running<RestoreWork>,
-    heartbeat: Duration,
-    /// When it last showed that it lives.
-    last: Instant,
+pub(super) struct RestoreSession(Running<RestoreWork>);
+
+/// How far the restore is.
+fn checkpoint_of(ranges: &Ranges) -> Checkpoint {
+    let places = ranges.states().iter().map(|state| Place {
+        next: state.next.as_ref().map(HexKey::of),
+        finished: state.finished,
+    });
+    Checkpoint {
+        ranges: places.collect(),
+        counts: ranges.counts(),
+        gaps: ranges.gaps().to_vec(),
+        conflicts: ranges.conflicts().clone(),
+    }
 }
 
 impl RestoreSession {
     pub(super) fn id(&self) -> SessionId {
-        self.running.id()
-    }
-
-    /// Whether somebody could take it for dead.
-    pub(super) fn is_silent(&self) -> bool {
-        self.last.elapsed() >= self.heartbeat
+        self.0.id()
     }
 
     /// Records how far the restore is. Failures up to there must be recorded already.
@@ -496,36 +478,38 @@ impl RestoreSession {
     /// # Errors
     /// [`RestoreError::SessionTaken`] when another process has gone on with the session.
     pub(super) async fn checkpoint(&mut self, ranges: &Ranges) -> Result<(), RestoreError> {
-        let places = ranges.states().iter().map(|state| Place {
-            next: state.next.as_ref().map(HexKey::of),
-            finished: state.finished,
-        });
-        let checkpoint = Checkpoint {
-            ranges: places.collect(),
-            counts: ranges.counts(),
-            gaps: ranges.gaps().to_vec(),
-            conflicts: ranges.conflicts().clone(),
-        };
-        let recorded = self.running.checkpoint(&checkpoint).await;
-        self.last = Instant::now();
-        match recorded.map_err(|source| self.unusable(source))? {
+        let recorded = self.0.checkpoint(&checkpoint_of(ranges)).await;
+        self.unless_taken(recorded)
+    }
+
+    /// Marks a share as done, for the other tasks.
+    ///
+    /// # Errors
+    /// [`RestoreError::SessionTaken`] when another process has gone on with it.
+    pub(super) async fn mark_done(
+        &self,
+        shares: &Shares<'_, RestoreWork>,
+        ranges: &Ranges,
+    ) -> Result<(), RestoreError> {
+        let marked = shares.mark_done(&self.0, checkpoint_of(ranges)).await;
+        self.unless_taken(marked)
+    }
+
+    fn unless_taken(&self, is_own: Result<bool, ArchiveError>) -> Result<(), RestoreError> {
+        let unusable = |source| RestoreSessions(self.0.records().clone()).unusable(source);
+        match is_own.map_err(unusable)? {
             true => Ok(()),
             false => Err(RestoreError::SessionTaken { session: self.id() }),
         }
     }
 
-    /// Marks the session as done, for the tasks that share the restore.
-    pub(super) async fn mark_done(self) -> Result<(), RestoreError> {
-        let marked = self.running.mark_done().await;
-        marked.map_err(|source| self.unusable(source))
-    }
-
     /// Removes the session, of which the last checkpoint says that all is done.
     pub(super) async fn remove(self) {
-        self.running.remove().await;
+        self.0.remove().await;
     }
+}
 
-    fn unusable(&self, source: ArchiveError) -> RestoreError {
-        RestoreSessions(self.running.records().clone()).unusable(source)
-    }
+/// What is recorded of a share that is done.
+pub(super) fn outcome(checkpoint: Checkpoint) -> (RestoreCounts, Vec<Gap>, Conflicts) {
+    (checkpoint.counts, checkpoint.gaps, checkpoint.conflicts)
 }

@@ -2,15 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use super::session::{Plan, RangeRecord, RestoreWork};
+use super::session::{Checkpoint, Plan, RangeRecord, RestoreWork, outcome};
+use super::write::Ranges;
 use super::{
     RestoreError, RestoreOptions, RestoreSessions, RestoreStats, SessionOptions, Settled, SharedStats,
-    UnfinishedRestore, ranges, restore_all,
+    UnfinishedRestore, ranges, refuse_foreign_first, restore_all,
 };
 use crate::archive::SnapshotReader;
 use crate::firestore::{Firestore, WriteStats};
 use crate::progress::Progress;
-use crate::records::Record;
 use crate::records::shares::{Next, Shares, SharesError, agree, find_agreed};
 use crate::task::{SharedWork, Task};
 
@@ -40,6 +40,12 @@ pub(super) async fn restore_shares(
     let agreed = match found {
         Some(agreed) => agreed,
         None => {
+            // Before any of the tasks writes.
+            let all = RestoreOptions {
+                task: None,
+                ..options.clone()
+            };
+            refuse_foreign_first(reader, database, &all).await?;
             let pieces = options.cut_for_all(reader).await?;
             let pieces = pieces.iter().map(RangeRecord::of).collect();
             let agreed = agree::<RestoreWork>(store, shared, common.clone(), pieces).await;
@@ -52,41 +58,59 @@ pub(super) async fn restore_shares(
     let throttle = options.write.throttle();
     let (mut stats, mut done) = (RestoreStats::default(), SharedStats::default());
     loop {
-        let (task, resume, share) = match shares.next().await.map_err(unusable)? {
-            Next::Begin(task, id) => {
-                let pieces = shares.common().iter().map(RangeRecord::range).collect();
-                (task, None, Some((id, ranges::share(pieces, task))))
-            }
-            Next::Resume(task, record) => (task, Some(UnfinishedRestore::from(record)), None),
+        let next = shares.next().await.map_err(unusable)?;
+        let task = match &next {
+            Next::Begin(task, _) | Next::Resume(task, _) => *task,
             Next::Wait if shares.wait(&options.stop).await => continue,
             Next::Wait => {
                 return Err(RestoreError::TaskStopped {
                     documents: stats.documents,
                 });
             }
-            Next::Finished(records) => {
-                for (task, record) in records {
+            Next::Finished(_) => shared.task,
+        };
+        let share = RestoreOptions {
+            task: Some(task),
+            ..options.clone()
+        };
+        let begun = match next {
+            Next::Begin(_, id) => {
+                let pieces = shares.common().iter().map(RangeRecord::range).collect();
+                let pieces = ranges::share(pieces, task);
+                let plan = Plan::new(from, database.database(), &share, &pieces);
+                let session = sessions.run(id, shares.begin(id, &plan).await);
+                session.map(|session| (session, Ranges::of(pieces)))
+            }
+            Next::Resume(_, record) => {
+                let unfinished = UnfinishedRestore::from(record.clone());
+                unfinished.check(&Plan::new(from, database.database(), &share, &[]))?;
+                let session = sessions.run(record.id, shares.resume(&record).await);
+                session.map(|session| (session, unfinished.ranges()))
+            }
+            Next::Wait => continue,
+            Next::Finished(outcomes) => {
+                for (task, checkpoint) in outcomes {
                     if !done.shares.contains(&task) {
-                        tell(task == shared.task, (task, record), &mut stats, &mut done);
+                        tell(task == shared.task, (task, checkpoint), &mut stats, &mut done);
                     }
                 }
                 break;
             }
         };
-        let of_share = RestoreOptions {
-            task: Some(task),
-            session: Some(SessionOptions {
-                sessions: sessions.clone(),
-                resume,
-                ..session.clone()
-            }),
-            ..options.clone()
+        let restored = async {
+            let (session, ranges) = begun?;
+            let settled = Settled {
+                throttle: throttle.clone(),
+                session: Some(session),
+                ranges,
+            };
+            let restored = restore_all(reader, database, share, settled, progress).await?;
+            if let Some(session) = &restored.session {
+                session.mark_done(&shares, &restored.ranges).await?;
+            }
+            Ok(restored.stats)
         };
-        let settled = Settled {
-            throttle: throttle.clone(),
-            share,
-        };
-        match restore_all(reader, database, of_share, settled, progress).await {
+        match restored.await {
             Ok(restored) => {
                 stats.add(restored);
                 done.shares.push(task);
@@ -111,18 +135,18 @@ pub(super) async fn restore_shares(
 /// Tells what is recorded of a share that another process has done: as this one's where it is its own.
 fn tell(
     is_own: bool,
-    (task, record): (Task, Record<RestoreWork>),
+    (task, checkpoint): (Task, Checkpoint),
     stats: &mut RestoreStats,
     shared: &mut SharedStats,
 ) {
-    let ranges = UnfinishedRestore::from(record).ranges();
-    let (counts, gaps) = (ranges.counts(), ranges.gaps().to_vec());
+    let (counts, gaps, conflicts) = outcome(checkpoint);
     if is_own {
         stats.add(RestoreStats {
             gaps,
-            ..counts.stats(WriteStats::default(), ranges.conflicts(), Duration::ZERO)
+            ..counts.stats(WriteStats::default(), &conflicts, Duration::ZERO)
         });
         shared.shares.push(task);
+        shared.own_was_done = true;
     } else {
         shared.others.add(&counts);
         shared.gaps_of_others.extend(gaps);

@@ -104,6 +104,11 @@ struct Waiting {
 }
 
 impl Ranges {
+    /// Those of which nothing is done.
+    pub(super) fn of(ranges: Vec<KeyRange>) -> Self {
+        Self::new(ranges.into_iter().map(RangeState::new).collect())
+    }
+
     pub(super) fn new(states: Vec<RangeState>) -> Self {
         Self::at(states, RestoreCounts::default(), Vec::new(), Conflicts::default())
     }
@@ -403,12 +408,12 @@ impl Writing<'_> {
         }
     }
 
-    /// Records how far the ranges are, if they have moved, or if nothing was recorded for long.
+    /// Records how far the ranges are, if they have moved.
     async fn checkpoint(&mut self) -> Result<(), RestoreError> {
         let Some((session, _)) = &mut self.session else {
             return Ok(());
         };
-        if self.ranges.take_moved() || session.is_silent() {
+        if self.ranges.take_moved() {
             self.ranges.counts.billed_reads = self.reads.billed();
             self.writer.sync_failures()?;
             session.checkpoint(&self.ranges).await?;

@@ -75,26 +75,6 @@ pub struct DatabaseStats {
     pub duration: Duration,
 }
 
-impl DatabaseStats {
-    /// Adds the comparison of other documents, which was done later.
-    pub fn add(&mut self, other: Self) {
-        let there = &mut self.comparison;
-        there.equal += other.comparison.equal;
-        there.different += other.comparison.different;
-        there.missing += other.comparison.missing;
-        there.extra += other.comparison.extra;
-        there.first_differences.extend(other.comparison.first_differences);
-        there.first_differences.truncate(NAMED_DIFFERENCES);
-        for (collection, count) in other.collections {
-            *self.collections.entry(collection).or_default() += count;
-        }
-        self.documents += other.documents;
-        self.billed_reads += other.billed_reads;
-        self.retries += other.retries;
-        self.duration += other.duration;
-    }
-}
-
 /// How many documents a quick look takes. Which ones is decided by a hash of their names, another one each time, so that in the
 /// end all have their turn.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,7 +1,7 @@
 //! A verification of the data that several tasks share: each reads its own share, and then what others have left.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -10,8 +10,8 @@ use super::{VerifyOptions, VerifyStats, verify};
 use crate::archive::{ArchiveError, DataSubset, Repository, RepositoryId};
 use crate::clock;
 use crate::progress::Progress;
+use crate::records::Work;
 use crate::records::shares::{Next, ShareableWork, Shares, SharesError, agree, find_agreed};
-use crate::records::{Running, Work};
 use crate::stop::Stop;
 use crate::store::Store;
 use crate::task::SharedWork;
@@ -47,20 +47,15 @@ struct Plan {
     tool_version: String,
 }
 
-/// A share is read as a whole, so there is nothing to tell but that somebody is at it, or what was found.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Checkpoint {
-    found: Option<VerifyStats>,
-}
-
 impl Work for VerifyWork {
     // None is recorded by itself.
     const FOLDER: &'static str = "verifies";
     const NAME: &'static str = "verification";
     type Plan = Plan;
-    type Checkpoint = Checkpoint;
+    /// A share is read as a whole, so there is nothing to tell but what was found.
+    type Checkpoint = VerifyStats;
 
-    fn check(_: &Plan, _: &Checkpoint) -> Result<(), &'static str> {
+    fn check(_: &Plan, _: &VerifyStats) -> Result<(), &'static str> {
         Ok(())
     }
 }
@@ -72,7 +67,7 @@ impl ShareableWork for VerifyWork {
 
 /// Checks snapshots as [`verify`] does, of the data to be read one task's share, and then the shares that other tasks have left, which
 /// `state` tells of. The structure is looked at with every share. It ends when all shares are done. The stats are those of this task's own
-/// share, whoever has read it, and of those that it has taken over; damage is told of all shares. Returns with them how many these are.
+/// share, whoever has read it, and of those that it has taken over; damage is told of all shares. Returns with them how many shares this process has read.
 ///
 /// # Errors
 /// As [`verify`]; when the tasks do not agree upon what they do, or the state cannot be kept.
@@ -102,7 +97,6 @@ pub async fn verify_shared(
         }
     };
     let mut shares = Shares::<VerifyWork>::new(state, shared, agreed, &same).map_err(disagree)?;
-    let records = shares.records().clone();
     let (mut stats, mut done) = (VerifyStats::default(), Vec::new());
     let never = Stop::default();
     loop {
@@ -112,23 +106,20 @@ pub async fn verify_shared(
                     started_at: clock::now(),
                     tool_version: env!("CARGO_PKG_VERSION").to_owned(),
                 };
-                (task, records.begin(id, &plan).await)
+                (task, shares.begin(id, &plan).await)
             }
-            Next::Resume(task, record) => (task, records.resume(&record).await),
+            Next::Resume(task, record) => (task, shares.resume(&record).await),
             Next::Wait => {
                 shares.wait(&never).await;
                 continue;
             }
-            Next::Finished(shares) => {
-                for (task, record) in shares {
+            Next::Finished(outcomes) => {
+                for (task, found) in outcomes {
                     if done.contains(&task) {
                         continue;
                     }
-                    let found = record.checkpoint.and_then(|checkpoint| checkpoint.found);
-                    let found = found.unwrap_or_default();
                     if task == shared.task {
                         stats.add(found);
-                        done.push(task);
                     } else {
                         stats.add_damage(found.damage, found.damage_count);
                     }
@@ -136,7 +127,7 @@ pub async fn verify_shared(
                 break;
             }
         };
-        let Some(mut running) = running.map_err(unusable)? else {
+        let Some(running) = running.map_err(unusable)? else {
             continue;
         };
         let share = VerifyOptions {
@@ -145,21 +136,24 @@ pub async fn verify_shared(
         };
         let found = tokio::select! {
             found = verify(repository, share, progress) => Some(found?),
-            lost = signs_of_life(&mut running, shared.heartbeat()) => {
+            lost = shares.lost(&running) => {
                 lost.map_err(unusable)?;
                 None
             }
         };
-        let told = match found {
-            Some(found) => tell(running, found).await.map_err(unusable)?,
-            None => None,
+        let is_own = match &found {
+            Some(found) => shares
+                .mark_done(&running, found.clone())
+                .await
+                .map_err(unusable)?,
+            None => false,
         };
-        match told {
-            Some(found) => {
+        match found {
+            Some(found) if is_own => {
                 stats.add(found);
                 done.push(task);
             }
-            None => tracing::warn!("another process reads the share of {task}"),
+            _ => tracing::warn!("another process reads the share of {task}"),
         }
     }
     stats.duration = start.elapsed();
@@ -188,27 +182,4 @@ fn in_common(repository: RepositoryId, options: &VerifyOptions) -> BTreeMap<Stri
     same.into_iter()
         .map(|(name, value)| (name.to_owned(), value))
         .collect()
-}
-
-/// Shows that this process lives, until another one has taken its share.
-async fn signs_of_life(running: &mut Running<VerifyWork>, every: Duration) -> Result<(), ArchiveError> {
-    loop {
-        tokio::time::sleep(every).await;
-        if !running.checkpoint(&Checkpoint { found: None }).await? {
-            return Ok(());
-        }
-    }
-}
-
-/// Records what was found; `None` when another process has taken the share, and tells itself what it finds.
-async fn tell(
-    mut running: Running<VerifyWork>,
-    found: VerifyStats,
-) -> Result<Option<VerifyStats>, ArchiveError> {
-    let checkpoint = Checkpoint { found: Some(found) };
-    if !running.checkpoint(&checkpoint).await? {
-        return Ok(None);
-    }
-    running.mark_done().await?;
-    Ok(checkpoint.found)
 }

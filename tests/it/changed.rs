@@ -349,7 +349,7 @@ async fn times_that_precede_their_commit_are_asked_for() {
     assert_eq!(healed.snapshot.stats.read, ReadMode::Names);
     assert_eq!(healed.snapshot.stats.changed_documents, 1);
     assert!(
-        healed.names_instead[0].contains("all names were read"),
+        healed.names_instead[0].contains("all names are read"),
         "{:?}",
         healed.names_instead
     );
@@ -843,7 +843,7 @@ fn the_command_line_asks_a_field() {
     std::thread::sleep(Duration::from_millis(2100));
     let said = shop.firebank(names).done();
     assert!(
-        said.contains("Note: all names were read, and `updated_at` not asked"),
+        said.contains("Note: all names are read, and `updated_at` is not asked"),
         "{said}"
     );
     shop.firebank(["backup", "--read", "changed:"])

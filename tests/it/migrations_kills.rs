@@ -177,7 +177,7 @@ async fn a_migration_that_is_killed_on_the_emulator_is_undone_by_the_next_run() 
     run(&["rollback"]);
     assert!(bench.documents().await == before);
     for _ in 0..4 {
-        let mut child = command(&["migrate", "--lock-expiry", LOCK_EXPIRY, "--rate", "1500"])
+        let mut child = command(&["migrate", "--lock-expiry", LOCK_EXPIRY, "--rate", "500"])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()

@@ -10,7 +10,7 @@ use firebank::progress::Progress;
 use firebank::restore::{
     RestoreError, RestoreMode, RestoreOptions, RestoreSessions, RestoreStats, SessionOptions, restore,
 };
-use firebank::sandbox::{Fault, When};
+use firebank::sandbox::{Effect, Fault, Rpc, When};
 use firebank::store::Store;
 use firebank::task::{SharedWork, Task};
 use firebank::verify::{VerifyOptions, VerifyStats, verify_shared};
@@ -106,6 +106,9 @@ fn tasks_share_a_restore_and_go_on_where_they_were_killed() {
     };
     task(&snapshot, &["--session", "staging"]).fails(2, &["--state"]);
     task(&snapshot, &["--state", "state"]).fails(2, &["--session"]);
+    for flag in ["--verify", "--resume"] {
+        task(&snapshot, &["--state", "state", "--session", "staging", flag]).fails(2, &[flag]);
+    }
     // The next task could take another one for it.
     task("latest", &["--state", "state", "--session", "staging"]).fails(2, &["by its id"]);
     // Slow enough that one is killed in the middle.
@@ -202,14 +205,14 @@ fn indexes(stats: &RestoreStats) -> BTreeSet<u32> {
 
 /// Waits until the sandbox has dealt with what was sent, and says how many writes it has seen.
 async fn settled_writes(shop: &Shop) -> u64 {
-    let mut seen = shop.sandbox.usage().writes;
-    loop {
+    let (mut seen, mut quiet) = (shop.sandbox.usage().writes, 0);
+    while quiet < 4 {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        match shop.sandbox.usage().writes {
-            now if now == seen => return now,
-            now => seen = now,
-        }
+        let now = shop.sandbox.usage().writes;
+        quiet = if now == seen { quiet + 1 } else { 0 };
+        seen = now;
     }
+    seen
 }
 
 /// One dies in the middle and one never comes: whoever is left does their shares, without writing again what was recorded as done.
@@ -292,6 +295,8 @@ fn what_is_wrong_with_one_share_is_told_by_all() {
         assert!(says.contains("the database refused 1 document"), "{says}");
         let stats: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();
         assert_eq!(stats["shares"], serde_json::json!([index]));
+        let failed = |of: &serde_json::Value| of["failed"].as_u64().unwrap();
+        assert_eq!(failed(&stats) + failed(&stats["others"]), 1, "{stats}");
     }
     shop.sandbox.faults().clear();
     // So it is of one that is started again.
@@ -314,6 +319,74 @@ fn what_is_wrong_with_one_share_is_told_by_all() {
         .iter()
         .sum();
     assert_eq!(found, 1);
+}
+
+/// Tasks that wait so long for the database that they have nothing to record: nobody takes them for dead.
+#[test]
+fn who_is_slow_keeps_its_share() {
+    let shop = Shop::empty();
+    shop.run(["init"]).done();
+    // One page, which is in the share of one task.
+    shop.put(SHOP, (0..600).map(|number| document(number, 0)).collect());
+    let snapshot = shop.back_up();
+    let copy = shop.connect("demo-copy", "(default)");
+    let sessions = RestoreSessions::new(Store::memory());
+    shop.runtime.block_on(async {
+        let repository = Repository::open(Store::local(shop.repository()).unwrap())
+            .await
+            .unwrap();
+        let from = (&repository, snapshot.as_str());
+        let answer_late = Effect::Delay(2 * quick(0, 2).patience);
+        shop.add_fault(Fault::new(Rpc::BatchWrite, When::Always, answer_late));
+        let (one, other) = tokio::join!(
+            restore_task(from, &copy, &sessions, (0, 2), |_| {}),
+            restore_task(from, &copy, &sessions, (1, 2), |_| {}),
+        );
+        let (one, other) = (one.unwrap(), other.unwrap());
+        assert_eq!((indexes(&one), indexes(&other)), ([0].into(), [1].into()));
+        assert!(one.duration >= 2 * quick(0, 2).patience, "{one:?}");
+        assert_eq!(one.writes.written + other.writes.written, 600);
+    });
+}
+
+/// While tasks are at work their restore is listed, and can be given up.
+#[test]
+fn a_restore_of_tasks_is_listed_and_can_be_given_up() {
+    let (shop, snapshot) = scene();
+    std::fs::create_dir(shop.file("state")).unwrap();
+    let slow = ["--rate", "100", "--task-count", "2"];
+    let tasks = [0, 1].map(|index| start_restore(&shop, &snapshot, index, &slow));
+    let sessions = |more: &[&str]| {
+        let listed = shop.firebank([&["sessions", "--state", "state", "--json"], more].concat());
+        listed.json()["restores"].as_array().unwrap().clone()
+    };
+    let begun = Instant::now();
+    let listed = loop {
+        match sessions(&[]).as_slice() {
+            [one] if one["documents"].as_u64() > Some(0) => break one.clone(),
+            _ => assert!(begun.elapsed() < Duration::from_secs(60)),
+        }
+    };
+    assert_eq!(
+        (
+            &listed["id"],
+            &listed["snapshot"],
+            &listed["options"]["--task-count"]
+        ),
+        (&"staging".into(), &snapshot.as_str().into(), &"2".into())
+    );
+    // However often, while their records change.
+    for _ in 0..10 {
+        assert_eq!(sessions(&[]).len(), 1);
+    }
+    assert!(sessions(&["--remove", "staging"]).is_empty());
+    for mut task in tasks {
+        task.kill().unwrap();
+        task.wait().unwrap();
+    }
+    let other = shop.back_up();
+    let anew = start_restore(&shop, &other, 0, &["--task-count", "1"]);
+    assert_eq!(report_of(anew)["documents"], DOCUMENTS);
 }
 
 /// Tasks that come and go at any time, as a cluster that is short of machines has them.
@@ -385,8 +458,8 @@ fn what_a_dead_task_was_to_verify_is_taken_over() {
         assert_eq!((one.damage_count, other.damage_count), (1, 1));
         // One that is started again reads nothing, and tells what was found in its own share.
         for index in 0..3 {
-            let (again, shares) = verify_task(&repository, &state, index, 3).await;
-            assert_eq!((again.damage_count, shares), (1, 1));
+            let (again, read) = verify_task(&repository, &state, index, 3).await;
+            assert_eq!((again.damage_count, read), (1, 0));
             assert!(again.data_bytes <= all.data_bytes && again.objects == all.objects);
         }
     });
