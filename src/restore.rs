@@ -489,7 +489,7 @@ async fn restore_alone(
     options: RestoreOptions,
     progress: &Progress,
 ) -> Result<RestoreStats, RestoreError> {
-    refuse_foreign_first(reader, database, &options).await?;
+    check_first(reader, database, &options).await?;
     let (session, ranges) = begin(reader, database, &options).await?;
     let settled = Settled {
         throttle: options.write.throttle(),
@@ -503,20 +503,19 @@ async fn restore_alone(
     Ok(restored.stats)
 }
 
-/// Fails when documents refer to other databases and that is not wanted.
-async fn refuse_foreign_first(
+/// Fails where nothing may be written: before it is recorded that the restore has begun, so that nobody is told to go on with it.
+async fn check_first(
     reader: &SnapshotReader,
     database: &Firestore,
     options: &RestoreOptions,
 ) -> Result<(), RestoreError> {
+    let target = database.database();
     if options.references == ReferenceMode::Fail {
-        refuse_foreign(
-            &plan::look_through(reader, database.database(), options)
-                .await?
-                .tally,
-        )?;
+        return refuse_foreign(&plan::look_through(reader, target, options).await?.tally);
     }
-    Ok(())
+    let purpose = Purpose::Plan(Look::Nothing, Checks::new(&[]));
+    let decide = Decide::new(reader, target, None, options, purpose)?;
+    decide.check_renames(options.skip_damaged).await
 }
 
 /// What is settled before a restore is done, or a share of it.
@@ -553,8 +552,6 @@ async fn restore_all(
     progress.watch(writer.pace());
     let purpose = Purpose::Write(writer.encoder());
     let decide = Decide::new(reader, target, Some(database), &options, purpose)?;
-    decide.check_renames(options.skip_damaged).await?;
-
     let ranges = ranges.with(refusals);
     let done = ranges.counts();
     progress.add(done.documents, done.bytes);

@@ -6,7 +6,7 @@ use super::session::{Checkpoint, Plan, RangeRecord, RestoreWork, outcome};
 use super::write::Ranges;
 use super::{
     RestoreError, RestoreOptions, RestoreSessions, RestoreStats, SessionOptions, Settled, SharedStats,
-    UnfinishedRestore, ranges, refuse_foreign_first, restore_all,
+    UnfinishedRestore, check_first, ranges, restore_all,
 };
 use crate::archive::SnapshotReader;
 use crate::firestore::{Firestore, WriteStats};
@@ -45,7 +45,7 @@ pub(super) async fn restore_shares(
                 task: None,
                 ..options.clone()
             };
-            refuse_foreign_first(reader, database, &all).await?;
+            check_first(reader, database, &all).await?;
             let pieces = options.cut_for_all(reader).await?;
             let pieces = pieces.iter().map(RangeRecord::of).collect();
             let agreed = agree::<RestoreWork>(store, shared, common.clone(), pieces).await;

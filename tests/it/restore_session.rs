@@ -374,6 +374,23 @@ fn a_restore_that_fails_is_resumed() {
     assert_eq!(writes(&shop), before);
 }
 
+/// A restore that cannot begin is none to go on with.
+#[test]
+fn what_is_refused_before_it_begins_leaves_no_record() {
+    let (shop, _) = scene(20);
+    let other = firebank::document::DocumentPath::parse("others/1").unwrap();
+    let empty = firebank::document::canonical::encode(&Default::default());
+    shop.put(SHOP, vec![(other, empty)]);
+    let id = shop.back_up();
+    let more = ["--state", "state", "--rename-collection", "things=others"];
+    let refused = shop.firebank(arguments(&id, &more));
+    assert!(
+        refused.code != 0 && refused.stderr.contains("others/1"),
+        "{refused}"
+    );
+    assert!(unfinished(&shop, &shop.file("state")).is_empty());
+}
+
 /// Two restores of one snapshot into one database that were killed, of different documents: each goes on with its own.
 #[test]
 fn each_restore_is_resumed_by_its_own_options() {
