@@ -400,6 +400,11 @@ impl<W: Work> Running<W> {
         self.life = Some(Life(tokio::spawn(async move {
             for number in 1.. {
                 tokio::time::sleep(every).await;
+                // Whoever has taken the work shows its own: this process may not know yet.
+                let newer = records.name(id, Object::Claim(claim + 1));
+                if matches!(records.store.exists(&newer).await, Ok(true)) {
+                    break;
+                }
                 let shown = records.create(id, Object::Sign(claim, number), "sign", &()).await;
                 if let Err(error) = shown {
                     tracing::warn!("no sign of life of {} {id}: {error}", W::NAME);

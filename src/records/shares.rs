@@ -671,9 +671,15 @@ mod tests {
         assert!(second.mark_done(&other, 0).await.unwrap());
         for _ in 0..3 {
             let before = object_names(&store).await;
-            while object_names(&store).await == before {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+            let is_new = |name: &String| !before.contains(name);
+            let shown = async {
+                while !object_names(&store).await.iter().any(is_new) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(60), shown)
+                .await
+                .unwrap();
             now += of_second.patience;
             assert!(waits(&mut second, now).await, "it lives");
         }

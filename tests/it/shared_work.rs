@@ -236,7 +236,7 @@ fn what_dead_tasks_have_left_of_a_restore_is_taken_over() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        let slow = |options: &mut RestoreOptions| options.write.rate = Some(400.0);
+        let slow = |options: &mut RestoreOptions| options.write.rate = Some(150.0);
         let recorded = tokio::select! {
             ended = restore_task(from, &copy, &sessions, (1, 4), slow) => panic!("{ended:?}"),
             recorded = recorded => recorded,
@@ -354,7 +354,7 @@ fn who_is_slow_keeps_its_share() {
 fn a_restore_of_tasks_is_listed_and_can_be_given_up() {
     let (shop, snapshot) = scene();
     std::fs::create_dir(shop.file("state")).unwrap();
-    let slow = ["--rate", "100", "--task-count", "2"];
+    let slow = ["--rate", "30", "--task-count", "2"];
     let tasks = [0, 1].map(|index| start_restore(&shop, &snapshot, index, &slow));
     let sessions = |more: &[&str]| {
         let listed = shop.firebank([&["sessions", "--state", "state", "--json"], more].concat());
