@@ -229,6 +229,11 @@ impl PageCursor {
         }
     }
 
+    /// Whether there is a present record, or was one.
+    pub(crate) fn has_started(&self) -> bool {
+        self.started
+    }
+
     /// The present record's key.
     pub fn key(&self) -> &[u8] {
         &self.key
@@ -237,6 +242,11 @@ impl PageCursor {
     /// The present record's document, `None` for a tombstone.
     pub fn put(&self) -> Option<&Put> {
         self.put.as_ref()
+    }
+
+    /// How many records follow the present one.
+    pub(crate) fn left(&self) -> usize {
+        self.left as usize
     }
 
     /// Bytes held.
@@ -268,10 +278,15 @@ impl PageCursor {
             return None;
         }
         let (start, end) = self.take(KEYS, rest)?;
-        let ascends = !self.started || self.plain[start..end] > self.key[shared..];
+        let (rest, before) = (&self.plain[start..end], &self.key[shared..]);
+        // As the shared part is as long as it can be, the first byte decides mostly.
+        let ascends = match (rest.first(), before.first()) {
+            (Some(first), Some(second)) if first != second => first > second,
+            _ => !self.started || rest > before,
+        };
         self.started = true;
         self.key.truncate(shared);
-        self.key.extend_from_slice(&self.plain[start..end]);
+        self.key.extend_from_slice(rest);
         Some(ascends)
     }
 
@@ -312,6 +327,7 @@ impl PageCursor {
         })
     }
 
+    #[inline]
     fn take(&mut self, column: usize, length: usize) -> Option<(usize, usize)> {
         let (at, end) = &mut self.at[column];
         let start = *at;
@@ -322,7 +338,19 @@ impl PageCursor {
         Some((start, start + length))
     }
 
+    #[inline]
     fn varint(&mut self, column: usize) -> Option<u64> {
+        let (at, end) = &mut self.at[column];
+        match self.plain.get(*at) {
+            Some(&byte) if byte < 0x80 && *at < *end => {
+                *at += 1;
+                Some(u64::from(byte))
+            }
+            _ => self.long_varint(column),
+        }
+    }
+
+    fn long_varint(&mut self, column: usize) -> Option<u64> {
         let (at, end) = &mut self.at[column];
         let mut number = 0u64;
         for shift in (0..64).step_by(7) {

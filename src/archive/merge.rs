@@ -14,7 +14,7 @@ use super::ids::ChunkRef;
 use super::index_page::PageCursor;
 use super::reader::{Blocks, Run};
 use super::record::RecordBatch;
-use super::run::{DirectoryBlock, IndexEntry};
+use super::run::{DirectoryBlock, IndexEntry, PageEntry};
 use super::sparse::SparseChunks;
 use crate::document::KeyRange;
 
@@ -30,6 +30,19 @@ struct LoadedPage {
     number: usize,
     name: Arc<str>,
     cursor: PageCursor,
+    /// Whether all of it lies in the range, by what its entry says.
+    is_inside: bool,
+}
+
+impl LoadedPage {
+    fn listed(&self) -> &PageEntry {
+        &self.block.entries[self.entry].pages[self.number]
+    }
+
+    fn damaged(&self, what: &str) -> ArchiveError {
+        let what = format!("{what} {}", show_key(self.cursor.key()));
+        ArchiveError::damaged(&*self.name, DamageKind::Inconsistent, what)
+    }
 }
 
 /// Goes through the pages of a run that meet a range.
@@ -115,6 +128,8 @@ impl PageSource {
             let name: Arc<str> = entry.chunk.name().into();
             let cursor = self.blocks.load_page(entry, number, Arc::clone(&name)).await?;
             return Ok(Some(LoadedPage {
+                is_inside: self.range.contains(page.first_key.as_bytes())
+                    && self.range.contains(page.last_key.as_bytes()),
                 entry: self.entry,
                 number,
                 block,
@@ -141,6 +156,8 @@ pub(crate) struct RunCursor {
     read_ahead: bool,
     range: KeyRange,
     page: Option<LoadedPage>,
+    /// The last key of the pages that were read.
+    passed: Vec<u8>,
     /// The batch's numbers of the entry's data chunks, as far as they were given.
     numbers: Vec<u32>,
     numbered: (u64, usize, usize),
@@ -163,48 +180,52 @@ impl RunCursor {
             read_ahead,
             range,
             page: None,
+            passed: Vec::new(),
             numbers: Vec::new(),
             numbered: (0, 0, 0),
         }
     }
 
-    /// Pages overlap that their entries say are apart.
-    fn disorder(&self) -> ArchiveError {
-        let name = self
-            .page
-            .as_ref()
-            .map_or_else(|| "index".into(), |page| Arc::clone(&page.name));
-        let what = format!("its records do not ascend at {}", show_key(self.key()));
-        ArchiveError::damaged(&*name, DamageKind::Inconsistent, what)
-    }
-
     /// Goes to the next record of the range; `false` past the last.
     async fn advance(&mut self) -> Result<bool> {
-        loop {
-            if let Some(page) = &mut self.page {
-                while page.cursor.advance(&page.name)? {
-                    let key = page.cursor.key();
-                    if self
-                        .range
-                        .start
-                        .as_ref()
-                        .is_some_and(|start| key < start.as_bytes())
-                    {
-                        continue;
-                    }
-                    if self.range.end.as_ref().is_some_and(|end| end.as_bytes() <= key) {
-                        self.page = None;
-                        return Ok(false);
-                    }
-                    return Ok(true);
-                }
-            }
-            self.page = None;
+        while !self.advance_on_page()? {
             self.page = self.next_page().await?;
             if self.page.is_none() {
                 return Ok(false);
             }
         }
+        Ok(true)
+    }
+
+    /// The same on the present page; `false` when that has none of the range's any more.
+    fn advance_on_page(&mut self) -> Result<bool> {
+        let Some(page) = &mut self.page else {
+            return Ok(false);
+        };
+        let mut is_first = !page.cursor.has_started();
+        while page.cursor.advance(&page.name)? {
+            let key = page.cursor.key();
+            // No record has the empty key that this starts with.
+            if std::mem::take(&mut is_first) && *key <= *self.passed {
+                return Err(page.damaged("its records do not ascend at"));
+            }
+            if page.is_inside {
+                return Ok(true);
+            }
+            if self.range.end.as_ref().is_some_and(|end| end.as_bytes() <= key) {
+                break;
+            }
+            if self.range.contains(key) {
+                return Ok(true);
+            }
+        }
+        if page.is_inside && page.cursor.key() != page.listed().last_key.as_bytes() {
+            return Err(page.damaged("its records do not end where its entry says, but at"));
+        }
+        self.passed.clear();
+        self.passed.extend_from_slice(page.cursor.key());
+        self.page = None;
+        Ok(false)
     }
 
     async fn next_page(&mut self) -> Result<Option<LoadedPage>> {
@@ -248,6 +269,9 @@ impl RunCursor {
     /// do not read ahead.
     async fn skip_chunk(&mut self) -> Result<bool> {
         if let (Some(page), Some(source)) = (self.page.take(), &mut self.source) {
+            self.passed.clear();
+            self.passed
+                .extend_from_slice(page.block.entries[page.entry].last_key());
             source.entry = page.entry + 1;
             source.page = 0;
         }
@@ -294,6 +318,35 @@ impl RunCursor {
         batch.push_put(page.cursor.key(), Some(put));
         Ok(())
     }
+
+    /// Appends the present record and those that follow it on its page, before the next record of all other runs and
+    /// as far as there is room. Then the present record is the next one: `false` when it is on another page, if anywhere.
+    fn append_stretch(
+        &mut self,
+        batch: &mut RecordBatch,
+        before: Option<&[u8]>,
+        epoch: u64,
+        tombstones: bool,
+    ) -> Result<bool> {
+        if let Some(page) = self.page.as_ref().filter(|_| before.is_none()) {
+            let records = (page.cursor.left() + 1).min(BATCH_RECORDS.saturating_sub(batch.len()));
+            let keys = records * page.cursor.key().len();
+            batch.reserve(records, keys.min(BATCH_KEY_BYTES));
+        }
+        loop {
+            self.append_to(batch, epoch, tombstones)?;
+            if !self.advance_on_page()? {
+                return Ok(false);
+            }
+            if is_full(batch) || before.is_some_and(|before| before <= self.key()) {
+                return Ok(true);
+            }
+        }
+    }
+}
+
+fn is_full(batch: &RecordBatch) -> bool {
+    batch.len() >= BATCH_RECORDS || batch.key_bytes() >= BATCH_KEY_BYTES
 }
 
 /// What a merge for a compaction gives next.
@@ -374,30 +427,38 @@ impl Merge {
         self.epoch += 1;
         let mut batch = RecordBatch::default();
         while let Some(top) = self.heap.first() {
-            if batch.len() >= BATCH_RECORDS || batch.key_bytes() >= BATCH_KEY_BYTES {
+            if is_full(&batch) {
                 break;
-            }
-            // No record has the empty key that this starts with.
-            if *self.cursors[top].key() <= *self.key {
-                return Err(self.cursors[top].disorder());
             }
             if let Some(entry) = self.whole_chunk(top) {
                 if !batch.is_empty() {
                     break;
                 }
                 let entry = entry.clone();
-                self.key.clear();
-                self.key.extend_from_slice(entry.last_key());
                 match self.cursors[top].skip_chunk().await? {
                     true => self.heap.first_moved(&self.cursors),
                     false => self.heap.remove_first(&self.cursors),
                 }
                 return Ok(Some(Part::Chunk(entry)));
             }
+            let second = self.heap.second(&self.cursors);
+            // Only the first record of a stretch can hide others: those after it come before all other runs'.
             self.key.clear();
-            self.key.extend_from_slice(self.cursors[top].key());
-            self.cursors[top].append_to(&mut batch, self.epoch, self.tombstones)?;
-            // The present record, and the older ones that it hides.
+            if second.is_some() {
+                self.key.extend_from_slice(self.cursors[top].key());
+            }
+            let (cursor, before) = match second {
+                Some(second) => match self.cursors.get_disjoint_mut([top, second]) {
+                    Ok([cursor, second]) => (cursor, Some(second.key())),
+                    Err(_) => break,
+                },
+                None => (&mut self.cursors[top], None),
+            };
+            let moved = cursor.append_stretch(&mut batch, before, self.epoch, self.tombstones)?;
+            match moved || cursor.advance().await? {
+                true => self.heap.first_moved(&self.cursors),
+                false => self.heap.remove_first(&self.cursors),
+            }
             while let Some(next) = self.heap.first() {
                 if self.cursors[next].key() != self.key {
                     break;

@@ -48,6 +48,16 @@ pub struct RecordRef<'a> {
     pub body: Option<BodyLocation>,
 }
 
+/// What tells whether a document is the same.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RecordHead<'a> {
+    pub(crate) key: &'a [u8],
+    /// When it was created, and when it was last changed.
+    pub(crate) times: (Timestamp, Timestamp),
+    /// Bytes of its body.
+    pub(crate) length: u32,
+}
+
 impl RecordRef<'_> {
     /// The document's path.
     pub fn path(&self) -> Result<DocumentPath, PathError> {
@@ -67,6 +77,12 @@ impl RecordBatch {
             key_end: self.keys.len(),
             put,
         });
+    }
+
+    /// Makes room for so many more records, and so many bytes of keys.
+    pub(crate) fn reserve(&mut self, records: usize, key_bytes: usize) {
+        self.entries.reserve(records);
+        self.keys.reserve(key_bytes);
     }
 
     /// Appends a copy of a record, whose key must come after the last one's.
@@ -121,6 +137,23 @@ impl RecordBatch {
             .checked_sub(1)
             .map_or(0, |before| self.entries[before].key_end);
         Some(self.record(entry, start..entry.key_end))
+    }
+
+    /// What tells whether a document is the same, by its times: its key, when it was created and changed, and how long its
+    /// body is. `None` past the end, and for a tombstone.
+    #[inline]
+    pub(crate) fn head(&self, index: usize) -> Option<RecordHead<'_>> {
+        let Entry { key_end, put } = self.entries.get(index)?;
+        let put = put.as_ref()?;
+        let start = match index.checked_sub(1) {
+            Some(before) => self.entries[before].key_end,
+            None => 0,
+        };
+        Some(RecordHead {
+            key: &self.keys[start..*key_end],
+            times: (put.create_time, put.update_time),
+            length: put.length,
+        })
     }
 
     /// The records in order.

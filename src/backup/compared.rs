@@ -222,6 +222,7 @@ impl Comparer {
     /// Goes on as far as both batches reach.
     fn merge(&mut self, changes: &mut Changes) -> Result<Pause, BackupError> {
         loop {
+            self.pass_unchanged(changes)?;
             if changes.is_full() {
                 return Ok(Pause::Full);
             }
@@ -263,6 +264,41 @@ impl Comparer {
 }
 
 impl Comparer {
+    /// Passes over documents that follow each other in both and are the same by their times: most of most nights. Never
+    /// past a sample, or what else there is to do at some place.
+    fn pass_unchanged(&mut self, changes: &mut Changes) -> Result<(), BackupError> {
+        if self.mode == ReadMode::Full || !self.gap.is_empty() || !self.records.is_whole() {
+            return Ok(());
+        }
+        let most = self
+            .until_sample
+            .min(WINDOW.saturating_sub(self.window.0))
+            .min(UNCHANGED.saturating_sub(changes.compared.unchanged_documents()));
+        let (records, documents) = (&mut self.records, &mut self.documents);
+        let mut last = None;
+        let mut passed = 0;
+        while passed < most
+            && let Some(record) = records.batch.head(records.position)
+            && let Some(document) = documents.current()
+            && record.key == document.key
+            && record.times == (document.create_time, document.update_time)
+        {
+            changes.compared.unchanged(record.key, record.length)?;
+            last = Some(documents.position);
+            records.position += 1;
+            documents.position += 1;
+            passed += 1;
+        }
+        if let Some(document) = last.and_then(|last| self.documents.batch.get(last)) {
+            let last = self.last.get_or_insert_with(|| DocumentKey::from_bytes([]));
+            last.assign(document.key);
+            self.gap_is_sure = false;
+            self.until_sample -= passed;
+            self.window.0 += passed;
+        }
+        Ok(())
+    }
+
     /// A document that the parent has too.
     fn both(&mut self, changes: &mut Changes) -> Result<(), BackupError> {
         let (Some(record), Some(document)) = (self.records.current(), self.documents.current()) else {
@@ -421,6 +457,15 @@ impl Records {
         }
         self.ended |= self.position < self.batch.len() && self.current().is_none();
         Ok(())
+    }
+
+    /// Whether no record of the batch is past the end.
+    fn is_whole(&self) -> bool {
+        let last = self.batch.len().checked_sub(1);
+        let last = last.and_then(|last| self.batch.get(last));
+        self.end
+            .as_ref()
+            .is_none_or(|end| last.is_none_or(|last| last.key < end.as_bytes()))
     }
 
     pub(super) fn current(&self) -> Option<RecordRef<'_>> {

@@ -68,6 +68,24 @@ impl DocumentBatch {
         (&mut self.keys, &mut self.bodies)
     }
 
+    /// Makes room for so many more documents, beside their keys and bodies.
+    pub(crate) fn reserve(&mut self, documents: usize) {
+        self.entries.reserve(documents);
+    }
+
+    /// Whether the last key comes after the one before it, which is this one where the batch has no other.
+    #[inline]
+    pub(crate) fn ends_ascending(&self, before: &[u8]) -> bool {
+        match &self.entries[..] {
+            [] => true,
+            [last] => self.keys[..last.key_end] > *before,
+            [.., first, second, last] => {
+                self.keys[second.key_end..last.key_end] > self.keys[first.key_end..second.key_end]
+            }
+            [second, last] => self.keys[second.key_end..last.key_end] > self.keys[..second.key_end],
+        }
+    }
+
     /// Makes a document of what was appended to the buffers since the last one.
     pub(crate) fn seal(&mut self, create_time: Timestamp, update_time: Timestamp) {
         self.entries.push(Entry {

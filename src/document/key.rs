@@ -12,6 +12,7 @@
 
 use std::fmt;
 
+use memchr::memchr;
 use serde::{Deserialize, Serialize};
 
 use super::path::{DocumentPath, PathError};
@@ -184,24 +185,56 @@ impl KeyRange {
 /// The caller vouches that no segment is empty; such a path would give a key that no path has.
 pub(crate) fn append_key(path: &str, out: &mut Vec<u8>) {
     for segment in path.split('/') {
-        match numeric_id(segment) {
-            Some(number) => {
-                out.push(TAG_NUMERIC);
-                out.extend_from_slice(&((number as u64) ^ (1 << 63)).to_be_bytes());
-            }
-            None => {
-                out.push(TAG_TEXT);
-                let mut rest = segment.as_bytes();
-                while let Some(nul) = rest.iter().position(|&byte| byte == 0) {
-                    out.extend_from_slice(&rest[..nul]);
-                    out.extend_from_slice(&[0, TEXT_NUL]);
-                    rest = &rest[nul + 1..];
-                }
-                out.extend_from_slice(rest);
-                out.push(TEXT_END);
-            }
-        }
+        append_segment(segment, out);
     }
+}
+
+/// Appends a segment, which has no slash.
+#[inline]
+pub(crate) fn append_segment(segment: &str, out: &mut Vec<u8>) {
+    if let Some(number) = numeric_id(segment) {
+        out.push(TAG_NUMERIC);
+        out.extend_from_slice(&((number as u64) ^ (1 << 63)).to_be_bytes());
+        return;
+    }
+    out.push(TAG_TEXT);
+    let mut rest = segment.as_bytes();
+    while let Some(nul) = memchr(0, rest) {
+        out.extend_from_slice(&rest[..nul]);
+        out.extend_from_slice(&[0, TEXT_NUL]);
+        rest = &rest[nul + 1..];
+    }
+    out.extend_from_slice(rest);
+    out.push(TEXT_END);
+}
+
+/// Appends a segment that is no number and has neither slash nor NUL.
+#[inline]
+pub(crate) fn append_text_segment(text: &[u8], out: &mut Vec<u8>) {
+    out.push(TAG_TEXT);
+    out.extend_from_slice(text);
+    out.push(TEXT_END);
+}
+
+/// Whether a segment is of ASCII, some bytes long, and so that it is itself in the key: no number, no slash and no NUL.
+/// Only a quick look: `false` says nothing.
+#[inline]
+pub(crate) fn is_usual_id(segment: &[u8]) -> bool {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH_BITS: u64 = 0x80 * ONES;
+    // The high bit of each byte that is not ASCII, or zero; and possibly of one above such a byte.
+    let zeros = |word: u64| word.wrapping_sub(ONES) | word;
+    let odd = |word: &[u8; 8]| {
+        let word = u64::from_ne_bytes(*word);
+        zeros(word) | zeros(word ^ (b'/' as u64 * ONES))
+    };
+    let Some(last) = segment.last_chunk() else {
+        return false;
+    };
+    let (words, _) = segment.as_chunks();
+    // The last one overlaps with the one before.
+    let odd = words.iter().fold(odd(last), |seen, word| seen | odd(word));
+    odd & HIGH_BITS == 0 && !segment.starts_with(b"__")
 }
 
 /// The key of `path`, as [`append_key`] writes it.
@@ -262,10 +295,7 @@ fn append_number<'a>(after: &'a [u8], path: &mut Vec<u8>) -> Result<&'a [u8], Pa
 fn append_text<'a>(mut text: &'a [u8], path: &mut Vec<u8>) -> Result<&'a [u8], PathError> {
     let start = path.len();
     loop {
-        let end = text
-            .iter()
-            .position(|&byte| byte == TEXT_END)
-            .ok_or(PathError::BadKey("a segment has no end"))?;
+        let end = memchr(TEXT_END, text).ok_or(PathError::BadKey("a segment has no end"))?;
         path.extend_from_slice(&text[..end]);
         text = &text[end + 1..];
         if text.first() != Some(&TEXT_NUL) {
@@ -275,7 +305,7 @@ fn append_text<'a>(mut text: &'a [u8], path: &mut Vec<u8>) -> Result<&'a [u8], P
         text = &text[1..];
     }
     let segment = &path[start..];
-    if segment.is_empty() || segment.contains(&b'/') {
+    if segment.is_empty() || memchr(b'/', segment).is_some() {
         return Err(PathError::BadKey("an empty segment or a slash"));
     }
     let is_numeric = |text| numeric_id(text).is_some();
@@ -293,7 +323,7 @@ pub(crate) fn segment_len(key: &[u8]) -> Option<usize> {
         TAG_TEXT => {
             let mut at = 1;
             loop {
-                at += key[at..].iter().position(|&byte| byte == TEXT_END)? + 1;
+                at += memchr(TEXT_END, &key[at..])? + 1;
                 if key.get(at) != Some(&TEXT_NUL) {
                     return Some(at);
                 }

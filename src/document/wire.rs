@@ -10,12 +10,14 @@
 //! <https://github.com/googleapis/googleapis/blob/master/google/firestore/v1/document.proto>.
 
 mod cursor;
+mod names;
 mod read;
 mod write;
 
 use super::canonical::CanonicalError;
 use super::{FieldPath, Timestamp};
 
+pub use names::NameReader;
 pub use read::{append_document, batch_get_answer, list_answer, query_answer};
 pub use write::append_document_message;
 
@@ -146,6 +148,8 @@ pub struct ListedDocument<'a> {
 
 /// The field numbers of the messages.
 mod number {
+    pub(super) const ANSWER_DOCUMENT: u32 = 1;
+    pub(super) const ANSWER_READ_TIME: u32 = 3;
     pub(super) const DOCUMENT_NAME: u32 = 1;
     pub(super) const DOCUMENT_FIELDS: u32 = 2;
     pub(super) const DOCUMENT_CREATE_TIME: u32 = 3;

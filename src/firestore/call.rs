@@ -1,9 +1,11 @@
 //! Sending requests: one attempt, and as many as it takes.
 
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::FutureExt;
+use futures::Stream;
 use prost::Message;
 use tonic::client::Grpc;
 use tonic::codec::Streaming;
@@ -27,10 +29,20 @@ pub(super) struct AnswerStream {
 }
 
 impl AnswerStream {
+    /// The next message if it has arrived, as [`next`](Self::next) gives it.
+    #[inline]
+    pub(super) fn arrived(&mut self) -> Option<Result<Option<Bytes>, Status>> {
+        let mut context = Context::from_waker(Waker::noop());
+        match Pin::new(&mut self.messages).poll_next(&mut context) {
+            Poll::Ready(arrived) => Some(arrived.transpose()),
+            Poll::Pending => None,
+        }
+    }
+
     /// The next message, `None` when the server has ended the stream with OK.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Status> {
         // Only what does not arrive at once is worth a timer.
-        if let Some(arrived) = self.messages.message().now_or_never() {
+        if let Some(arrived) = self.arrived() {
             return arrived;
         }
         match tokio::time::timeout(self.stall_timeout, self.messages.message()).await {

@@ -23,6 +23,8 @@ use super::{Credentials, Error, Result, RetryPolicy};
 use crate::document::DatabaseName;
 
 const PRODUCTION: &str = "https://firestore.googleapis.com";
+/// What a server may send in one frame: HTTP/2's default of 16 KiB is a hundred names.
+const LARGEST_FRAME: u32 = 128 << 10;
 
 /// Where a database lives.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,6 +172,7 @@ fn endpoint(options: &ConnectOptions) -> Result<Endpoint> {
         .connect_timeout(options.connect_timeout)
         .tcp_nodelay(true)
         .tcp_keepalive(Some(Duration::from_secs(60)))
+        .max_frame_size(LARGEST_FRAME)
         .initial_stream_window_size(options.stream_window)
         .initial_connection_window_size(options.stream_window.saturating_mul(streams.saturating_add(1)));
     match options.target {

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use super::call::AnswerStream;
 use super::read_rate::ReadRate;
 use super::{Error, Method, RequestStats, Result};
-use crate::document::{DocumentBatch, Timestamp, wire};
+use crate::document::wire::{self, NameReader};
+use crate::document::{DocumentBatch, Timestamp};
 
 /// A query under way.
 #[derive(Debug)]
@@ -19,6 +20,7 @@ pub(super) struct Page {
     pub(super) documents: u64,
     /// Bytes of the messages that have arrived.
     pub(super) bytes: u64,
+    names: NameReader,
     /// Whether any message has arrived.
     pub(super) answered: bool,
     /// Documents that are in the books already.
@@ -29,9 +31,10 @@ pub(super) struct Page {
 }
 
 impl Page {
-    /// A page that nothing has come of yet, asked for at this moment.
-    pub(super) fn new(answers: AnswerStream, limit: u64, asked_at: Instant) -> Self {
+    /// A page that nothing has come of yet, asked for at this moment, of documents below a root.
+    pub(super) fn new(answers: AnswerStream, root: &str, limit: u64, asked_at: Instant) -> Self {
         Self {
+            names: NameReader::new(root),
             answers,
             limit,
             documents: 0,
@@ -49,7 +52,6 @@ impl Page {
     pub(super) fn take_in(
         &mut self,
         message: &Bytes,
-        root: &str,
         read_time: Timestamp,
         batch: &mut DocumentBatch,
     ) -> Result<bool> {
@@ -58,20 +60,21 @@ impl Page {
             self.first_after = Some(self.asked_at.elapsed());
         }
         self.bytes += message.len() as u64;
-        let answer = wire::query_answer(message)?;
-        if let Some(answered) = answer.read_time
-            && answered != read_time
-        {
-            return Err(Error::OtherReadTime {
-                method: Method::RunQuery,
-                asked: read_time,
-                answered,
-            });
-        }
-        let Some(document) = answer.document else {
-            return Ok(false);
+        let answered = match self.names.append(message, batch) {
+            Some(answered) => Some(answered),
+            None => {
+                let answer = wire::query_answer(message)?;
+                match answer.document {
+                    Some(document) => wire::append_document(document, self.names.root(), batch)?,
+                    None => {
+                        check_read_time(read_time, answer.read_time)?;
+                        return Ok(false);
+                    }
+                }
+                answer.read_time
+            }
         };
-        wire::append_document(document, root, batch)?;
+        check_read_time(read_time, answered)?;
         self.documents += 1;
         Ok(true)
     }
@@ -89,5 +92,17 @@ impl Page {
         if self.answered {
             rate.answered(self.documents, self.first_after);
         }
+    }
+}
+
+#[inline]
+fn check_read_time(asked: Timestamp, answered: Option<Timestamp>) -> Result<()> {
+    match answered {
+        Some(answered) if answered != asked => Err(Error::OtherReadTime {
+            method: Method::RunQuery,
+            asked,
+            answered,
+        }),
+        _ => Ok(()),
     }
 }

@@ -131,8 +131,7 @@ impl Pages {
         while page.documents < page.limit {
             match page.answers.next().await {
                 Ok(Some(message)) => {
-                    let root = &self.firestore.inner.root;
-                    if page.take_in(&message, root, self.read_time, batch)? {
+                    if page.take_in(&message, self.read_time, batch)? {
                         self.left -= 1;
                         if batch.len() >= BATCH_DOCUMENTS || batch.byte_len() >= BATCH_BYTES {
                             page.account_so_far(&self.firestore.inner.stats);
@@ -182,7 +181,7 @@ impl Pages {
             .firestore
             .open_stream(Lane::Bulk, Method::RunQuery, encoded(&request))
             .await?;
-        Ok(Page::new(answers, limit, asked_at))
+        Ok(Page::new(answers, root, limit, asked_at))
     }
 }
 

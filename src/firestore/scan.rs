@@ -16,7 +16,8 @@
 
 use std::time::Instant;
 
-use futures::{FutureExt, Stream, stream};
+use bytes::Bytes;
+use futures::{Stream, stream};
 use tonic::Status;
 
 use super::by_name::{kindless_refused, query_by_name, query_request};
@@ -219,9 +220,7 @@ impl Scanner {
     /// The next documents, `None` when the range is finished.
     pub(super) async fn next_batch(&mut self) -> Result<Option<DocumentBatch>> {
         while !self.finished {
-            if self.batch.len() >= self.options.batch_documents.max(1)
-                || self.batch.byte_len() >= self.options.batch_bytes
-            {
+            if self.is_full() {
                 return Ok(Some(self.give_batch()));
             }
             if let Err(status) = self.read_on().await? {
@@ -257,29 +256,35 @@ impl Scanner {
         }
         if self.batch.is_empty() {
             let room = self.options.batch_bytes + self.options.batch_bytes / 8;
+            let documents = self.options.batch_documents.min(room);
+            self.batch.reserve(documents);
             let (keys, bodies) = self.batch.buffers();
             match self.options.names_only {
-                true => keys.reserve(32 * self.options.batch_documents.min(room)),
+                true => keys.reserve(32 * documents),
                 false => bodies.reserve(room),
             }
         }
-        let Some(page) = &mut self.page else {
-            return Ok(Ok(()));
-        };
-        while page.documents < page.limit {
-            match page.answers.next().await {
-                Ok(Some(message)) => {
-                    let root = &self.firestore.inner.root;
-                    if page.take_in(&message, root, self.options.read_time, &mut self.batch)? {
-                        check_order(&self.given, &self.batch)?;
-                        if self.batch.len() >= self.options.batch_documents
-                            || self.batch.byte_len() >= self.options.batch_bytes
-                        {
-                            page.account_so_far(&self.firestore.inner.stats);
-                            return Ok(Ok(()));
-                        }
-                    }
+        loop {
+            let ended = self.take_in_arrived()?;
+            let is_full = self.is_full();
+            let Some(page) = &mut self.page else {
+                return Ok(Ok(()));
+            };
+            if is_full {
+                page.account_so_far(&self.firestore.inner.stats);
+                return Ok(Ok(()));
+            }
+            let message = match ended {
+                Some(ended) => ended,
+                None if page.documents == page.limit => {
+                    // The end of the stream usually came along: taking it in spares the server a cancelled call.
+                    let _ = page.answers.arrived();
+                    break;
                 }
+                None => page.answers.next().await,
+            };
+            match message {
+                Ok(Some(message)) => self.take_in(&message)?,
                 Ok(None) if !page.answered => return Ok(Err(no_answer())),
                 Ok(None) => {
                     self.finished = page.documents == 0;
@@ -288,12 +293,41 @@ impl Scanner {
                 Err(status) => return Ok(Err(status)),
             }
         }
-        if page.documents == page.limit {
-            // The end of the stream usually came along: taking it in spares the server a cancelled call.
-            let _ = page.answers.next().now_or_never();
-        }
         self.finish_page();
         Ok(Ok(()))
+    }
+
+    /// Takes in the messages that have arrived, as far as the batch has room and the page documents. Returns what has
+    /// arrived and is no message: the stream's end, or a failure. Not async: a scan of names spends its time here.
+    fn take_in_arrived(&mut self) -> Result<Option<Result<Option<Bytes>, Status>>> {
+        while !self.is_full()
+            && let Some(page) = &mut self.page
+            && page.documents < page.limit
+            && let Some(arrived) = page.answers.arrived()
+        {
+            match arrived {
+                Ok(Some(message)) => self.take_in(&message)?,
+                ended => return Ok(Some(ended)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes in a message, and checks that its document comes after those before.
+    #[inline]
+    fn take_in(&mut self, message: &Bytes) -> Result<()> {
+        if let Some(page) = &mut self.page
+            && page.take_in(message, self.options.read_time, &mut self.batch)?
+            && !self.batch.ends_ascending(&self.given)
+        {
+            return Err(out_of_order(&self.given, &self.batch)?);
+        }
+        Ok(())
+    }
+
+    fn is_full(&self) -> bool {
+        self.batch.len() >= self.options.batch_documents.max(1)
+            || self.batch.byte_len() >= self.options.batch_bytes
     }
 
     /// Does the books of the page, if one is open, and lets go of it.
@@ -325,7 +359,7 @@ impl Scanner {
             .firestore
             .open_stream(Lane::Bulk, Method::RunQuery, encoded(&request))
             .await;
-        Ok(opened.map(|answers| Page::new(answers, limit.into(), asked_at)))
+        Ok(opened.map(|answers| Page::new(answers, root, limit.into(), asked_at)))
     }
 }
 
@@ -336,26 +370,17 @@ impl Drop for Scanner {
     }
 }
 
-/// Checks that the batch's last document comes after the one before it, which may be in the batch given out
-/// before.
-fn check_order(given: &[u8], batch: &DocumentBatch) -> Result<()> {
-    let Some(index) = batch.len().checked_sub(1) else {
-        return Ok(());
-    };
-    let before = match index.checked_sub(1).and_then(|before| batch.get(before)) {
-        Some(before) => before.key,
-        None => given,
-    };
-    match batch.get(index) {
-        Some(last) if last.key <= before => {
-            let path = |key: &[u8]| {
-                DocumentPath::from_key(key).map_err(|source| Error::malformed(Method::RunQuery, source))
-            };
-            Err(Error::OutOfOrder {
-                first: path(before)?,
-                second: path(last.key)?,
-            })
-        }
-        _ => Ok(()),
-    }
+/// What is wrong where the batch's last document does not come after the one before it, which may be in the batch given
+/// out before.
+#[cold]
+fn out_of_order(given: &[u8], batch: &DocumentBatch) -> Result<Error> {
+    let keys = |index: usize| batch.get(index).map(|document| document.key);
+    let last = batch.len().saturating_sub(1);
+    let before = last.checked_sub(1).and_then(keys).unwrap_or(given);
+    let path =
+        |key: &[u8]| DocumentPath::from_key(key).map_err(|source| Error::malformed(Method::RunQuery, source));
+    Ok(Error::OutOfOrder {
+        first: path(before)?,
+        second: path(keys(last).unwrap_or_default())?,
+    })
 }

@@ -128,6 +128,27 @@ impl<'w> Cursor<'w> {
         Some(span)
     }
 
+    /// A `google.protobuf.Timestamp` that has both of its numbers, as most have; `None` says nothing about others.
+    #[inline]
+    pub(super) fn usual_time(&self, span: Span) -> Option<Timestamp> {
+        const SECONDS: u8 = (number::TIMESTAMP_SECONDS << 3) as u8;
+        const NANOS: u8 = (number::TIMESTAMP_NANOS << 3) as u8;
+        let mut time = Cursor::over(self.wire, span);
+        let seconds = time.number(SECONDS)?;
+        let nanos = time.number(NANOS)?;
+        (nanos < u64::from(NANOS_PER_SECOND) && time.is_at_end())
+            .then(|| Timestamp::new(seconds as i64, nanos as u32))
+    }
+
+    #[inline]
+    fn number(&mut self, tag: u8) -> Option<u64> {
+        if *self.window.get(self.at)? != tag {
+            return None;
+        }
+        self.at += 1;
+        self.varint().ok()
+    }
+
     /// The next of the message's fields with this number, which is delimited and repeated; others are skipped.
     #[inline]
     pub(super) fn repeated(&mut self, number: u32) -> Result<Option<Span>, &'static str> {
@@ -201,7 +222,41 @@ impl<'w> Cursor<'w> {
         }
     }
 
+    #[inline]
     fn long_varint(&mut self) -> Result<u64, &'static str> {
+        const LAST: u64 = 0x8080_8080_8080_8080;
+        if let Some(word) = self.next_eight()
+            && !word & LAST != 0
+        {
+            // Up to the first byte without the upper bit, and its seven lower bits each, put together by halves: how
+            // long numbers are is not to be foreseen, and a loop that guesses is slow.
+            let bits = (!word & LAST).trailing_zeros() + 1;
+            let end = self.at + bits as usize / 8;
+            if end > self.window.len() {
+                return Err(CUT_OFF);
+            }
+            self.at = end;
+            let word = word & (u64::MAX >> (u64::BITS - bits));
+            let word = word & 0x007f_007f_007f_007f | (word & 0x7f00_7f00_7f00_7f00) >> 1;
+            let word = word & 0x0000_3fff_0000_3fff | (word & 0x3fff_0000_3fff_0000) >> 2;
+            return Ok(word & 0x0fff_ffff | (word & 0x0fff_ffff_0000_0000) >> 4);
+        }
+        self.longest_varint()
+    }
+
+    /// The next eight bytes, the first the lowest; zeros stand for those past the end.
+    #[inline]
+    fn next_eight(&self) -> Option<u64> {
+        let rest = &self.window[self.at..];
+        if let Some(bytes) = rest.first_chunk::<8>() {
+            return Some(u64::from_le_bytes(*bytes));
+        }
+        let bytes = self.window.last_chunk::<8>().filter(|_| !rest.is_empty())?;
+        Some(u64::from_le_bytes(*bytes) >> (8 * (8 - rest.len())))
+    }
+
+    #[cold]
+    fn longest_varint(&mut self) -> Result<u64, &'static str> {
         let mut value = 0;
         for shift in (0..64).step_by(7) {
             let byte = *self.window.get(self.at).ok_or(CUT_OFF)?;

@@ -4,10 +4,9 @@ use std::cell::RefCell;
 use std::cmp::Ordering;
 
 use super::cursor::{Cursor, Span, tag};
+use super::names::{Collection, path_below};
 use super::{BatchGetAnswer, ListAnswer, ListedDocument, QueryAnswer, ValueKind, WireError, number};
 use crate::document::canonical::{self, MAX_DEPTH, is_utf8};
-use crate::document::key::append_key;
-use crate::document::path::is_document_path;
 use crate::document::{DocumentBatch, FieldPath, Timestamp};
 
 /// Appends the document in `wire`, a `google.firestore.v1.Document`, to `batch`: its path's key, its times
@@ -19,15 +18,18 @@ use crate::document::{DocumentBatch, FieldPath, Timestamp};
 ///
 /// On an error the batch is as it was before.
 pub fn append_document(wire: &[u8], root: &str, batch: &mut DocumentBatch) -> Result<(), WireError> {
-    thread_local! {
-        /// Kept between documents, so that maps cost no allocation.
-        static ENTRIES: RefCell<Vec<Entry>> = const { RefCell::new(Vec::new()) };
-    }
-    ENTRIES.with_borrow_mut(|entries| {
+    SCRATCH.with_borrow_mut(|scratch| {
+        let Scratch { entries, collection } = scratch;
         entries.clear();
-        let result = Envelope::read(wire, root, entries).and_then(|envelope| {
+        let envelope = Envelope::read(wire, entries).map_err(|unread| unread.below(root));
+        let result = envelope.and_then(|envelope| {
             let (keys, bodies) = batch.buffers();
-            append_key(envelope.path, keys);
+            if !collection.append_key(envelope.name, root, keys) {
+                return Err(WireError::OutsideRoot {
+                    name: envelope.name.to_owned(),
+                    root: root.to_owned(),
+                });
+            }
             bodies.reserve(wire.len());
             let mut transcoder = Transcoder {
                 wire,
@@ -42,7 +44,7 @@ pub fn append_document(wire: &[u8], root: &str, batch: &mut DocumentBatch) -> Re
                 }
                 Err(fault) => {
                     batch.discard_unsealed();
-                    Err(fault.in_document(envelope.path))
+                    Err(fault.in_document(path_below(envelope.name, root).unwrap_or_default()))
                 }
             }
         });
@@ -51,6 +53,11 @@ pub fn append_document(wire: &[u8], root: &str, batch: &mut DocumentBatch) -> Re
         }
         result
     })
+}
+
+thread_local! {
+    /// Kept between documents.
+    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch::new()) };
 }
 
 /// One document in a million has this many entries in nested maps: no reason for every thread to keep room
@@ -67,9 +74,13 @@ pub fn query_answer(message: &[u8]) -> Result<QueryAnswer<'_>, WireError> {
     let mut cursor = Cursor::new(message);
     while let Some((field, payload)) = cursor.field().map_err(invalid)? {
         match field {
-            1 if answer.document.is_some() => return Err(invalid("two documents in one answer")),
-            1 => answer.document = Some(payload.bytes(message).map_err(invalid)?),
-            3 => answer.read_time = Some(cursor.time(payload, answer.read_time).map_err(invalid)?),
+            number::ANSWER_DOCUMENT if answer.document.is_some() => {
+                return Err(invalid("two documents in one answer"));
+            }
+            number::ANSWER_DOCUMENT => answer.document = Some(payload.bytes(message).map_err(invalid)?),
+            number::ANSWER_READ_TIME => {
+                answer.read_time = Some(cursor.time(payload, answer.read_time).map_err(invalid)?);
+            }
             4 => answer.skipped_results = payload.varint().map_err(invalid)? as i32,
             6 => answer.done = payload.varint().map_err(invalid)? != 0,
             _ => {}
@@ -200,14 +211,14 @@ impl Fault {
 
 /// What a document's message says about it; its fields' entries are in the scratch buffer.
 struct Envelope<'w> {
-    path: &'w str,
+    name: &'w str,
     create_time: Timestamp,
     update_time: Timestamp,
     sorted: bool,
 }
 
 impl<'w> Envelope<'w> {
-    fn read(wire: &'w [u8], root: &str, entries: &mut Vec<Entry>) -> Result<Self, WireError> {
+    fn read(wire: &'w [u8], entries: &mut Vec<Entry>) -> Result<Self, Unread<'w>> {
         // The name may come last, and errors should say it: so what is wrong waits until everything was
         // looked at.
         let mut name = Ok("");
@@ -254,21 +265,12 @@ impl<'w> Envelope<'w> {
                 }
             }
         }
-        let invalid = |document: &str, what| WireError::InvalidDocument {
-            document: document.to_owned(),
-            field: FieldPath::root(),
-            what,
-        };
-        let name = name.map_err(|what| invalid("", what))?;
+        let name = name.map_err(|what| Unread { name: "", what })?;
         if let Some(what) = fault {
-            return Err(invalid(path_below(name, root).unwrap_or(name), what));
+            return Err(Unread { name, what });
         }
-        let path = path_below(name, root).ok_or_else(|| WireError::OutsideRoot {
-            name: name.to_owned(),
-            root: root.to_owned(),
-        })?;
         Ok(Self {
-            path,
+            name,
             create_time: create_time.unwrap_or_default(),
             update_time: update_time.unwrap_or_default(),
             sorted,
@@ -276,11 +278,37 @@ impl<'w> Envelope<'w> {
     }
 }
 
-/// The document path that `name` has below `root`.
-#[inline]
-fn path_below<'n>(name: &'n str, root: &str) -> Option<&'n str> {
-    let path = name.strip_prefix(root)?.strip_prefix('/')?;
-    is_document_path(path).then_some(path)
+/// A document whose message is not valid, and whose name that is, as far as it is known.
+struct Unread<'w> {
+    name: &'w str,
+    what: &'static str,
+}
+
+impl Unread<'_> {
+    #[cold]
+    fn below(self, root: &str) -> WireError {
+        WireError::InvalidDocument {
+            document: path_below(self.name, root).unwrap_or(self.name).to_owned(),
+            field: FieldPath::root(),
+            what: self.what,
+        }
+    }
+}
+
+/// What is kept between documents, so that they cost no allocation, and nothing is done twice that is the same for
+/// neighbours.
+struct Scratch {
+    entries: Vec<Entry>,
+    collection: Collection,
+}
+
+impl Scratch {
+    const fn new() -> Self {
+        Self {
+            entries: Vec::new(),
+            collection: Collection::unknown(),
+        }
+    }
 }
 
 /// One entry of a protobuf map.

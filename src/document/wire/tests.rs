@@ -394,8 +394,80 @@ fn takes_answers_apart() {
     assert!(query_answer(&[0x0a, 5]).is_err());
 }
 
+/// An answer with a document's name and times.
+fn name_answer(path: &str, times: [Timestamp; 3]) -> Vec<u8> {
+    let [create_time, update_time, read_time] = times.map(prost_time);
+    let answer = pb::RunQueryResponse {
+        document: Some(pb::Document {
+            name: format!("{ROOT}/{path}"),
+            create_time: Some(create_time),
+            update_time: Some(update_time),
+            ..Default::default()
+        }),
+        read_time: Some(read_time),
+        ..Default::default()
+    };
+    answer.encode_to_vec()
+}
+
+/// Appends the document of an answer at a glance, and says whether that is possible; then it is checked that it comes to the
+/// same.
+fn is_taken_at_a_glance(reader: &mut NameReader, answer: &[u8]) -> bool {
+    let (mut quick, mut thorough) = (DocumentBatch::new(), DocumentBatch::new());
+    let Some(read_time) = reader.append(answer, &mut quick) else {
+        assert!(quick.is_empty() && quick.byte_len() == 0);
+        return false;
+    };
+    let taken = query_answer(answer).unwrap();
+    assert_eq!(taken.read_time, Some(read_time));
+    append_document(taken.document.unwrap(), reader.root(), &mut thorough).unwrap();
+    assert_eq!(quick.last(), thorough.last());
+    true
+}
+
+#[test]
+fn usual_names_are_taken_at_a_glance() {
+    let time = |seconds| Timestamp::new(1_767_225_600 + seconds, 123_456_000);
+    let mut reader = NameReader::new(ROOT);
+    let mut taken =
+        |path: &str, times: [i64; 3]| is_taken_at_a_glance(&mut reader, &name_answer(path, times.map(time)));
+    assert!(taken("products/abcdefgh", [1, 1, 9]));
+    assert!(taken("products/0123456789abcdefghij", [1, 2, 9]));
+    assert!(taken("others/0123456789abcdefghij", [-1, 2, 10]));
+    assert!(taken("products/abcdefgh/reviews/abcdefgh", [1, 2, 9]));
+    for path in [
+        "products/__id123__",
+        "products/a b\0cdefgh",
+        "products/abcdefghi\u{e9}",
+    ] {
+        assert!(!taken(path, [1, 1, 9]), "{path:?}");
+    }
+    assert!(!is_taken_at_a_glance(
+        &mut NameReader::new(&ROOT.replace("(default)", "(another)")),
+        &name_answer("products/abcdefgh", [1, 1, 9].map(time)),
+    ));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn what_is_taken_at_a_glance_is_what_is_there(
+        collection in "[a-z/_\0\u{e9}]{1,4}",
+        id in "[a-z/_0\0\u{e9}]{0,20}",
+        times in proptest::array::uniform3((any::<i64>(), 0u32..1_000_000_000)),
+        change in (any::<proptest::sample::Index>(), any::<u8>()),
+    ) {
+        let mut reader = NameReader::new(ROOT);
+        let times = times.map(|(seconds, nanos)| Timestamp::new(seconds, nanos));
+        let mut answer = name_answer(&format!("{collection}/{id}"), times);
+        is_taken_at_a_glance(&mut reader, &answer);
+        let (index, byte) = change;
+        let index = index.index(answer.len());
+        answer[index] = byte;
+        is_taken_at_a_glance(&mut reader, &answer);
+        is_taken_at_a_glance(&mut reader, &answer[..index]);
+    }
 
     #[test]
     fn every_document_survives(fields in testing::fields()) {
@@ -425,6 +497,7 @@ proptest! {
         let _ = append_document(&bytes, ROOT, &mut batch);
         let _ = append_document(&with_value(&bytes), ROOT, &mut batch);
         let _ = query_answer(&bytes);
+        let _ = NameReader::new(ROOT).append(&bytes, &mut batch);
         let _ = batch_get_answer(&bytes);
         let _ = append_document_message(&DocumentPath::parse("a/b").unwrap(), &bytes, ROOT, &mut Vec::new());
         for document in batch.iter() {
