@@ -1,29 +1,24 @@
 //! Sending requests: one attempt, and as many as it takes.
 
-use std::pin::Pin;
+use std::future::poll_fn;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::Stream;
 use prost::Message;
-use tonic::client::Grpc;
-use tonic::codec::Streaming;
-use tonic::{Request, Status};
+use tonic::Status;
+use tower::Service;
 
-use super::connect::{Authorized, Lane, Lease};
-use super::raw::{RawCodec, RawRequest};
+use super::connect::{Lane, Lease};
+use super::messages::{Messages, Place, RawRequest, http_request};
 use super::retry::{Backoff, is_retryable};
 use super::{Error, Firestore, Method, Result};
 use crate::document::Timestamp;
 
-/// A document is at most 1 MiB (4 in the Enterprise edition), a page of a list can be many times that.
-const LARGEST_MESSAGE: usize = 64 << 20;
-
 /// An answer in many messages. Dropping it cancels the call.
 #[derive(Debug)]
 pub(super) struct AnswerStream {
-    messages: Streaming<Bytes>,
+    messages: Messages,
     stall_timeout: Duration,
     _lease: Lease,
 }
@@ -31,27 +26,36 @@ pub(super) struct AnswerStream {
 impl AnswerStream {
     /// The next message if it has arrived, as [`next`](Self::next) gives it.
     #[inline]
-    pub(super) fn arrived(&mut self) -> Option<Result<Option<Bytes>, Status>> {
-        let mut context = Context::from_waker(Waker::noop());
-        match Pin::new(&mut self.messages).poll_next(&mut context) {
-            Poll::Ready(arrived) => Some(arrived.transpose()),
+    pub(super) fn arrived(&mut self) -> Option<Result<Option<&[u8]>, Status>> {
+        match self.poll_now() {
+            Poll::Ready(Ok(place)) => Some(Ok(place.map(|place| self.messages.at(place)))),
+            Poll::Ready(Err(status)) => Some(Err(status)),
             Poll::Pending => None,
         }
     }
 
     /// The next message, `None` when the server has ended the stream with OK.
-    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Status> {
-        // Only what does not arrive at once is worth a timer.
-        if let Some(arrived) = self.arrived() {
-            return arrived;
-        }
-        match tokio::time::timeout(self.stall_timeout, self.messages.message()).await {
-            Ok(arrived) => arrived,
-            Err(_) => Err(Status::deadline_exceeded(format!(
-                "nothing arrived for {} s",
-                self.stall_timeout.as_secs()
-            ))),
-        }
+    pub(super) async fn next(&mut self) -> Result<Option<&[u8]>, Status> {
+        let arrived = match self.poll_now() {
+            Poll::Ready(arrived) => arrived,
+            // Only what does not arrive at once is worth a timer.
+            Poll::Pending => {
+                let next = poll_fn(|context| self.messages.poll_next(context));
+                match tokio::time::timeout(self.stall_timeout, next).await {
+                    Ok(arrived) => arrived,
+                    Err(_) => Err(Status::deadline_exceeded(format!(
+                        "nothing arrived for {} s",
+                        self.stall_timeout.as_secs()
+                    ))),
+                }
+            }
+        };
+        Ok(arrived?.map(|place| self.messages.at(place)))
+    }
+
+    #[inline]
+    fn poll_now(&mut self) -> Poll<Result<Option<Place>, Status>> {
+        self.messages.poll_next(&mut Context::from_waker(Waker::noop()))
     }
 }
 
@@ -59,21 +63,10 @@ pub(super) fn encoded(message: &impl Message) -> RawRequest {
     [Bytes::from(message.encode_to_vec()), Bytes::new()]
 }
 
-/// What a stream is worth that ended with OK and without a message: every query is answered by one at least,
-/// with the time it was read at.
+/// What an answer is worth that ended with OK and without a message: every query is answered by one at least, with the
+/// time it was read at, and every other call by exactly one.
 pub(super) fn no_answer() -> Status {
     Status::unavailable("the stream ended without an answer")
-}
-
-fn grpc(service: Authorized) -> Grpc<Authorized> {
-    Grpc::new(service).max_decoding_message_size(LARGEST_MESSAGE)
-}
-
-async fn ready(grpc: &mut Grpc<Authorized>) -> Result<(), Status> {
-    // A channel that cannot connect says so here, and would be classed as unknown otherwise.
-    grpc.ready()
-        .await
-        .map_err(|error| Status::unavailable(format!("no connection: {error}")))
 }
 
 impl Firestore {
@@ -85,21 +78,24 @@ impl Firestore {
         request: RawRequest,
     ) -> Result<AnswerStream, Status> {
         let lease = self.inner.channels.lease(lane);
-        let mut grpc = grpc(lease.service.clone());
+        let mut service = lease.service.clone();
         let stall_timeout = self.inner.stall_timeout;
         self.inner
             .stats
             .sent(method, request.iter().map(Bytes::len).sum());
         let open = async {
-            ready(&mut grpc).await?;
-            grpc.server_streaming(Request::new(request), method.path(), RawCodec)
+            // A channel that cannot connect says so here, and would be classed as unknown otherwise.
+            poll_fn(|context| service.poll_ready(context))
                 .await
+                .map_err(|error| Status::unavailable(format!("no connection: {error}")))?;
+            let response = service.call(http_request(method, request)?).await;
+            Messages::new(response.map_err(Status::from_error)?)
         };
-        let response = tokio::time::timeout(stall_timeout, open)
+        let messages = tokio::time::timeout(stall_timeout, open)
             .await
             .map_err(|_| Status::deadline_exceeded("no answer"))??;
         Ok(AnswerStream {
-            messages: response.into_inner(),
+            messages,
             stall_timeout,
             _lease: lease,
         })
@@ -112,19 +108,14 @@ impl Firestore {
         method: Method,
         request: RawRequest,
     ) -> Result<Bytes, Status> {
-        let lease = self.inner.channels.lease(lane);
-        let mut grpc = grpc(lease.service.clone());
-        self.inner
-            .stats
-            .sent(method, request.iter().map(Bytes::len).sum());
-        let call = async {
-            ready(&mut grpc).await?;
-            grpc.unary(Request::new(request), method.path(), RawCodec).await
+        let mut answers = self.open_stream(lane, method, request).await?;
+        let answer = match answers.next().await? {
+            Some(answer) => Bytes::copy_from_slice(answer),
+            None => return Err(no_answer()),
         };
-        let answer = tokio::time::timeout(self.inner.stall_timeout, call)
-            .await
-            .map_err(|_| Status::deadline_exceeded("no answer"))??
-            .into_inner();
+        if answers.next().await?.is_some() {
+            return Err(Status::internal("one request was answered twice"));
+        }
         self.inner.stats.received(answer.len() as u64);
         Ok(answer)
     }
@@ -136,7 +127,7 @@ impl Firestore {
         read_time: Option<Timestamp>,
         request: &impl Message,
     ) -> Result<Answer> {
-        decoded(method, self.ask_raw(method, read_time, request).await?)
+        decoded(method, &self.ask_raw(method, read_time, request).await?)
     }
 
     /// The same, and leaves the answer as it is.
@@ -172,7 +163,7 @@ impl Firestore {
                 let mut messages = Vec::new();
                 while let Some(message) = stream.next().await? {
                     self.inner.stats.received(message.len() as u64);
-                    messages.push(message);
+                    messages.push(decoded(method, message));
                 }
                 match messages.is_empty() {
                     true => Err(no_answer()),
@@ -180,12 +171,7 @@ impl Firestore {
                 }
             };
             match answers.await {
-                Ok(messages) => {
-                    return messages
-                        .into_iter()
-                        .map(|message| decoded(method, message))
-                        .collect();
-                }
+                Ok(messages) => return messages.into_iter().collect(),
                 Err(status) => self.wait_or_fail(method, read_time, &mut backoff, status).await?,
             }
         }
@@ -221,6 +207,6 @@ impl Firestore {
     }
 }
 
-fn decoded<Answer: Message + Default>(method: Method, answer: Bytes) -> Result<Answer> {
+fn decoded<Answer: Message + Default>(method: Method, answer: &[u8]) -> Result<Answer> {
     Answer::decode(answer).map_err(|source| Error::malformed(method, source))
 }

@@ -134,7 +134,7 @@ impl Firestore {
                 Err(status) => return Ok(Err(status)),
             };
             self.inner.stats.received(message.len() as u64);
-            let answer = wire::batch_get_answer(&message)?;
+            let answer = wire::batch_get_answer(message)?;
             if let (Some(asked), Some(answered)) = (read_time, answer.read_time)
                 && asked != answered
             {

@@ -13,7 +13,7 @@ use tonic::Status;
 
 use super::call::{encoded, no_answer};
 use super::connect::Lane;
-use super::page::Page;
+use super::page::{Page, Step};
 use super::proto::protobuf_time;
 use super::retry::Backoff;
 use super::{Error, Firestore, Method, Query, Result};
@@ -128,23 +128,22 @@ impl Pages {
         let Some(page) = &mut self.page else {
             return Ok(Ok(()));
         };
-        while page.documents < page.limit {
-            match page.answers.next().await {
-                Ok(Some(message)) => {
-                    if page.take_in(&message, self.read_time, batch)? {
-                        self.left -= 1;
-                        if batch.len() >= BATCH_DOCUMENTS || batch.byte_len() >= BATCH_BYTES {
-                            page.account_so_far(&self.firestore.inner.stats);
-                            return Ok(Ok(()));
-                        }
+        while page.taken.documents < page.limit {
+            match page.take_in_next(batch).await? {
+                Step::Document => {
+                    self.left -= 1;
+                    if batch.len() >= BATCH_DOCUMENTS || batch.byte_len() >= BATCH_BYTES {
+                        page.taken.account_so_far(&self.firestore.inner.stats);
+                        return Ok(Ok(()));
                     }
                 }
-                Ok(None) if !page.answered => return Ok(Err(no_answer())),
-                Ok(None) => {
-                    self.finished = page.documents == 0;
+                Step::Progress => {}
+                Step::End if !page.taken.answered => return Ok(Err(no_answer())),
+                Step::End => {
+                    self.finished = page.taken.documents == 0;
                     break;
                 }
-                Err(status) => return Ok(Err(status)),
+                Step::Failed(status) => return Ok(Err(status)),
             }
         }
         self.finish_page();
@@ -153,10 +152,11 @@ impl Pages {
 
     fn finish_page(&mut self) {
         let Some(page) = self.page.take() else { return };
-        if page.documents > 0 {
+        if page.taken.documents > 0 {
             self.backoff.progressed();
         }
-        page.account(&self.firestore.inner.stats, &self.firestore.inner.read_rate);
+        page.taken
+            .account(&self.firestore.inner.stats, &self.firestore.inner.read_rate);
     }
 
     async fn open_page(&mut self) -> Result<Page, Status> {
@@ -181,7 +181,7 @@ impl Pages {
             .firestore
             .open_stream(Lane::Bulk, Method::RunQuery, encoded(&request))
             .await?;
-        Ok(Page::new(answers, root, limit, asked_at))
+        Ok(Page::new(answers, root, limit, self.read_time, asked_at))
     }
 }
 

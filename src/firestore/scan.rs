@@ -16,7 +16,6 @@
 
 use std::time::Instant;
 
-use bytes::Bytes;
 use futures::{Stream, stream};
 use tonic::Status;
 
@@ -25,7 +24,7 @@ use super::call::{encoded, no_answer};
 use super::connect::Lane;
 use super::cursor::{NameRange, name_range};
 use super::groups::MergedGroups;
-use super::page::Page;
+use super::page::{Page, Step};
 use super::retry::Backoff;
 use super::walk::Walker;
 use super::{Error, Firestore, Method, Result};
@@ -271,26 +270,26 @@ impl Scanner {
                 return Ok(Ok(()));
             };
             if is_full {
-                page.account_so_far(&self.firestore.inner.stats);
+                page.taken.account_so_far(&self.firestore.inner.stats);
                 return Ok(Ok(()));
             }
-            let message = match ended {
+            let step = match ended {
                 Some(ended) => ended,
-                None if page.documents == page.limit => {
-                    // The end of the stream usually came along: taking it in spares the server a cancelled call.
-                    let _ = page.answers.arrived();
+                None if page.taken.documents == page.limit => {
+                    page.take_in_end();
                     break;
                 }
-                None => page.answers.next().await,
+                None => page.take_in_next(&mut self.batch).await?,
             };
-            match message {
-                Ok(Some(message)) => self.take_in(&message)?,
-                Ok(None) if !page.answered => return Ok(Err(no_answer())),
-                Ok(None) => {
-                    self.finished = page.documents == 0;
+            match step {
+                Step::Document => self.check_order()?,
+                Step::Progress => {}
+                Step::End if !page.taken.answered => return Ok(Err(no_answer())),
+                Step::End => {
+                    self.finished = page.taken.documents == 0;
                     break;
                 }
-                Err(status) => return Ok(Err(status)),
+                Step::Failed(status) => return Ok(Err(status)),
             }
         }
         self.finish_page();
@@ -299,30 +298,28 @@ impl Scanner {
 
     /// Takes in the messages that have arrived, as far as the batch has room and the page documents. Returns what has
     /// arrived and is no message: the stream's end, or a failure. Not async: a scan of names spends its time here.
-    fn take_in_arrived(&mut self) -> Result<Option<Result<Option<Bytes>, Status>>> {
+    fn take_in_arrived(&mut self) -> Result<Option<Step>> {
         while !self.is_full()
             && let Some(page) = &mut self.page
-            && page.documents < page.limit
-            && let Some(arrived) = page.answers.arrived()
+            && page.taken.documents < page.limit
+            && let Some(step) = page.take_in_arrived(&mut self.batch)?
         {
-            match arrived {
-                Ok(Some(message)) => self.take_in(&message)?,
-                ended => return Ok(Some(ended)),
+            match step {
+                Step::Document => self.check_order()?,
+                Step::Progress => {}
+                Step::End | Step::Failed(_) => return Ok(Some(step)),
             }
         }
         Ok(None)
     }
 
-    /// Takes in a message, and checks that its document comes after those before.
+    /// Checks that the batch's last document comes after those before.
     #[inline]
-    fn take_in(&mut self, message: &Bytes) -> Result<()> {
-        if let Some(page) = &mut self.page
-            && page.take_in(message, self.options.read_time, &mut self.batch)?
-            && !self.batch.ends_ascending(&self.given)
-        {
-            return Err(out_of_order(&self.given, &self.batch)?);
+    fn check_order(&self) -> Result<()> {
+        match self.batch.ends_ascending(&self.given) {
+            true => Ok(()),
+            false => Err(out_of_order(&self.given, &self.batch)?),
         }
-        Ok(())
     }
 
     fn is_full(&self) -> bool {
@@ -333,11 +330,12 @@ impl Scanner {
     /// Does the books of the page, if one is open, and lets go of it.
     fn finish_page(&mut self) {
         let Some(page) = self.page.take() else { return };
-        if page.documents > 0 {
+        if page.taken.documents > 0 {
             self.backoff.progressed();
-            self.size.arrived(page.documents, page.bytes);
+            self.size.arrived(page.taken.documents, page.taken.bytes);
         }
-        page.account(&self.firestore.inner.stats, &self.firestore.inner.read_rate);
+        page.taken
+            .account(&self.firestore.inner.stats, &self.firestore.inner.read_rate);
     }
 
     async fn open_page(&mut self) -> Result<Result<Page, Status>> {
@@ -359,7 +357,7 @@ impl Scanner {
             .firestore
             .open_stream(Lane::Bulk, Method::RunQuery, encoded(&request))
             .await;
-        Ok(opened.map(|answers| Page::new(answers, root, limit.into(), asked_at)))
+        Ok(opened.map(|answers| Page::new(answers, root, limit.into(), self.options.read_time, asked_at)))
     }
 }
 

@@ -1,12 +1,5 @@
-//! gRPC messages as bytes: the methods of the API and a codec that neither encodes nor decodes.
-//!
-//! A document that is only passed on costs three to six times as much when it goes through generated message
-//! types. So requests are handed over encoded, answers are taken as the bytes that arrived, and only what needs a
-//! look inside is decoded by those who need it.
+//! The methods of the API.
 
-use bytes::{Buf, BufMut, Bytes};
-use tonic::Status;
-use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 
 /// A method of Firestore's API that Firebank calls.
@@ -92,67 +85,5 @@ impl std::fmt::Display for Method {
             Method::GetDatabase => "GetDatabase",
             Method::ListFields => "ListFields",
         })
-    }
-}
-
-/// An encoded request: its parts are sent one after the other, as one message.
-pub(super) type RawRequest = [Bytes; 2];
-
-/// Passes encoded requests and answers through. An answer shares the memory that it was received in.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct RawCodec;
-
-/// What a stream's receive buffer grows by. Tonic's default of 8 KiB means an allocation for every few documents.
-const RECEIVE_BUFFER: usize = 128 << 10;
-const SEND_YIELD: usize = 32 << 10;
-
-impl Codec for RawCodec {
-    type Encode = RawRequest;
-    type Decode = Bytes;
-    type Encoder = RawEncoder;
-    type Decoder = RawDecoder;
-
-    fn encoder(&mut self) -> RawEncoder {
-        RawEncoder
-    }
-
-    fn decoder(&mut self) -> RawDecoder {
-        RawDecoder
-    }
-}
-
-#[derive(Debug)]
-pub(super) struct RawEncoder;
-
-impl Encoder for RawEncoder {
-    type Item = RawRequest;
-    type Error = Status;
-
-    fn encode(&mut self, item: RawRequest, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.reserve(item.iter().map(Bytes::len).sum());
-        for part in item {
-            buffer.put(part);
-        }
-        Ok(())
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(1 << 10, SEND_YIELD)
-    }
-}
-
-#[derive(Debug)]
-pub(super) struct RawDecoder;
-
-impl Decoder for RawDecoder {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(RECEIVE_BUFFER, SEND_YIELD)
     }
 }
