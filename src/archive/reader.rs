@@ -25,6 +25,8 @@ use crate::store::{Store, StoreError};
 
 /// Roughly the bytes of directory blocks that a reader keeps.
 const BLOCK_CACHE_LEN: usize = 16 << 20;
+/// The most bytes of an index page, decompressed, that is decompressed where it is asked for.
+const INLINE_LEN: u32 = 1 << 20;
 
 /// A run of a snapshot's stack.
 #[derive(Debug)]
@@ -150,13 +152,17 @@ impl Blocks {
         let stored = stored.map_err(|error| within(error.into()))?;
         let row = listed.row();
         let object = Arc::clone(&name);
-        tokio::task::spawn_blocking(move || {
+        let decode = move || {
             let mut plain = Vec::new();
             with_decoder(|decoder| decoder.decode(&object, &row, &stored, &mut plain))?;
             PageCursor::new(&object, plain)
-        })
-        .await?
-        .map_err(within)
+        };
+        // Usual pages take less than to wake another thread, and the sleep after it.
+        let decoded = match row.raw_len <= INLINE_LEN {
+            true => decode(),
+            false => tokio::task::spawn_blocking(decode).await?,
+        };
+        decoded.map_err(within)
     }
 }
 

@@ -259,7 +259,10 @@ impl Scanner {
             self.batch.reserve(documents);
             let (keys, bodies) = self.batch.buffers();
             match self.options.names_only {
-                true => keys.reserve(32 * documents),
+                true => {
+                    keys.reserve(48 * documents);
+                    bodies.reserve(documents);
+                }
                 false => bodies.reserve(room),
             }
         }
