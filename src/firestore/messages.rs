@@ -196,7 +196,7 @@ fn message_len(&[compressed, ref len @ ..]: &[u8; HEAD]) -> Result<usize, Status
             "the answer has a message of {len} bytes, and {LARGEST_MESSAGE} are taken at most"
         ))),
         _ => Err(Status::unimplemented(
-            "the answer is compressed, which was not asked for",
+            "the answer is no gRPC, or is compressed, which was not asked for",
         )),
     }
 }

@@ -3,7 +3,7 @@
 //! What a backup needs is a stream of documents that neither repeats nor skips one, whatever the network does, and
 //! what a restore needs is a writer that accounts for every document. Both go below the message types of the
 //! `firestore` crate, which gives the protocol and the credentials: answers stay bytes until one pass turns them into
-//! canonical documents (`raw`, `scan`). The archive is unknown here; the operations
+//! canonical documents (`messages`, `scan`). The archive is unknown here; the operations
 //! bring the two together.
 
 mod aggregate;
