@@ -147,8 +147,10 @@ impl Messages {
                     return Poll::Ready(Ok(Some(Place::Cut)));
                 }
             }
+            // All of it is taken. Nothing keeps the memory that it shares with other frames from being used again.
+            (self.frame, self.taken) = (Bytes::new(), 0);
             match ready!(self.poll_frame(context))? {
-                Some(frame) => (self.frame, self.taken) = (frame, 0),
+                Some(frame) => self.frame = frame,
                 None if self.cut.is_empty() => return Poll::Ready(Ok(None)),
                 None => return Poll::Ready(Err(Status::internal("the answer ended within a message"))),
             }
