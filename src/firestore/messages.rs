@@ -197,7 +197,8 @@ fn message_len(&[compressed, ref len @ ..]: &[u8; HEAD]) -> Result<usize, Status
         0 => Err(Status::out_of_range(format!(
             "the answer has a message of {len} bytes, and {LARGEST_MESSAGE} are taken at most"
         ))),
-        _ => Err(Status::unimplemented(
+        // Not "unimplemented", which says what the server cannot do, and is believed.
+        _ => Err(Status::internal(
             "the answer is no gRPC, or is compressed, which was not asked for",
         )),
     }
@@ -217,17 +218,17 @@ fn no_status() -> Status {
 }
 
 /// The status of an answer that is not gRPC's, as a proxy gives it, by
-/// <https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>.
+/// <https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>, except that what passes may be called
+/// so: servers that speak gRPC answer 200 with a status of their own, whatever they do not have or cannot do.
 fn http_error(status: StatusCode) -> Status {
     let code = match status {
         StatusCode::BAD_REQUEST => Code::Internal,
         StatusCode::UNAUTHORIZED => Code::Unauthenticated,
         StatusCode::FORBIDDEN => Code::PermissionDenied,
-        StatusCode::NOT_FOUND => Code::Unimplemented,
-        StatusCode::TOO_MANY_REQUESTS
-        | StatusCode::BAD_GATEWAY
-        | StatusCode::SERVICE_UNAVAILABLE
-        | StatusCode::GATEWAY_TIMEOUT => Code::Unavailable,
+        StatusCode::NOT_FOUND | StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
+            Code::Unavailable
+        }
+        _ if status.is_server_error() => Code::Unavailable,
         _ => Code::Unknown,
     };
     Status::new(
@@ -243,6 +244,7 @@ mod tests {
     use futures::StreamExt;
     use proptest::prelude::*;
 
+    use super::super::retry::is_retryable;
     use super::*;
 
     fn response(frames: Vec<Frame<Bytes>>) -> http::Response<Body> {
@@ -334,9 +336,11 @@ mod tests {
 
     #[test]
     fn what_cannot_be_taken_is_refused() {
-        let compressed = Frame::data(Bytes::from_static(&[1, 0, 0, 0, 1, 9]));
-        let (_, ended) = all(response(vec![compressed, trailers("0")]));
-        assert_eq!(ended.unwrap_err().code(), Code::Unimplemented);
+        for stranger in [&[1, 0, 0, 0, 1, 9][..], b"<html>"] {
+            let (_, ended) = all(response(vec![Frame::data(Bytes::from_static(stranger))]));
+            let status = ended.unwrap_err();
+            assert!(is_retryable(&status), "{status}");
+        }
         let endless = Frame::data(Bytes::from_static(&[0, 255, 255, 255, 255, 9]));
         let (_, ended) = all(response(vec![endless, trailers("0")]));
         assert_eq!(ended.unwrap_err().code(), Code::OutOfRange);
@@ -356,8 +360,10 @@ mod tests {
         assert!(matches!(all(with(200, Some("0"))), (messages, Ok(())) if messages.is_empty()));
         let refused = |http, grpc| Messages::new(with(http, grpc)).unwrap_err().code();
         assert_eq!(refused(200, Some("7")), Code::PermissionDenied);
-        assert_eq!(refused(503, None), Code::Unavailable);
-        assert_eq!(refused(404, None), Code::Unimplemented);
+        assert_eq!(refused(403, None), Code::PermissionDenied);
+        for passing in [404, 408, 429, 500, 502, 503, 504] {
+            assert_eq!(refused(passing, None), Code::Unavailable, "{passing}");
+        }
         assert_eq!(refused(418, None), Code::Unknown);
     }
 

@@ -352,13 +352,15 @@ impl Store {
             // Stores word an end past the object's, or a start, in their own ways; the object's size settles it.
             Err(error) => {
                 let error = self.failed(name, "read", error);
-                if matches!(error, StoreError::Other { .. })
-                    && let Ok(info) = self.head(name).await
-                    && info.size < range.end
-                {
-                    return Err(out_of_range(info.size));
+                if !matches!(error, StoreError::Other { .. }) {
+                    return Err(error);
                 }
-                Err(error)
+                match self.head(name).await {
+                    Ok(info) if info.size < range.end => Err(out_of_range(info.size)),
+                    // What a folder holds under the name need not be a file.
+                    Err(missing @ StoreError::NotFound { .. }) => Err(missing),
+                    _ => Err(error),
+                }
             }
         }
     }

@@ -56,6 +56,18 @@ async fn requests_are_counted() {
 }
 
 #[tokio::test]
+async fn a_folder_is_no_object() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(folder.path().join("a/folder")).unwrap();
+    let store = Store::local(folder.path()).unwrap();
+    let error = store.get_range("a/folder", 0..10).await.unwrap_err();
+    assert!(
+        matches!(&error, StoreError::NotFound { name } if name == "a/folder"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
 async fn a_missing_folder_is_not_made_by_opening() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("not/there");
