@@ -205,9 +205,14 @@ impl RunCursor {
         let mut is_first = !page.cursor.has_started();
         while page.cursor.advance(&page.name)? {
             let key = page.cursor.key();
-            // No record has the empty key that this starts with.
-            if std::mem::take(&mut is_first) && *key <= *self.passed {
-                return Err(page.damaged("its records do not ascend at"));
+            if std::mem::take(&mut is_first) {
+                // No record has the empty key that this starts with.
+                if *key <= *self.passed {
+                    return Err(page.damaged("its records do not ascend at"));
+                }
+                if page.is_inside && key != page.listed().first_key.as_bytes() {
+                    return Err(page.damaged("its records do not begin where its entry says, but at"));
+                }
             }
             if page.is_inside {
                 return Ok(true);
@@ -450,7 +455,7 @@ impl Merge {
             let (cursor, before) = match second {
                 Some(second) => match self.cursors.get_disjoint_mut([top, second]) {
                     Ok([cursor, second]) => (cursor, Some(second.key())),
-                    Err(_) => break,
+                    Err(_) => return Err(ArchiveError::Misuse("a run is merged with itself".to_owned())),
                 },
                 None => (&mut self.cursors[top], None),
             };
@@ -470,5 +475,104 @@ impl Merge {
             }
         }
         Ok((!batch.is_empty()).then_some(Part::Records(batch)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::ids::{ChunkId, SessionId};
+    use crate::archive::index_page::PageBuilder;
+    use crate::document::{DocumentKey, DocumentPath};
+
+    fn key(id: &str) -> DocumentKey {
+        DocumentPath::parse(format!("c/{id}")).unwrap().key()
+    }
+
+    /// A page of tombstones, and what its entry says of its first and last.
+    fn page(ids: &[&str], listed: [&str; 2]) -> LoadedPage {
+        let mut builder = PageBuilder::default();
+        for id in ids {
+            builder.tombstone(key(id).as_bytes());
+        }
+        let mut plain = Vec::new();
+        builder.finish(&mut plain);
+        let [first_key, last_key] = listed.map(key);
+        let listed = PageEntry {
+            first_key,
+            last_key,
+            puts: 0,
+            tombstones: ids.len() as u32,
+            stored_len: 0,
+            stored_raw: true,
+            raw_len: plain.len() as u32,
+            hash: [0; 32],
+        };
+        let entry = IndexEntry {
+            chunk: ChunkRef {
+                id: ChunkId::from_bytes([0; 32]),
+                session: SessionId::from_u64(0),
+                raw_len: 0,
+                stored_len: 0,
+            },
+            pages: vec![listed],
+            data: Vec::new(),
+            body_bytes: 0,
+            filter: Vec::new(),
+        };
+        LoadedPage {
+            block: Arc::new(DirectoryBlock { entries: vec![entry] }),
+            entry: 0,
+            number: 0,
+            name: "index".into(),
+            cursor: PageCursor::new("index", plain).unwrap(),
+            is_inside: true,
+        }
+    }
+
+    /// Reads pages one after the other, and says what is wrong with them.
+    fn read(pages: Vec<LoadedPage>) -> std::result::Result<usize, String> {
+        let mut cursor = RunCursor {
+            source: None,
+            ahead: None,
+            read_ahead: false,
+            range: KeyRange::all(),
+            page: None,
+            passed: Vec::new(),
+            numbers: Vec::new(),
+            numbered: (0, 0, 0),
+        };
+        let mut records = 0;
+        for page in pages {
+            cursor.page = Some(page);
+            while cursor.advance_on_page().map_err(|error| error.to_string())? {
+                records += 1;
+            }
+        }
+        Ok(records)
+    }
+
+    #[test]
+    fn pages_hold_what_their_entries_say_in_order() {
+        assert_eq!(
+            read(vec![page(&["a", "b"], ["a", "b"]), page(&["c"], ["c", "c"])]),
+            Ok(3)
+        );
+        for (pages, what) in [
+            (
+                vec![page(&["b"], ["b", "b"]), page(&["b"], ["b", "b"])],
+                "do not ascend",
+            ),
+            (
+                vec![page(&["c"], ["c", "c"]), page(&["b"], ["b", "b"])],
+                "do not ascend",
+            ),
+            (vec![page(&["a", "b"], ["b", "b"])], "do not begin where"),
+            (vec![page(&["a", "b"], ["a", "c"])], "do not end where"),
+            (vec![page(&["a", "b"], ["a", "a"])], "do not end where"),
+        ] {
+            let error = read(pages).unwrap_err();
+            assert!(error.contains(what), "{error}");
+        }
     }
 }
