@@ -36,21 +36,23 @@ impl AnswerStream {
 
     /// The next message, `None` when the server has ended the stream with OK.
     pub(super) async fn next(&mut self) -> Result<Option<&[u8]>, Status> {
-        let arrived = match self.poll_now() {
-            Poll::Ready(arrived) => arrived,
-            // Only what does not arrive at once is worth a timer.
-            Poll::Pending => {
-                let next = poll_fn(|context| self.messages.poll_next(context));
-                match tokio::time::timeout(self.stall_timeout, next).await {
-                    Ok(arrived) => arrived,
-                    Err(_) => Err(Status::deadline_exceeded(format!(
-                        "nothing arrived for {} s",
-                        self.stall_timeout.as_secs()
-                    ))),
-                }
-            }
-        };
-        Ok(arrived?.map(|place| self.messages.at(place)))
+        let place = self.next_place().await?;
+        Ok(place.map(|place| self.messages.at(place)))
+    }
+
+    async fn next_place(&mut self) -> Result<Option<Place>, Status> {
+        // Only what does not arrive at once is worth a timer.
+        if let Poll::Ready(arrived) = self.poll_now() {
+            return arrived;
+        }
+        let next = poll_fn(|context| self.messages.poll_next(context));
+        match tokio::time::timeout(self.stall_timeout, next).await {
+            Ok(arrived) => arrived,
+            Err(_) => Err(Status::deadline_exceeded(format!(
+                "nothing arrived for {} s",
+                self.stall_timeout.as_secs()
+            ))),
+        }
     }
 
     #[inline]
@@ -109,10 +111,8 @@ impl Firestore {
         request: RawRequest,
     ) -> Result<Bytes, Status> {
         let mut answers = self.open_stream(lane, method, request).await?;
-        let answer = match answers.next().await? {
-            Some(answer) => Bytes::copy_from_slice(answer),
-            None => return Err(no_answer()),
-        };
+        let place = answers.next_place().await?.ok_or_else(no_answer)?;
+        let answer = answers.messages.take(place);
         if answers.next().await?.is_some() {
             return Err(Status::internal("one request was answered twice"));
         }

@@ -118,6 +118,14 @@ impl Messages {
         }
     }
 
+    /// The same, to keep: the memory that it arrived in, and not a copy.
+    pub(super) fn take(&mut self, place: Place) -> Bytes {
+        match place {
+            Place::Frame(range) => self.frame.slice(range),
+            Place::Cut => Bytes::from(std::mem::take(&mut self.cut)).slice(HEAD..),
+        }
+    }
+
     /// The next message if all of it lies in the frame.
     #[inline]
     fn next_in_frame(&mut self) -> Option<Place> {
@@ -275,7 +283,13 @@ mod tests {
         let mut all = Vec::new();
         loop {
             match messages.poll_next(&mut context) {
-                Poll::Ready(Ok(Some(place))) => all.push(messages.at(place).to_vec()),
+                Poll::Ready(Ok(Some(place))) => {
+                    all.push(messages.at(place.clone()).to_vec());
+                    // Every other one is kept.
+                    if all.len() % 2 == 0 {
+                        assert_eq!(messages.take(place), all[all.len() - 1]);
+                    }
+                }
                 Poll::Ready(Ok(None)) => return (all, Ok(())),
                 Poll::Ready(Err(status)) => return (all, Err(status)),
                 Poll::Pending => unreachable!("everything has arrived"),
