@@ -67,6 +67,19 @@ async fn a_folder_is_no_object() {
     );
 }
 
+/// Nobody makes room for what is only claimed.
+#[tokio::test]
+async fn an_impossible_range_is_refused_with_the_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::local(folder.path()).unwrap();
+    store.put_new("a/ten", "0123456789").await.unwrap();
+    let error = store.get_range("a/ten", 0..1 << 50).await.unwrap_err();
+    assert!(
+        matches!(error, StoreError::OutOfRange { size: 10, .. }),
+        "{error}"
+    );
+}
+
 #[tokio::test]
 async fn a_missing_folder_is_not_made_by_opening() {
     let folder = tempfile::tempdir().unwrap();
