@@ -15,7 +15,7 @@ use crate::firestore::{self, BulkWriter, Firestore};
 use crate::json::{DocumentsFile, JsonError};
 use crate::progress::Progress;
 use crate::restore::{
-    Account, Checks, Conflicts, DRAIN_PATIENCE, Found, Look, Reads, ReferenceMode, RestoreCounts,
+    Account, Checks, Conflicts, DRAIN_PATIENCE, Found, Look, Read, Reads, ReferenceMode, RestoreCounts,
     RestoreError, RestoreMode, RestoreOptions, RestorePlan, RestoreStats, Rules, Sent, Tally, Warning,
     plan_document, refuse_foreign, ttl_fields_of, write_document,
 };
@@ -81,17 +81,8 @@ pub async fn plan_import(
         }
     }
     reading.await?.map_err(ImportError::Refused)?;
-    let billed_reads = match rules.look() {
-        Look::Nothing => 0,
-        Look::Documents => database.stats().counts().since(&before).billed_reads,
-    };
-    Ok(RestorePlan::new(
-        &counts,
-        tally,
-        billed_reads,
-        &conflicts,
-        options,
-    ))
+    let read = Read::since(&before, database, rules.look());
+    Ok(RestorePlan::new(&counts, tally, read, &conflicts, options))
 }
 
 /// Reads the files through for what to know before their documents are written, without a look at the database: as if all

@@ -43,7 +43,7 @@ pub(crate) async fn run(
             .await
             .map_err(wrong_usage)?;
         let output = global.output();
-        let cost = write.cost(&plan, &database).await?;
+        let cost = write.cost(&plan, &database, false).await?;
         let outcome = show_plan(output, &plan, &source, target, &options, &cost)?;
         output.json(&Plan {
             dry_run: true,

@@ -372,7 +372,8 @@ async fn dry_run(
         .map_err(wrong_usage)?;
     let output = global.output();
     let source = format!("snapshot {}", reader.id());
-    let cost = write.cost(&plan, &database).await?;
+    let from_bucket = global.repository_folder()?.is_none();
+    let cost = write.cost(&plan, &database, from_bucket).await?;
     let outcome = show_plan(output, &plan, &source, target, options, &cost)?;
     output.json(&Plan {
         dry_run: true,

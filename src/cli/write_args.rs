@@ -185,10 +185,15 @@ impl WriteArgs {
         options
     }
 
-    /// What a plan costs that writes into a database.
-    pub(super) async fn cost(&self, plan: &RestorePlan, database: &Firestore) -> anyhow::Result<Cost> {
+    /// What a plan costs that writes into a database; `from_bucket`: whether what leaves the repository is paid for.
+    pub(super) async fn cost(
+        &self,
+        plan: &RestorePlan,
+        database: &Firestore,
+        from_bucket: bool,
+    ) -> anyhow::Result<Cost> {
         let location = cost_args::location(database).await;
-        Ok(self.prices.at(location.as_deref())?.of(&plan.billed()))
+        Ok(self.prices.at(location.as_deref())?.of(&plan.billed(from_bucket)))
     }
 
     /// Says what comes of writing, and asks before documents are written or deleted.
@@ -287,6 +292,15 @@ pub(super) fn show_plan(
         output::count(plan.billed_reads, "read"),
         output::count(plan.billed_writes, "write"),
         output::count(plan.billed_deletes, "delete"),
+    ))?;
+    let fetched = match plan.fetched_bytes {
+        0 => String::new(),
+        fetched => format!("{} from the repository, ", output::bytes(fetched)),
+    };
+    output.data(format!(
+        "What goes from place to place: {fetched}{} from the database and {} into it.",
+        output::bytes(plan.read_bytes),
+        output::bytes(plan.written_bytes),
     ))?;
     cost_args::show(output, cost)?;
     if plan.billed_writes + plan.billed_deletes > 0 {

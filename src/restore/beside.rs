@@ -200,10 +200,13 @@ impl Beside {
                 body: document.body,
             },
         };
-        let fate = self.shared.rules.known_fate(&found).or_else(|| {
+        let rules = &self.shared.rules;
+        // What a plan leaves alone and the restore sends is read by the restore, and so by the plan: it may be damaged.
+        let known = rules.known_fate(&found).filter(|fate| !rules.sends_anyway(*fate));
+        let fate = known.or_else(|| {
             let document = there?;
-            let equal = self.shared.rules.skips_equal_body(document.update_time)
-                && self.is_body_of(record, document.body);
+            let equal =
+                rules.skips_equal_body(document.update_time) && self.is_body_of(record, document.body);
             equal.then_some(Fate::Unchanged)
         });
         if let Some(fate) = fate {

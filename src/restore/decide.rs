@@ -87,7 +87,6 @@ impl Shared {
     pub(super) fn settle(&self, path: &DocumentPath, fate: Fate, step: &mut Step) {
         step.counts.fates.note(fate);
         step.tally.note(path, fate);
-        step.tally.writes += u64::from(self.rules.sends_anyway(fate));
         if fate == Fate::Conflict {
             step.conflicts.note(path);
         }
@@ -463,9 +462,14 @@ pub(crate) fn plan(
         .decide(Cow::Borrowed(&body), found)
         .map_err(|error| invalid(path, error))?;
     tally.note(path, decision.fate);
-    tally.writes += u64::from(rules.sends_anyway(decision.fate));
+    let sent = match &decision.action {
+        Action::Nothing => rules.sends_anyway(decision.fate).then_some(body.len()),
+        Action::Put(body) => Some(body.len()),
+        Action::Patch { body, .. } => Some(body.len()),
+    };
+    tally.writes += u64::from(sent.is_some());
+    tally.written_bytes += sent.unwrap_or(0) as u64;
     if decision.action != Action::Nothing {
-        tally.writes += 1;
         examine(path, &body, checks, &mut tally.warnings).map_err(|error| invalid(path, error))?;
     }
     Ok(Outcome {

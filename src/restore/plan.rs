@@ -17,7 +17,7 @@ use crate::archive::{Lease, SnapshotReader};
 use crate::compare::{Difference, DifferenceKind, NAMED_DIFFERENCES};
 use crate::cost::Billed;
 use crate::document::{DatabaseName, DocumentPath};
-use crate::firestore::{Firestore, write_time};
+use crate::firestore::{Firestore, RequestCounts, write_time};
 
 /// What a restore would do.
 #[derive(Clone, Debug, Default, serde::Serialize)]
@@ -39,6 +39,15 @@ pub struct RestorePlan {
     pub billed_writes: u64,
     /// Deletes that it would be billed.
     pub billed_deletes: u64,
+    /// Bytes of the database's answers that the restore would read, about.
+    pub read_bytes: u64,
+    /// Bytes of the repository's objects that it would read.
+    pub fetched_bytes: u64,
+    /// Bytes of the fields that it would send to be written, in canonical form, those of refused writes among them. The database
+    /// stores fields with names and with entries of its indexes, which are not known here.
+    pub written_bytes: u64,
+    /// All that would go from one place to another: these three.
+    pub transferred_bytes: u64,
     /// The least time that the writes take at the rate and the ramp that they would have; none where nothing bounds it.
     pub seconds: Option<f64>,
     /// Documents that were changed too late and would be left alone: the first of them.
@@ -65,6 +74,8 @@ pub struct Findings {
 pub(crate) struct Tally {
     pub(crate) collections: BTreeMap<String, Fates>,
     pub(crate) writes: u64,
+    /// Bytes of their fields, in canonical form.
+    pub(crate) written_bytes: u64,
     pub(crate) some_differences: Vec<Difference>,
     pub(crate) warnings: Vec<Warning>,
 }
@@ -96,6 +107,7 @@ impl Tally {
             *self.collections.entry(collection).or_default() += fates;
         }
         self.writes += other.writes;
+        self.written_bytes += other.written_bytes;
         let room = NAMED_DIFFERENCES.saturating_sub(self.some_differences.len());
         let more = other.some_differences.into_iter().take(room);
         self.some_differences.extend(more);
@@ -108,20 +120,22 @@ impl Tally {
 }
 
 impl RestorePlan {
-    /// What is paid for: operations. What the documents take in the database then, indexes included, is not known here.
-    pub fn billed(&self) -> Billed {
+    /// What is paid for; `from_bucket`: whether what leaves the repository is. What goes into a database is free, and what the
+    /// documents take in it then, indexes included, is not known here.
+    pub fn billed(&self, from_bucket: bool) -> Billed {
         Billed {
             reads: self.billed_reads,
             writes: self.billed_writes,
             deletes: self.billed_deletes,
-            ..Billed::default()
+            stored_bytes: 0,
+            transferred_bytes: self.read_bytes + if from_bucket { self.fetched_bytes } else { 0 },
         }
     }
 
     pub(crate) fn new(
         counts: &RestoreCounts,
         mut tally: Tally,
-        billed_reads: u64,
+        read: Read,
         conflicts: &Conflicts,
         options: &RestoreOptions,
     ) -> Self {
@@ -140,14 +154,44 @@ impl RestorePlan {
             fates: counts.fates,
             collections: tally.collections,
             references: counts.references,
-            billed_reads,
+            billed_reads: read.billed_reads,
             billed_writes: tally.writes,
             billed_deletes,
+            read_bytes: read.bytes,
+            fetched_bytes: read.fetched_bytes,
+            written_bytes: tally.written_bytes,
+            transferred_bytes: read.bytes + read.fetched_bytes + tally.written_bytes,
             seconds: time.map(|time| time.as_secs_f64()),
             conflicting: conflicts.paths(),
             some_differences: tally.some_differences,
             warnings: tally.warnings,
             gaps: Vec::new(),
+        }
+    }
+}
+
+/// What the writing would read, as the plan did.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Read {
+    pub(crate) billed_reads: u64,
+    /// Bytes of the database's answers.
+    pub(crate) bytes: u64,
+    /// Bytes of the repository's objects.
+    pub(crate) fetched_bytes: u64,
+}
+
+impl Read {
+    /// What was read of the database since then: a plan looks into it to tell what would become of its documents, which the writing
+    /// does only where `look` says so.
+    pub(crate) fn since(before: &RequestCounts, database: &Firestore, look: Look) -> Self {
+        let counts = database.stats().counts().since(before);
+        match look {
+            Look::Nothing => Self::default(),
+            Look::Documents => Self {
+                billed_reads: counts.billed_reads,
+                bytes: counts.received_bytes,
+                fetched_bytes: 0,
+            },
         }
     }
 }
@@ -160,15 +204,17 @@ pub async fn plan_restore(
     options: &RestoreOptions,
 ) -> Result<RestorePlan, RestoreError> {
     let before = database.stats().counts();
+    let store = reader.repository().store();
+    let fetched_before = store.requests().received_bytes;
     let target = database.database();
     let checks = Checks::new(&check::ttl_fields_of(database, options).await);
     let purpose = Purpose::Plan(Look::Documents, checks);
     let decide = Decide::new(reader, target, Some(database), options, purpose)?;
     let rules_look = decide.shared.rules.look();
     let survey = leased(reader, survey(decide, options)).await?;
-    let billed_reads = match rules_look {
-        Look::Nothing => 0,
-        Look::Documents => database.stats().counts().since(&before).billed_reads,
+    let read = Read {
+        fetched_bytes: store.requests().received_bytes - fetched_before,
+        ..Read::since(&before, database, rules_look)
     };
     let Survey {
         counts,
@@ -178,7 +224,7 @@ pub async fn plan_restore(
     } = survey;
     Ok(RestorePlan {
         gaps,
-        ..RestorePlan::new(&counts, tally, billed_reads, &conflicts, options)
+        ..RestorePlan::new(&counts, tally, read, &conflicts, options)
     })
 }
 

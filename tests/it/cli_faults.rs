@@ -1,13 +1,14 @@
 //! Trouble with the server, the disk and the rights, seen from the command line.
 
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 
 use firebank::sandbox::{Effect, Fault, FaultPlan, Rpc, When};
 use tonic::Code;
 
 use crate::cli_support::*;
+use crate::support::tools;
 
 fn refuse(shop: &Shop, methods: &[Rpc]) {
     let effect = Effect::Status(Code::PermissionDenied, "no such right".to_owned());
@@ -261,27 +262,47 @@ fn a_server_in_trouble_is_asked_again() {
     assert_eq!(shop.contents("demo-x"), original);
 }
 
-/// As the user `nobody` where the tests run as root, whom no rights hold back.
-fn without_rights(shop: &Shop, arguments: &[&str]) -> Option<Ended> {
-    let probe = shop.file("backups/.probe");
-    let mut command = shop.std_command();
-    command.args(arguments);
-    if std::fs::write(&probe, "").is_ok() {
-        std::fs::remove_file(probe).unwrap();
-        command.uid(65_534).gid(65_534);
-        if shop_binary_is_unreachable(shop) {
-            // `eprintln!` would be captured, and a skipped test must be seen.
-            let _ = writeln!(std::io::stderr(), "SKIPPED: rights hold nobody back here");
-            return None;
-        }
-    }
-    Some(finish(command))
+/// Somebody whom rights hold back: as the user `nobody` where the tests run as root, with a binary of its own, for the one that was
+/// built may lie where only root can go.
+struct Nobody {
+    binary: Option<PathBuf>,
 }
 
-fn shop_binary_is_unreachable(shop: &Shop) -> bool {
-    let mut version = shop.std_command();
-    version.arg("--version").uid(65_534).gid(65_534);
-    !version.output().is_ok_and(|output| output.status.success())
+impl Nobody {
+    /// None where there is nobody like that, which is said.
+    fn of(shop: &Shop) -> Option<Self> {
+        let probe = shop.file("backups/.probe");
+        if std::fs::write(&probe, "").is_err() {
+            return Some(Self { binary: None });
+        }
+        std::fs::remove_file(probe).unwrap();
+        let binary = shop.path().with_file_name("firebank-of-nobody");
+        std::fs::copy(env!("CARGO_BIN_EXE_firebank"), &binary).unwrap();
+        std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let nobody = Self { binary: Some(binary) };
+        let mut version = nobody.command(shop);
+        let reached = version.arg("--version").output();
+        if reached.is_ok_and(|output| output.status.success()) {
+            return Some(nobody);
+        }
+        tools::skip("rights", "the user `nobody` cannot reach the tests' folder");
+        None
+    }
+
+    fn command(&self, shop: &Shop) -> std::process::Command {
+        let Some(binary) = &self.binary else {
+            return shop.std_command();
+        };
+        let mut command = shop.std_command_of(binary);
+        command.uid(65_534).gid(65_534);
+        command
+    }
+
+    fn run(&self, shop: &Shop, arguments: &[&str]) -> Ended {
+        let mut command = self.command(shop);
+        command.args(arguments);
+        finish(command)
+    }
 }
 
 fn set_mode(path: &std::path::Path, folders: u32, files: u32) {
@@ -306,20 +327,22 @@ fn a_folder_that_may_only_be_read_can_be_restored_from() {
     let before = shop.files();
     let address = shop.address();
     let server = ["--emulator", &*address, "--project", SHOP];
-    if let Some(refused) = without_rights(&shop, &[&["backup"][..], &server].concat()) {
-        refused.fails(1, &["ermission", "sessions/"]);
-        let read = without_rights(&shop, &["verify", "--read-data"]).unwrap();
-        assert_eq!(read.code, 0, "{read}");
-        let arguments = [&["restore", &id, "--to-project", "demo-x"][..], &server].concat();
-        let restored = without_rights(&shop, &arguments).unwrap();
-        assert_eq!(restored.code, 0, "{restored}");
-        assert_eq!(shop.contents("demo-x"), shop.contents(SHOP));
-        let doctor = without_rights(&shop, &[&["doctor"][..], &server].concat()).unwrap();
-        assert!(
-            doctor.code == 3 && doctor.stdout.contains("repository writes"),
-            "{doctor}"
-        );
-    }
+    let Some(nobody) = Nobody::of(&shop) else {
+        return;
+    };
+    let backup = nobody.run(&shop, &[&["backup"][..], &server].concat());
+    backup.fails(1, &["ermission", "sessions/"]);
+    let read = nobody.run(&shop, &["verify", "--read-data"]);
+    assert_eq!(read.code, 0, "{read}");
+    let arguments = [&["restore", &id, "--to-project", "demo-x"][..], &server].concat();
+    let restored = nobody.run(&shop, &arguments);
+    assert_eq!(restored.code, 0, "{restored}");
+    assert_eq!(shop.contents("demo-x"), shop.contents(SHOP));
+    let doctor = nobody.run(&shop, &[&["doctor"][..], &server].concat());
+    assert!(
+        doctor.code == 3 && doctor.stdout.contains("repository writes"),
+        "{doctor}"
+    );
     assert_eq!(shop.files(), before);
     // Not even read: no damage, and no "intact" either.
     let snapshot = shop.file(&format!("backups/snapshots/{id}.json"));
@@ -333,9 +356,7 @@ fn a_folder_that_may_only_be_read_can_be_restored_from() {
             &["verify", "--read-data"][..],
             &["restore", &id, "--to-project", "demo-y", "--emulator", &address],
         ] {
-            if let Some(ended) = without_rights(&shop, command) {
-                ended.fails(1, &["ermission"]);
-            }
+            nobody.run(&shop, command).fails(1, &["ermission"]);
         }
         let mode = if hidden.is_dir() { 0o755 } else { 0o644 };
         std::fs::set_permissions(hidden, std::fs::Permissions::from_mode(mode)).unwrap();

@@ -62,7 +62,12 @@ impl Desk {
     }
 
     pub(crate) fn std_command(&self) -> std::process::Command {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_firebank"));
+        self.std_command_of(Path::new(env!("CARGO_BIN_EXE_firebank")))
+    }
+
+    /// The same by another binary.
+    pub(crate) fn std_command_of(&self, binary: &Path) -> std::process::Command {
+        let mut command = std::process::Command::new(binary);
         command
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
@@ -342,7 +347,7 @@ impl Shop {
 }
 
 /// What a plan says, beside what it is a plan of.
-pub(crate) const PLAN_KEYS: [&str; 22] = [
+pub(crate) const PLAN_KEYS: [&str; 26] = [
     "billed_deletes",
     "billed_reads",
     "billed_writes",
@@ -357,14 +362,18 @@ pub(crate) const PLAN_KEYS: [&str; 22] = [
     "documents",
     "dry_run",
     "existing",
+    "fetched_bytes",
     "gaps",
     "left_out",
+    "read_bytes",
     "references",
     "seconds",
     "some_differences",
     "target",
+    "transferred_bytes",
     "unchanged",
     "warnings",
+    "written_bytes",
 ];
 
 /// The keys of a plan's JSON, of a `snapshot` or of `files`.

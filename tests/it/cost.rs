@@ -287,12 +287,16 @@ async fn the_plan_of_a_restore_is_near_to_what_each_mode_is_billed() {
             mode,
             ..restore_options(&target, &folder.path().join("failed.ndjson"))
         };
-        let plan = plan_restore(&reader, &target, &options).await.unwrap();
         let before = world.sandbox.usage();
+        let plan = plan_restore(&reader, &target, &options).await.unwrap();
+        let looked_at = world.sandbox.usage().since(&before);
+        let before = world.sandbox.usage();
+        let fetched_before = world.repository.store().requests().received_bytes;
         let stats = restore(&reader, &target, options, &Progress::new())
             .await
             .unwrap();
         let used = world.sandbox.usage().since(&before);
+        let fetched = world.repository.store().requests().received_bytes - fetched_before;
         for (what, planned, told, billed) in [
             ("reads", plan.billed_reads, stats.billed_reads, used.reads),
             ("writes", plan.billed_writes, stats.billed_writes, used.writes),
@@ -302,6 +306,25 @@ async fn the_plan_of_a_restore_is_near_to_what_each_mode_is_billed() {
             assert_near(&what, planned, billed, 0.1);
             assert_eq!(told, billed, "{what}");
         }
+        // A plan looks in every mode, but only some of them do when they write.
+        let looks = !matches!(mode, RestoreMode::Overwrite | RestoreMode::CreateOnly);
+        let read = if looks { looked_at.sent_bytes } else { 0 };
+        assert_near(&format!("{mode:?}: read"), plan.read_bytes, read, 0.1);
+        assert_near(&format!("{mode:?}: fetched"), plan.fetched_bytes, fetched, 0.1);
+        // A write brings its document's name, too.
+        let most = used.received_bytes - plan.billed_deletes;
+        let written = most / 4..most;
+        assert!(
+            written.contains(&plan.written_bytes),
+            "{mode:?}: {plan:?}, {most}"
+        );
+        if mode == RestoreMode::Overwrite {
+            assert_eq!(plan.written_bytes, stats.bytes);
+        }
+        assert_eq!(
+            plan.transferred_bytes,
+            plan.read_bytes + plan.fetched_bytes + plan.written_bytes
+        );
     }
 }
 
@@ -387,6 +410,18 @@ fn prices_are_those_of_the_database_and_plans_of_restores_show_them() {
     );
     let shown = shop.firebank(restore).done();
     assert!(shown.contains("That is about USD 0.0000090"), "{shown}");
+    let bytes = |name: &str| plan[name].as_u64().unwrap();
+    assert!(bytes("fetched_bytes") > 0 && bytes("read_bytes") == 0, "{plan}");
+    assert_eq!(bytes("written_bytes"), bytes("bytes"));
+    assert!(
+        shown.contains("from the repository, 0 B from the database and"),
+        "{shown}"
+    );
+    // A folder's bytes leave nothing that is billed.
+    shop.desk.write("prices.json", r#"{"egress_gib": 1000000}"#);
+    let priced = [&restore[..], &["--json", "--prices", "prices.json"]].concat();
+    let priced = shop.firebank(priced).json();
+    assert_eq!(priced["cost"]["egress"], 0.0, "{priced}");
     shop.firebank(["export", &id, "--format", "ndjson", "-o", "out"])
         .done();
     let files: Vec<String> = files_below(&shop.file("out"));
@@ -625,9 +660,20 @@ fn a_bucket_in_another_region_is_warned_of() {
         estimate["region_warning"].as_str().unwrap().contains(FAR),
         "{estimate}"
     );
-    // What is in a bucket is paid for.
+    // What is in a bucket is paid for, and what leaves it.
     let first = firebank("", &["backup", "-n", "--full", "--json"]).json();
     assert!(first["cost"]["stored_month"].as_f64().unwrap() > 0.0, "{first}");
+    shop.desk.write("prices.json", r#"{"egress_gib": 1048576}"#);
+    let restore = ["restore", "latest", "--to-project", "demo-x", "--mode", "mirror"];
+    let priced = ["--dry-run", "--json", "--prices", "prices.json"];
+    let plan = firebank("", &[&restore[..], &priced[..]].concat()).json();
+    let bytes = |name: &str| plan[name].as_u64().unwrap();
+    assert!(bytes("read_bytes") > 0 && bytes("fetched_bytes") > 0, "{plan}");
+    let kib = (bytes("read_bytes") + bytes("fetched_bytes")) as f64 / 1024.0;
+    assert!(
+        (plan["cost"]["egress"].as_f64().unwrap() - kib).abs() < 1e-6,
+        "{plan}"
+    );
 }
 
 #[test]
