@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::{Arg, Args};
 use serde::Serialize;
 
+use super::billed::BilledView;
 use super::confirm::confirm;
 use super::migration_args::{RunArgs, repository};
 use super::options::GlobalOptions;
@@ -38,8 +39,16 @@ fn only_with_schema(argument: Arg) -> Arg {
 struct Summary {
     repository: String,
     id: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    applied: Option<Vec<Applied>>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    schema: Option<Schema>,
+}
+
+/// What became of the first migration.
+#[derive(Serialize)]
+struct Schema {
+    applied: Vec<Applied>,
+    #[serde(flatten)]
+    billed: BilledView,
 }
 
 impl InitCommand {
@@ -82,7 +91,7 @@ impl InitCommand {
         let mut summary = Summary {
             repository: repository.store().location().to_owned(),
             id: repository.id().to_string(),
-            applied: None,
+            schema: None,
         };
         if let Some(first) = first {
             let runner = self.run.runner(global, false, stop).await?;
@@ -99,7 +108,12 @@ impl InitCommand {
                 ))?,
                 None => output.line(format!("The schema is there already ({first}).",))?,
             }
-            summary.applied = Some(stats.applied);
+            let billed = BilledView::of(runner.database());
+            billed.tell(output)?;
+            summary.schema = Some(Schema {
+                applied: stats.applied,
+                billed,
+            });
         }
         output.json(&summary)?;
         Ok(Outcome::Done)

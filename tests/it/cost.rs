@@ -685,6 +685,10 @@ fn every_summary_says_what_was_billed() {
         "migrations/v1_currency.js",
         "export function migrate(db) { db.addField('products', 'currency', 'EUR'); }",
     );
+    shop.desk.write(
+        "migrations/v2_state.js",
+        "export function migrate(db) { db.addField('products', 'state', 'new'); }",
+    );
     let mirror = [
         "restore",
         "latest",
@@ -694,11 +698,12 @@ fn every_summary_says_what_was_billed() {
         "mirror",
         "--json",
     ];
-    let commands: [&[&str]; 14] = [
+    let commands: [&[&str]; 15] = [
         &["backup", "--json"],
         &["backup", "--read", "full", "--json"],
         &["backup", "--format", "json", "-o", "files", "--json"],
         &["migrate", "--dry-run", "--json"],
+        &["init", "--schema", "--json"],
         &["migrate", "--json"],
         &["diff", "latest", "live", "--json"],
         &["verify", "--live", "--json"],
