@@ -518,6 +518,55 @@ fn the_command_line_says_why_it_stopped_or_did_not_begin() {
         .fails(1, &["--max-reads allows 10", "nothing was begun", "--dry-run"]);
     assert_eq!(files_below(&shop.path()), before);
     shop.firebank(["backup", "--max-reads", "1000000"]).done();
+
+    // More than was to be expected, found out on the way.
+    const DOCUMENTS: u64 = 8_000;
+    let every = |step| {
+        let numbers = (0..DOCUMENTS).step_by(step);
+        numbers.map(|number| (place(number), body(number, 0))).collect()
+    };
+    shop.put("demo-night", every(1));
+    let backup = |arguments: &[&str]| {
+        let all = ["backup", "--ranges", "4", "--parallel", "1"];
+        shop.firebank_on("demo-night", [&all[..], arguments].concat())
+    };
+    backup(&[]).done();
+    backup(&[]).done();
+    shop.put("demo-night", every(2));
+    let snapshots = shop.snapshots().len();
+    backup(&["--max-reads", "9000"]).fails(1, &["--max-reads allows 9000", "--resume"]);
+    assert_eq!(shop.snapshots().len(), snapshots);
+    let gone_on = backup(&["--resume", "--json"]).json();
+    assert_eq!(gone_on["documents"], DOCUMENTS);
+    assert_eq!(gone_on["changed_documents"], DOCUMENTS / 2);
+    assert!(gone_on["billed_reads"].as_u64().unwrap() < 6_000, "{gone_on}");
+    assert_eq!(shop.snapshots().len(), snapshots + 1);
+}
+
+#[test]
+fn the_command_line_reads_no_faster_than_it_was_asked_to() {
+    const DOCUMENTS: u64 = 4_000;
+    let shop = Shop::empty();
+    shop.put(
+        SHOP,
+        (0..DOCUMENTS)
+            .map(|number| (place(number), body(number, 0)))
+            .collect(),
+    );
+    shop.run(["init"]).done();
+    for command in [
+        &["backup"][..],
+        &["backup", "--format", "json", "-o", "files"],
+        &["verify", "--live"],
+        &["diff", "latest", "live"],
+    ] {
+        let begin = std::time::Instant::now();
+        shop.firebank([command, &["--read-rate", "1000"]].concat()).done();
+        // A second's worth may come at once.
+        let least = (DOCUMENTS as f64 - 1_500.0) / 1_000.0;
+        let took = begin.elapsed().as_secs_f64();
+        assert!(took >= least, "{command:?}: {took}");
+    }
 }
 
 async fn at_rate(sandbox: &Sandbox, rate: f64) -> Firestore {

@@ -62,6 +62,7 @@ on_both!(field_values, super::check_field_values);
 on_both!(scans, super::check_scans);
 on_both!(filters, super::check_filters);
 on_both!(whole_collections, super::check_whole_collections);
+on_both!(collection_groups, super::check_collection_groups);
 on_both!(copies, super::check_copies);
 on_both!(dry_runs, super::check_dry_run);
 on_both!(steps_upon_steps, super::check_steps_upon_steps);
@@ -343,6 +344,107 @@ async fn check_whole_collections(database: &Firestore) {
         error.message.contains("has a field by the new name already"),
         "{error}"
     );
+}
+
+/// What works upon a collection works upon all of one name, wherever they are, and upon nothing else.
+async fn check_collection_groups(database: &Firestore) {
+    put_json(
+        database,
+        &[
+            ("orders/o1", r#"{"total": 5, "old": "a"}"#),
+            ("users/u1/orders/o2", r#"{"total": 15, "old": "b"}"#),
+            ("users/u2/orders/o3", r#"{"total": 25}"#),
+            ("users/u2/orders/o3/lines/l1", r#"{"total": 25}"#),
+            ("users/u1", r#"{"total": 15, "old": "c"}"#),
+        ],
+    )
+    .await;
+    let (stats, log) = run_ok(
+        database,
+        r#"
+        const found = (options) => [...db.collectionGroup("orders", options)].map((doc) => doc.id).join(" ");
+        db.log(found({ where: ["total", ">", 10] }), found({ where: [["total", "==", 5]] }), found({ orderBy: ["total", "desc"], limit: 2 }));
+        db.log([...db.documents("orders", { group: true, where: ["total", "in", [5, 25]] })].map((doc) => doc.path));
+        const all = { group: true };
+        db.log(db.addField("orders", "currency", "EUR", all), db.addField("orders", "large", (data) => data.total > 20, { ...all, where: ["total", ">", 10] }));
+        db.log(db.renameField("orders", "old", "legacy.name", all), db.removeField("orders", "total", all));
+        db.log(db.assertEvery("orders", (data, doc) => data.currency === "EUR" && doc.id.startsWith("o"), all));
+        db.log(db.transform("orders", (data, doc) => ({ ...data, at: doc.collection }), all), db.count("orders", { ...all, where: ["large", "==", true] }));
+        "#,
+    )
+    .await;
+    assert_eq!(
+        log,
+        [
+            "o2 o3 o1 o3 o2",
+            r#"["orders/o1","users/u2/orders/o3"]"#,
+            "3 2",
+            "2 3",
+            "3",
+            "3 1"
+        ]
+    );
+    assert_eq!(stats.deleted, 0);
+    for (name, expected) in [
+        (
+            "orders/o1",
+            r#"{"currency": "EUR", "legacy": {"name": "a"}, "at": "orders"}"#,
+        ),
+        (
+            "users/u1/orders/o2",
+            r#"{"currency": "EUR", "large": false, "legacy": {"name": "b"}, "at": "users/u1/orders"}"#,
+        ),
+        (
+            "users/u2/orders/o3",
+            r#"{"currency": "EUR", "large": true, "at": "users/u2/orders"}"#,
+        ),
+        ("users/u2/orders/o3/lines/l1", r#"{"total": 25}"#),
+        ("users/u1", r#"{"total": 15, "old": "c"}"#),
+    ] {
+        assert_eq!(get(database, name).await.unwrap(), fields(expected), "{name}");
+    }
+    let error = run(
+        database,
+        "db.assertEvery('orders', (data) => data.large, { group: true });",
+    )
+    .await
+    .result
+    .unwrap_err();
+    assert!(error.message.contains("orders/o1"), "{error}");
+}
+
+/// What scripts have beside the calls that read and write.
+#[tokio::test(flavor = "multi_thread")]
+async fn values_have_the_members_that_their_users_know() {
+    let sandbox = sandbox().await;
+    let database = connect(&sandbox.address().to_string(), "demo-members", "(default)").await;
+    let (_, log) = run_ok(
+        &database,
+        r#"
+        db.assert(Math.abs(Timestamp.now().toMillis() - Date.now()) < 600000);
+        const date = new Date(Date.UTC(2025, 5, 29, 12, 0, 0, 250));
+        db.assertEqual(Timestamp.fromDate(date), Timestamp.fromMillis(date.getTime()));
+        db.assertEqual(Timestamp.fromDate(date).toDate().getTime(), date.getTime());
+        db.assertEqual([Timestamp.fromMillis(-1).seconds, Timestamp.fromMillis(-1).nanoseconds], [-1, 999000000]);
+        db.assert(Timestamp.fromMillis(-1) < Timestamp.fromMillis(0) && new Timestamp(9) < new Timestamp(10));
+        const pairs = [
+            [new Timestamp(1, 2), new Timestamp(1, 2), new Timestamp(1, 3)],
+            [new GeoPoint(1, 2), new GeoPoint(1, 2), new GeoPoint(1, 3)],
+            [new DocumentReference("a/b"), new DocumentReference("a/b"), new DocumentReference("a/c")],
+            [new Vector([1, 2]), new Vector([1, 2]), new Vector([1, 2, 3])],
+            [Bytes.fromBase64String("AQI="), Bytes.fromUint8Array(new Uint8Array([1, 2])), Bytes.fromBase64String("AQM=")],
+        ];
+        for (const [one, same, other] of pairs) {
+            db.assert(one.isEqual(same) && !one.isEqual(other) && !one.isEqual(null), one);
+            db.assert(pairs.every(([foreign]) => foreign === one || !one.isEqual(foreign)), one);
+        }
+        const deep = new DocumentReference("users/u1/orders/o1");
+        db.assertEqual([deep.collection, deep.id, db.project], ["users/u1/orders", "o1", "demo-members"]);
+        db.debug("debug", 1); db.warn("warn", 2); db.error("error", 3);
+        "#,
+    )
+    .await;
+    assert_eq!(log, ["debug 1", "warn 2", "error 3"]);
 }
 
 async fn check_copies(database: &Firestore) {

@@ -1,6 +1,6 @@
 //! The database manager's commands: what guards them, what they do, and their old names.
 
-use firebank::document::canonical;
+use firebank::document::{DocumentPath, Fields, Value, canonical};
 
 use crate::cli_support::*;
 use crate::migrations_support::*;
@@ -250,6 +250,10 @@ fn the_old_names_work() {
         .firebank(["create", "add user analytics", "More of it"])
         .done();
     assert!(project.file("migrations/v2_add_user_analytics.js").is_file());
+    assert_eq!(
+        std::fs::read_to_string(project.file("migrations/firebank.d.ts")).unwrap(),
+        include_str!("../../migrations/firebank.d.ts")
+    );
     project.firebank(["migrate"]).done();
     project.firebank(["status"]).done();
     // backup.py
@@ -315,13 +319,51 @@ fn the_projects_own_migrations_run_and_come_back() {
     let record = canonical::decode(&after["_migrations/v2_user_preferences"]).unwrap();
     assert_eq!(
         record["created_collections"],
-        firebank::document::Value::Array(vec![firebank::document::Value::String(
-            "user_preferences".to_owned()
-        )])
+        Value::Array(vec![Value::String("user_preferences".to_owned())])
     );
     shop.firebank(["rollback", "--to", "0", "--migrations", folder])
         .done();
     let mut back = shop.contents(SHOP);
     back.retain(|path, _| !path.starts_with("_migrations"));
     assert!(back == before);
+}
+
+/// As they are printed, each in a file of its own.
+#[test]
+fn the_scripts_of_the_readme_run() {
+    let shop = Shop::open();
+    shop.run(["init"]).done();
+    std::fs::create_dir(shop.file("migrations")).unwrap();
+    let whole = |script: &str| match script.contains("function migrate") {
+        true => script.to_owned(),
+        false => format!("{script}export function migrate(db) {{}}\n"),
+    };
+    let scripts: Vec<&str> = include_str!("../../README.md")
+        .split("```js\n")
+        .skip(1)
+        .map(|rest| rest.split("```").next().unwrap())
+        .collect();
+    assert_eq!(scripts.len(), 3);
+    for (at, script) in scripts.iter().enumerate() {
+        shop.write(
+            &format!("migrations/v{}_of_the_readme.js", at + 1),
+            &whole(script),
+        );
+    }
+    let bare = DocumentPath::parse("products/without-a-currency").unwrap();
+    shop.put(SHOP, vec![(bare, canonical::encode(&Fields::new()))]);
+    let applied = shop.firebank(["migrate", "--json"]).json();
+    assert_eq!(ids(&applied["applied"]).len(), 3, "{applied}");
+    let after = shop.contents(SHOP);
+    let bare = canonical::decode(&after["products/without-a-currency"]).unwrap();
+    assert_eq!(bare["currency"], Value::String("EUR".to_owned()));
+    let schema = canonical::decode(&after["user_preferences/_schema"]).unwrap();
+    assert!(schema.contains_key("indexes"), "{schema:?}");
+    let empty = Shop::empty();
+    empty.run(["init"]).done();
+    std::fs::create_dir(empty.file("migrations")).unwrap();
+    empty.write("migrations/v1_of_the_readme.js", &whole(scripts[2]));
+    empty
+        .firebank(["migrate"])
+        .fails(1, &["v1_of_the_readme.js:2", "products"]);
 }

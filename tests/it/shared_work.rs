@@ -490,3 +490,68 @@ fn what_a_dead_task_was_to_verify_is_taken_over() {
         );
     }
 }
+
+/// As tasks of a Cloud Run Job, which tells them who they are and what they share; one is killed, whenever that is, and started
+/// again, as Cloud Run does.
+#[test]
+fn tasks_of_a_cloud_run_job_verify_and_restore_together() {
+    const TASKS: u32 = 3;
+    let (shop, snapshot) = scene();
+    let start = |execution: &str, index: u32, arguments: &[&str]| {
+        let mut command = shop.std_command();
+        command
+            .args(["--emulator", &shop.address(), "--project", SHOP])
+            .args(arguments)
+            .args(["--state", "state", "--json"])
+            .env("CLOUD_RUN_TASK_INDEX", index.to_string())
+            .env("CLOUD_RUN_TASK_COUNT", TASKS.to_string())
+            .env("CLOUD_RUN_EXECUTION", execution)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    // Says what the tasks reported, after one of them was killed.
+    let share = |execution: &str, code: i32, arguments: &[&str]| {
+        let mut tasks: Vec<Child> = (0..TASKS)
+            .map(|index| start(execution, index, arguments))
+            .collect();
+        let begun = Instant::now();
+        let has_begun = || {
+            let files = files_below(&shop.path());
+            files.iter().any(|name| name.starts_with("state/"))
+        };
+        while !has_begun() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "nothing is begun");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = tasks[1].kill();
+        tasks[1].wait().unwrap();
+        tasks[1] = start(execution, 1, arguments);
+        let report = |task: Child| -> serde_json::Value {
+            let ended = task.wait_with_output().unwrap();
+            let says = String::from_utf8_lossy(&ended.stderr).into_owned();
+            assert_eq!(ended.status.code(), Some(code), "{says}");
+            serde_json::from_slice(&ended.stdout).unwrap()
+        };
+        tasks.into_iter().map(report).collect::<Vec<_>>()
+    };
+    let restore = [
+        "restore",
+        &snapshot,
+        "--to-project",
+        "demo-copy",
+        "--parallel",
+        "2",
+    ];
+    let restored = share("job-1", 0, &restore);
+    let documents = |task: &serde_json::Value| task["documents"].as_u64().unwrap();
+    assert!(restored.iter().map(documents).sum::<u64>() >= u64::from(DOCUMENTS));
+    assert!(shop.contents("demo-copy") == shop.contents(SHOP));
+
+    make_damage(&shop);
+    let whole = shop.run(["verify", "--read-data", "--json"]).json();
+    let verified = share("job-2", 3, &["verify", "--read-data"]);
+    for task in &verified {
+        assert_eq!(task["damage"], whole["damage"], "{task}");
+    }
+}
