@@ -5,10 +5,11 @@
 //! because frames are fixed slices of it, costs one hashing pass, and lets a reader that fetches a single frame verify it
 //! against the id that the index gave: table against id, frame against table.
 //!
-//! [`ChunkBuilder`] compresses each frame on a blocking thread as it fills, one in flight, so a chunk in the making costs its
-//! compressed size and its owner's task never computes for long.
+//! [`ChunkBuilder`] compresses each frame on a blocking thread as it fills, one in flight where others write beside it, so a
+//! chunk in the making costs its compressed size and its owner's task never computes for long.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -335,8 +336,10 @@ impl BuiltChunk {
 pub struct ChunkBuilder {
     kind: ChunkKind,
     level: i32,
-    in_flight: Option<JoinHandle<std::io::Result<FrameJob>>>,
-    idle: Option<FrameJob>,
+    /// In the order of the frames.
+    in_flight: VecDeque<JoinHandle<std::io::Result<FrameJob>>>,
+    most_in_flight: usize,
+    idle: Vec<FrameJob>,
     rows: Vec<FrameRow>,
     frames: Vec<Bytes>,
 }
@@ -392,54 +395,100 @@ impl ChunkBuilder {
         Self {
             kind,
             level,
-            in_flight: None,
-            idle: None,
+            in_flight: VecDeque::new(),
+            most_in_flight: 1,
+            idle: Vec::new(),
             rows: Vec::new(),
             frames: Vec::new(),
         }
     }
 
-    /// Frames of the present chunk so far.
-    pub fn frames(&self) -> usize {
-        self.rows.len() + usize::from(self.in_flight.is_some())
+    /// Compresses so many frames at the same time: for one who writes alone.
+    pub fn set_in_flight(&mut self, most: usize) {
+        self.most_in_flight = most.max(1);
     }
 
-    /// Takes the contents of `plain` as the next frame and leaves an empty buffer in its place. Waits for the frame before
-    /// it. Must not be called with nothing, or with more than a frame may hold.
+    /// Frames of the present chunk so far.
+    pub fn frames(&self) -> usize {
+        self.rows.len() + self.in_flight.len()
+    }
+
+    /// Takes the contents of `plain` as the next frame and leaves an empty buffer in its place. Waits for frames before it where
+    /// too many are in flight. Must not be called with nothing, or with more than a frame may hold.
     pub async fn add_frame(&mut self, plain: &mut Vec<u8>) -> Result<()> {
-        self.settle().await?;
-        let mut job = match self.idle.take() {
+        self.settle(self.most_in_flight - 1).await?;
+        let mut job = match self.idle.pop() {
             Some(job) => job,
             None => FrameJob::new(self.level).map_err(|error| ArchiveError::Worker(error.to_string()))?,
         };
         job.plain.clear();
         std::mem::swap(&mut job.plain, plain);
-        self.in_flight = Some(tokio::task::spawn_blocking(|| job.run()));
+        self.in_flight
+            .push_back(tokio::task::spawn_blocking(|| job.run()));
         Ok(())
     }
 
-    /// Waits for the frame in flight.
-    async fn settle(&mut self) -> Result<()> {
-        if let Some(running) = &mut self.in_flight {
+    /// Waits until no more than so many frames are in flight.
+    async fn settle(&mut self, most: usize) -> Result<()> {
+        while self.in_flight.len() > most
+            && let Some(running) = self.in_flight.front_mut()
+        {
             let done = running.await;
-            self.in_flight = None;
+            self.in_flight.pop_front();
             let job = done?.map_err(|error| ArchiveError::Worker(error.to_string()))?;
             self.rows.push(job.row);
             self.frames
                 .push(Bytes::copy_from_slice(&job.out[..job.row.stored_len as usize]));
-            self.idle = Some(job);
+            self.idle.push(job);
         }
         Ok(())
     }
 
     /// Ends the chunk; the next frame begins a new one.
     pub async fn finish(&mut self) -> Result<BuiltChunk> {
-        self.settle().await?;
+        self.settle(0).await?;
         let table = FrameTable::new(self.kind, std::mem::take(&mut self.rows));
         Ok(BuiltChunk {
             id: table.id(),
             table,
             frames: std::mem::take(&mut self.frames),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A chunk of frames that take differently long, and the next one.
+    async fn build(in_flight: usize) -> Vec<BuiltChunk> {
+        let mut builder = ChunkBuilder::new(ChunkKind::Data, 1);
+        builder.set_in_flight(in_flight);
+        let mut chunks = Vec::new();
+        for frames in [30, 1, 0] {
+            for frame in 0..frames {
+                let length = 1 + (frame * 7919) % 60_000;
+                let mut plain = (0..length).map(|at| (at * at / 7 + frame) as u8).collect();
+                builder.add_frame(&mut plain).await.unwrap();
+                assert!(plain.is_empty());
+                assert_eq!(builder.frames(), frame + 1);
+            }
+            chunks.push(builder.finish().await.unwrap());
+        }
+        chunks
+    }
+
+    #[tokio::test]
+    async fn frames_come_in_their_order_however_many_are_in_flight() {
+        let one_by_one = build(1).await;
+        let frames: Vec<usize> = one_by_one.iter().map(|chunk| chunk.table.rows().len()).collect();
+        assert_eq!(frames, [30, 1, 0]);
+        for in_flight in [0, 2, 4, 100] {
+            let beside = build(in_flight).await;
+            for (one, other) in one_by_one.iter().zip(&beside) {
+                assert_eq!((one.id, &one.table), (other.id, &other.table));
+                assert_eq!(one.frames, other.frames);
+            }
+        }
     }
 }

@@ -11,6 +11,7 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
 
 use super::checkpoint::UnfinishedRange;
 use super::counts::Tally;
@@ -114,13 +115,14 @@ impl Held {
         })
     }
 
-    async fn unpack(self) -> Result<Vec<HeldRecord>> {
+    /// Begins at once, whether it is waited for or not.
+    fn unpack(self) -> JoinHandle<Result<Vec<HeldRecord>>> {
         const OBJECT: &str = "checkpoint";
-        if self.raw_len > MAX_HELD_LEN {
-            let what = "it holds impossibly many bytes";
-            return Err(ArchiveError::damaged(OBJECT, DamageKind::Malformed, what));
-        }
         tokio::task::spawn_blocking(move || {
+            if self.raw_len > MAX_HELD_LEN {
+                let what = "it holds impossibly many bytes";
+                return Err(ArchiveError::damaged(OBJECT, DamageKind::Malformed, what));
+            }
             let raw = zstd::bulk::decompress(&self.packed, self.raw_len as usize);
             let raw = raw.map_err(|error| {
                 let what = format!("what it holds does not decompress: {error}");
@@ -128,12 +130,6 @@ impl Held {
             })?;
             sealed::unpack(OBJECT, &raw)
         })
-        .await?
-    }
-
-    /// Gives the records to a writer that owns exactly its range.
-    pub(crate) async fn write_to(self, writer: &mut RangeWriter) -> Result<()> {
-        write_all(&self.unpack().await?, writer).await
     }
 }
 
@@ -218,7 +214,7 @@ impl LayerWriter {
             return Ok(writer);
         };
         if let Some(held) = checkpoint.held.clone() {
-            for HeldRecord { key, put } in held.unpack().await? {
+            for HeldRecord { key, put } in held.unpack().await?? {
                 writer.hold(&key, put)?;
             }
         }
@@ -392,10 +388,13 @@ impl LayerWriter {
     }
 }
 
-/// Writes the held records of neighbouring ranges together: see the module.
+/// Writes the held records of neighbouring ranges together: see the module. Nothing else is written then, so a range is unpacked
+/// while the one before it is written, and frames are compressed beside each other.
 pub(crate) struct HeldJoiner {
     session: Arc<SessionShared>,
     writer: Option<RangeWriter>,
+    /// The last range, on its way to be written.
+    next: Option<JoinHandle<Result<Vec<HeldRecord>>>>,
 }
 
 impl HeldJoiner {
@@ -403,20 +402,31 @@ impl HeldJoiner {
         Self {
             session,
             writer: None,
+            next: None,
         }
     }
 
     /// Takes the held records of the next range, which begins at `start`.
     pub(crate) async fn push(&mut self, start: Option<DocumentKey>, held: Held) -> Result<()> {
         let session = &self.session;
-        let writer = self
-            .writer
-            .get_or_insert_with(|| RangeWriter::exact(Arc::clone(session), KeyRange { start, end: None }));
-        held.write_to(writer).await
+        self.writer.get_or_insert_with(|| {
+            RangeWriter::exact(Arc::clone(session), KeyRange { start, end: None }).alone()
+        });
+        let before = self.next.replace(held.unpack());
+        self.write(before).await
+    }
+
+    async fn write(&mut self, unpacked: Option<JoinHandle<Result<Vec<HeldRecord>>>>) -> Result<()> {
+        if let (Some(unpacked), Some(writer)) = (unpacked, &mut self.writer) {
+            write_all(&unpacked.await??, writer).await?;
+        }
+        Ok(())
     }
 
     /// The index entries of what was pushed since the last call, and what was stored for it.
     pub(crate) async fn complete(&mut self, stats: &mut WriteStats) -> Result<Vec<IndexEntry>> {
+        let last = self.next.take();
+        self.write(last).await?;
         let Some(writer) = self.writer.take() else {
             return Ok(Vec::new());
         };

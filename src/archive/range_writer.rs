@@ -6,6 +6,7 @@
 //! uploaded in the background, as far as the byte budget that all writers of the session share allows. A writer that gets
 //! ahead waits in [`RangeWriter::push`], and so the read stream before it waits.
 
+use std::num::NonZero;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,8 @@ use crate::document::{DocumentKey, DocumentRef, KeyRange, Timestamp};
 /// and takes 1.6 to 1.8 times as much of what a backup computes most: its tables do not fit into a core's cache beside
 /// all the rest.
 pub(crate) const DATA_LEVEL: i32 = 1;
+/// Frames that a writer alone compresses at the same time: enough for the one thread that hands them over.
+const MOST_IN_FLIGHT: usize = 4;
 /// The largest body: far above any limit of Firestore's.
 const MAX_BODY_LEN: usize = 256 << 20;
 
@@ -297,6 +300,13 @@ impl RangeWriter {
     /// A writer of exactly the records in the range.
     pub(crate) fn exact(session: Arc<SessionShared>, range: KeyRange) -> Self {
         Self::new(session, range.clone(), range, true, true)
+    }
+
+    /// Compresses several frames at the same time: for a range that is written while no other one is.
+    pub(crate) fn alone(mut self) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        self.data.set_in_flight(cores.min(MOST_IN_FLIGHT));
+        self
     }
 
     /// The range.
