@@ -47,7 +47,7 @@ pub struct Prices {
     pub deletes_per_100k: f64,
     /// A GiB in the repository for a month.
     pub stored_gib_month: f64,
-    /// A GiB that leaves the database's region; `None` where nobody has said: it depends on where it goes.
+    /// A GiB that leaves a region; `None` where nobody has said: it depends on where it goes.
     pub egress_gib: Option<f64>,
 }
 
@@ -150,7 +150,7 @@ pub struct Billed {
     pub deletes: u64,
     /// Bytes that the repository grows by.
     pub stored_bytes: u64,
-    /// Bytes that leave the database.
+    /// Bytes that leave the database, and the repository's bucket.
     pub transferred_bytes: u64,
 }
 
@@ -165,7 +165,7 @@ pub struct Cost {
     pub writes: f64,
     /// The deletes.
     pub deletes: f64,
-    /// The bytes that leave the database's region, where their price is known.
+    /// The bytes that leave a region, if all of them do, where their price is known.
     pub egress: Option<f64>,
     /// All of these.
     pub total: f64,

@@ -370,6 +370,11 @@ async fn dry_run(
     let plan = plan_restore(reader, &database, options)
         .await
         .map_err(wrong_usage)?;
+    let plan = match write.checks_first(global, target) {
+        true => plan.after_a_check(options),
+        false => plan,
+    };
+    look_for_crossing(global, &database).await?;
     let output = global.output();
     let source = format!("snapshot {}", reader.id());
     let from_bucket = global.repository_folder()?.is_none();

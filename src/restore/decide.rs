@@ -463,7 +463,10 @@ pub(crate) fn plan(
         .map_err(|error| invalid(path, error))?;
     tally.note(path, decision.fate);
     let sent = match &decision.action {
-        Action::Nothing => rules.sends_anyway(decision.fate).then_some(body.len()),
+        Action::Nothing if rules.sends_anyway(decision.fate) => {
+            Some(rules.sent_len(&body).map_err(|error| invalid(path, error))?)
+        }
+        Action::Nothing => None,
         Action::Put(body) => Some(body.len()),
         Action::Patch { body, .. } => Some(body.len()),
     };

@@ -12,7 +12,9 @@ use super::decide::{Decide, Purpose};
 use super::read::Reading;
 use super::rules::{Fate, Fates, Look};
 use super::write::{Message, Step};
-use super::{Gap, ReferenceCounts, RestoreCounts, RestoreError, RestoreOptions, WAITING_BATCHES};
+use super::{
+    Gap, ReferenceCounts, ReferenceMode, RestoreCounts, RestoreError, RestoreOptions, WAITING_BATCHES,
+};
 use crate::archive::{Lease, SnapshotReader};
 use crate::compare::{Difference, DifferenceKind, NAMED_DIFFERENCES};
 use crate::cost::Billed;
@@ -41,7 +43,7 @@ pub struct RestorePlan {
     pub billed_deletes: u64,
     /// Bytes of the database's answers that the restore would read, about.
     pub read_bytes: u64,
-    /// Bytes of the repository's objects that it would read.
+    /// Bytes of the repository's objects that it would read, about: where little of what lies together is chosen, rather too many.
     pub fetched_bytes: u64,
     /// Bytes of the fields that it would send to be written, in canonical form, those of refused writes among them. The database
     /// stores fields with names and with entries of its indexes, which are not known here.
@@ -132,6 +134,15 @@ impl RestorePlan {
         }
     }
 
+    /// The same where all that is chosen is looked through before, by [`check_restore`].
+    #[must_use]
+    pub fn after_a_check(mut self, options: &RestoreOptions) -> Self {
+        let once = self.fetched_bytes / passes(options);
+        self.fetched_bytes += once;
+        self.transferred_bytes += once;
+        self
+    }
+
     pub(crate) fn new(
         counts: &RestoreCounts,
         mut tally: Tally,
@@ -196,6 +207,11 @@ impl Read {
     }
 }
 
+/// How often a restore goes through what is chosen: first for references that it should fail at.
+fn passes(options: &RestoreOptions) -> u64 {
+    1 + u64::from(options.references == ReferenceMode::Fail)
+}
+
 /// Says what [`restore`](super::restore) would do to the database as it is now. Reads of it as much as a restore in
 /// [`RestoreMode::SkipIdentical`](super::RestoreMode::SkipIdentical) would.
 pub async fn plan_restore(
@@ -213,7 +229,7 @@ pub async fn plan_restore(
     let rules_look = decide.shared.rules.look();
     let survey = leased(reader, survey(decide, options)).await?;
     let read = Read {
-        fetched_bytes: store.requests().received_bytes - fetched_before,
+        fetched_bytes: (store.requests().received_bytes - fetched_before) * passes(options),
         ..Read::since(&before, database, rules_look)
     };
     let Survey {

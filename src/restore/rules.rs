@@ -169,6 +169,14 @@ impl Rules {
         self.look() == Look::Nothing && matches!(fate, Fate::Existing | Fate::LeftOut)
     }
 
+    /// Bytes of the fields that are sent of such a document, in canonical form.
+    pub(crate) fn sent_len(&self, body: &[u8]) -> Result<usize, CanonicalError> {
+        match &self.fields {
+            None => Ok(body.len()),
+            Some(mask) => Ok(canonical::encode(&mask.pick(&canonical::decode(body)?)).len()),
+        }
+    }
+
     fn skips_identical(&self) -> bool {
         matches!(
             self.mode,

@@ -277,15 +277,24 @@ impl Nobody {
         }
         std::fs::remove_file(probe).unwrap();
         let binary = shop.path().with_file_name("firebank-of-nobody");
-        std::fs::copy(env!("CARGO_BIN_EXE_firebank"), &binary).unwrap();
+        // By a process of its own: what another test starts meanwhile would hold a file open that this one writes, and a file that
+        // is written cannot be run.
+        let copied = std::process::Command::new("cp")
+            .arg(env!("CARGO_BIN_EXE_firebank"))
+            .arg(&binary)
+            .status();
+        assert!(copied.unwrap().success());
         std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).unwrap();
         let nobody = Self { binary: Some(binary) };
         let mut version = nobody.command(shop);
         let reached = version.arg("--version").output();
-        if reached.is_ok_and(|output| output.status.success()) {
+        if matches!(&reached, Ok(output) if output.status.success()) {
             return Some(nobody);
         }
-        tools::skip("rights", "the user `nobody` cannot reach the tests' folder");
+        tools::skip(
+            "rights",
+            &format!("the user `nobody` cannot run what is in the tests' folder: {reached:?}"),
+        );
         None
     }
 

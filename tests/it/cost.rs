@@ -413,6 +413,31 @@ fn prices_are_those_of_the_database_and_plans_of_restores_show_them() {
     let bytes = |name: &str| plan[name].as_u64().unwrap();
     assert!(bytes("fetched_bytes") > 0 && bytes("read_bytes") == 0, "{plan}");
     assert_eq!(bytes("written_bytes"), bytes("bytes"));
+    // What looks through all of it before reads it once more.
+    for again in [
+        &["--ttl-field", "until"][..],
+        &["--references", "fail"],
+        &["--references", "fail", "--ttl-field", "until"],
+    ] {
+        let more = shop.firebank([&restore[..], &["--json"], again].concat()).json();
+        let times = 1 + again.len() as u64 / 2;
+        assert_eq!(
+            more["fetched_bytes"].as_u64().unwrap(),
+            times * bytes("fetched_bytes")
+        );
+        assert_eq!(
+            more["transferred_bytes"].as_u64().unwrap() - bytes("transferred_bytes"),
+            (times - 1) * bytes("fetched_bytes")
+        );
+    }
+    // Of documents that are not there, fields are sent all the same.
+    let fields = [&restore[..], &["--json", "--fields", "number"]].concat();
+    let fields = shop.firebank(fields).json();
+    assert_eq!(fields["billed_writes"], 10);
+    assert!(
+        fields["written_bytes"].as_u64().unwrap() < bytes("written_bytes") / 4,
+        "{fields}"
+    );
     assert!(
         shown.contains("from the repository, 0 B from the database and"),
         "{shown}"
@@ -687,6 +712,7 @@ fn a_bucket_in_another_region_is_warned_of() {
     for arguments in [
         &["backup"][..],
         &["backup", "--dry-run"],
+        &["restore", "latest", "--to-project", "demo-x", "--dry-run"],
         &["restore", "latest", "--to-project", "demo-x"],
     ] {
         for (place, warns) in [

@@ -345,10 +345,7 @@ fn the_scripts_of_the_readme_run() {
         .collect();
     assert_eq!(scripts.len(), 3);
     for (at, script) in scripts.iter().enumerate() {
-        shop.write(
-            &format!("migrations/v{}_of_the_readme.js", at + 1),
-            &whole(script),
-        );
+        shop.write(&format!("migrations/v{}_of_the_readme.js", at + 1), whole(script));
     }
     let bare = DocumentPath::parse("products/without-a-currency").unwrap();
     shop.put(SHOP, vec![(bare, canonical::encode(&Fields::new()))]);
@@ -362,7 +359,7 @@ fn the_scripts_of_the_readme_run() {
     let empty = Shop::empty();
     empty.run(["init"]).done();
     std::fs::create_dir(empty.file("migrations")).unwrap();
-    empty.write("migrations/v1_of_the_readme.js", &whole(scripts[2]));
+    empty.write("migrations/v1_of_the_readme.js", whole(scripts[2]));
     empty
         .firebank(["migrate"])
         .fails(1, &["v1_of_the_readme.js:2", "products"]);

@@ -502,7 +502,7 @@ fn tasks_of_a_cloud_run_job_verify_and_restore_together() {
         command
             .args(["--emulator", &shop.address(), "--project", SHOP])
             .args(arguments)
-            .args(["--state", "state", "--json"])
+            .args(["--state", &format!("state-of-{execution}"), "--json"])
             .env("CLOUD_RUN_TASK_INDEX", index.to_string())
             .env("CLOUD_RUN_TASK_COUNT", TASKS.to_string())
             .env("CLOUD_RUN_EXECUTION", execution)
@@ -518,7 +518,8 @@ fn tasks_of_a_cloud_run_job_verify_and_restore_together() {
         let begun = Instant::now();
         let has_begun = || {
             let files = files_below(&shop.path());
-            files.iter().any(|name| name.starts_with("state/"))
+            let state = format!("state-of-{execution}/");
+            files.iter().any(|name| name.starts_with(&state))
         };
         while !has_begun() {
             assert!(begun.elapsed() < Duration::from_secs(60), "nothing is begun");
