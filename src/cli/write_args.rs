@@ -298,7 +298,7 @@ pub(super) fn show_plan(
         fetched => format!("{} from the repository, ", output::bytes(fetched)),
     };
     output.data(format!(
-        "What goes from place to place: {fetched}{} from the database and {} into it.",
+        "It transfers about {fetched}{} from the database and {} into it.",
         output::bytes(plan.read_bytes),
         output::bytes(plan.written_bytes),
     ))?;

@@ -197,6 +197,7 @@ fn units_pass_systemds_own_check() {
     let timers = units
         .iter()
         .filter(|unit| unit.extension().is_some_and(|kind| kind == "timer"));
+    let mut calendars = Vec::new();
     for timer in timers {
         let text = std::fs::read_to_string(timer).unwrap();
         let calendar = text
@@ -208,7 +209,17 @@ fn units_pass_systemds_own_check() {
             .output()
             .unwrap();
         assert!(ended.status.success(), "{calendar}");
+        calendars.push(calendar.to_owned());
     }
+    calendars.sort();
+    let usual = [
+        "*-*-* 02:00:00",
+        "*-*-* 08:00:00",
+        "Sat *-*-* 04:00:00",
+        "Sun *-*-* 03:00:00",
+    ];
+    let usual = usual.map(|time| format!("{time} America/New_York"));
+    assert_eq!(calendars, usual);
     // The check is one: it finds what is wrong.
     let wrong = desk.file("units/firebank-clean.timer");
     let text = std::fs::read_to_string(&wrong)
@@ -258,6 +269,10 @@ fn manifests_pass_the_schemas_of_kubernetes() {
         "fieldPath: \"metadata.labels['batch.kubernetes.io/job-name']\"",
         "- name: FIREBANK_EXECUTION",
         "serviceAccountName: firebank-clean",
+        "schedule: \"0 2 * * *\"",
+        "schedule: \"0 3 * * 0\"",
+        "- \"--read-data=10%\"",
+        "- \"--max-age\"\n                - \"26h\"\n",
     ] {
         assert!(text.contains(expected), "{expected}\n{text}");
     }
@@ -355,6 +370,11 @@ fn the_script_for_cloud_run_can_be_run_twice() {
     let count = |lines: &[String], word: &str| lines.iter().filter(|line| line.contains(word)).count();
     assert_eq!(count(&first, "iam service-accounts create"), 5);
     assert_eq!(count(&first, "scheduler jobs create http"), 4);
+    for (job, time) in [("firebank-backup", "0 2 * * *"), ("firebank-clean", "0 3 * * 0")] {
+        let starts = format!("scheduler jobs create http {job} ");
+        let starts = first.iter().find(|line| line.starts_with(&starts)).unwrap();
+        assert!(starts.contains(&format!(" --schedule={time} ")), "{starts}");
+    }
     // Only the clean may delete, and only who reads the database may read it.
     let granted = |role: &str| -> BTreeSet<String> {
         let lines = first.iter().filter(|line| line.contains(role));
