@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::cost_args::location;
 use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
 use super::write_args::{WriteArgs, report, show_plan, show_warnings};
@@ -43,7 +44,8 @@ pub(crate) async fn run(
             .await
             .map_err(wrong_usage)?;
         let output = global.output();
-        let cost = write.cost(&plan, &database, false).await?;
+        let location = location(&database).await;
+        let cost = write.cost(&plan, location.as_deref(), false)?;
         let outcome = show_plan(output, &plan, &source, target, &options, &cost)?;
         output.json(&Plan {
             dry_run: true,

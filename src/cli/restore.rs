@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::confirm::confirm;
-use super::cost_args::look_for_crossing;
+use super::cost_args::{location, look_for_crossing, warn_of_crossing};
 use super::options::GlobalOptions;
 use super::progress::ProgressDisplay;
 use super::restore_session::SessionArgs;
@@ -374,11 +374,12 @@ async fn dry_run(
         true => plan.after_a_check(options),
         false => plan,
     };
-    look_for_crossing(global, &database).await?;
+    let location = location(&database).await;
+    warn_of_crossing(global, location.as_deref())?;
     let output = global.output();
     let source = format!("snapshot {}", reader.id());
     let from_bucket = global.repository_folder()?.is_none();
-    let cost = write.cost(&plan, &database, from_bucket).await?;
+    let cost = write.cost(&plan, location.as_deref(), from_bucket)?;
     let outcome = show_plan(output, &plan, &source, target, options, &cost)?;
     output.json(&Plan {
         dry_run: true,

@@ -17,7 +17,7 @@ use super::{Outcome, UsageError, output};
 use crate::clock;
 use crate::cost::Cost;
 use crate::document::{DatabaseName, DocumentPath, FieldMask, Timestamp};
-use crate::firestore::{Firestore, WriteOptions};
+use crate::firestore::WriteOptions;
 use crate::path_filter::PathFilter;
 use crate::restore::{
     Fates, Gap, ReferenceCounts, ReferenceMode, Renames, RestoreError, RestoreMode, RestoreOptions,
@@ -185,15 +185,14 @@ impl WriteArgs {
         options
     }
 
-    /// What a plan costs that writes into a database; `from_bucket`: whether what leaves the repository is paid for.
-    pub(super) async fn cost(
+    /// What a plan costs that writes into a database in this place; `from_bucket`: whether what leaves the repository is paid for.
+    pub(super) fn cost(
         &self,
         plan: &RestorePlan,
-        database: &Firestore,
+        location: Option<&str>,
         from_bucket: bool,
     ) -> anyhow::Result<Cost> {
-        let location = cost_args::location(database).await;
-        Ok(self.prices.at(location.as_deref())?.of(&plan.billed(from_bucket)))
+        Ok(self.prices.at(location)?.of(&plan.billed(from_bucket)))
     }
 
     /// Says what comes of writing, and asks before documents are written or deleted.
