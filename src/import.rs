@@ -15,7 +15,7 @@ use crate::firestore::{self, BulkWriter, Firestore};
 use crate::json::{DocumentsFile, JsonError};
 use crate::progress::Progress;
 use crate::restore::{
-    Account, Checks, Conflicts, DRAIN_PATIENCE, Found, Look, Read, Reads, ReferenceMode, RestoreCounts,
+    Account, AmountRead, Checks, Conflicts, DRAIN_PATIENCE, Found, Look, Reads, ReferenceMode, RestoreCounts,
     RestoreError, RestoreMode, RestoreOptions, RestorePlan, RestoreStats, Rules, Sent, Tally, Warning,
     plan_document, refuse_foreign, ttl_fields_of, write_document,
 };
@@ -81,7 +81,7 @@ pub async fn plan_import(
         }
     }
     reading.await?.map_err(ImportError::Refused)?;
-    let read = Read::since(&before, database, rules.look());
+    let read = AmountRead::since(&before, database, rules.look());
     Ok(RestorePlan::new(&counts, tally, read, &conflicts, options))
 }
 

@@ -87,6 +87,9 @@ struct HeldPut {
     body: Vec<u8>,
 }
 
+/// Held records on their way out of a [`Held`].
+type Unpacking = JoinHandle<Result<Vec<HeldRecord>>>;
+
 /// Records of a range that are too few for chunks of their own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Held {
@@ -116,7 +119,7 @@ impl Held {
     }
 
     /// Begins at once, whether it is waited for or not.
-    fn unpack(self) -> JoinHandle<Result<Vec<HeldRecord>>> {
+    fn unpack(self) -> Unpacking {
         const OBJECT: &str = "checkpoint";
         tokio::task::spawn_blocking(move || {
             if self.raw_len > MAX_HELD_LEN {
@@ -394,7 +397,7 @@ pub(crate) struct HeldJoiner {
     session: Arc<SessionShared>,
     writer: Option<RangeWriter>,
     /// The last range, on its way to be written.
-    next: Option<JoinHandle<Result<Vec<HeldRecord>>>>,
+    next: Option<Unpacking>,
 }
 
 impl HeldJoiner {
@@ -416,7 +419,7 @@ impl HeldJoiner {
         self.write(before).await
     }
 
-    async fn write(&mut self, unpacked: Option<JoinHandle<Result<Vec<HeldRecord>>>>) -> Result<()> {
+    async fn write(&mut self, unpacked: Option<Unpacking>) -> Result<()> {
         if let (Some(unpacked), Some(writer)) = (unpacked, &mut self.writer) {
             write_all(&unpacked.await??, writer).await?;
         }

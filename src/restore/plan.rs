@@ -146,7 +146,7 @@ impl RestorePlan {
     pub(crate) fn new(
         counts: &RestoreCounts,
         mut tally: Tally,
-        read: Read,
+        read: AmountRead,
         conflicts: &Conflicts,
         options: &RestoreOptions,
     ) -> Self {
@@ -183,7 +183,7 @@ impl RestorePlan {
 
 /// What the writing would read, as the plan did.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Read {
+pub(crate) struct AmountRead {
     pub(crate) billed_reads: u64,
     /// Bytes of the database's answers.
     pub(crate) bytes: u64,
@@ -191,7 +191,7 @@ pub(crate) struct Read {
     pub(crate) fetched_bytes: u64,
 }
 
-impl Read {
+impl AmountRead {
     /// What was read of the database since then: a plan looks into it to tell what would become of its documents, which the writing
     /// does only where `look` says so.
     pub(crate) fn since(before: &RequestCounts, database: &Firestore, look: Look) -> Self {
@@ -228,9 +228,9 @@ pub async fn plan_restore(
     let decide = Decide::new(reader, target, Some(database), options, purpose)?;
     let rules_look = decide.shared.rules.look();
     let survey = leased(reader, survey(decide, options)).await?;
-    let read = Read {
+    let read = AmountRead {
         fetched_bytes: (store.requests().received_bytes - fetched_before) * passes(options),
-        ..Read::since(&before, database, rules_look)
+        ..AmountRead::since(&before, database, rules_look)
     };
     let Survey {
         counts,
