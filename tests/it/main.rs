@@ -59,6 +59,7 @@ mod protocol_model;
 mod prune;
 mod prune_beside;
 mod prune_sessions;
+mod read_limits;
 mod restore_damage;
 mod restore_faults;
 mod restore_gaps;

@@ -324,3 +324,37 @@ async fn the_field_proto_is_a_field() {
     }
     assert_eq!(stats.created, 2);
 }
+
+/// What scripts have beside the calls that read and write.
+#[tokio::test(flavor = "multi_thread")]
+async fn values_have_the_members_that_their_users_know() {
+    let sandbox = sandbox().await;
+    let database = connect(&sandbox.address().to_string(), "demo-members", "(default)").await;
+    let (_, log) = run_ok(
+        &database,
+        r#"
+        db.assert(Math.abs(Timestamp.now().toMillis() - Date.now()) < 600000);
+        const date = new Date(Date.UTC(2025, 5, 29, 12, 0, 0, 250));
+        db.assertEqual(Timestamp.fromDate(date), Timestamp.fromMillis(date.getTime()));
+        db.assertEqual(Timestamp.fromDate(date).toDate().getTime(), date.getTime());
+        db.assertEqual([Timestamp.fromMillis(-1).seconds, Timestamp.fromMillis(-1).nanoseconds], [-1, 999000000]);
+        db.assert(Timestamp.fromMillis(-1) < Timestamp.fromMillis(0) && new Timestamp(9) < new Timestamp(10));
+        const pairs = [
+            [new Timestamp(1, 2), new Timestamp(1, 2), new Timestamp(1, 3)],
+            [new GeoPoint(1, 2), new GeoPoint(1, 2), new GeoPoint(1, 3)],
+            [new DocumentReference("a/b"), new DocumentReference("a/b"), new DocumentReference("a/c")],
+            [new Vector([1, 2]), new Vector([1, 2]), new Vector([1, 2, 3])],
+            [Bytes.fromBase64String("AQI="), Bytes.fromUint8Array(new Uint8Array([1, 2])), Bytes.fromBase64String("AQM=")],
+        ];
+        for (const [one, same, other] of pairs) {
+            db.assert(one.isEqual(same) && !one.isEqual(other) && !one.isEqual(null), one);
+            db.assert(pairs.every(([foreign]) => foreign === one || !one.isEqual(foreign)), one);
+        }
+        const deep = new DocumentReference("users/u1/orders/o1");
+        db.assertEqual([deep.collection, deep.id, db.project], ["users/u1/orders", "o1", "demo-members"]);
+        db.debug("debug", 1); db.warn("warn", 2); db.error("error", 3);
+        "#,
+    )
+    .await;
+    assert_eq!(log, ["debug 1", "warn 2", "error 3"]);
+}
