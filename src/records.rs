@@ -86,6 +86,22 @@ impl Object {
     }
 }
 
+/// How a record begins.
+#[derive(Serialize, Deserialize)]
+struct Begun<P> {
+    /// Which of several tasks has begun it.
+    task: Option<u32>,
+    plan: P,
+}
+
+/// A claim to a record.
+#[derive(Serialize, Deserialize)]
+struct Claim {
+    /// Two claims must not be equal.
+    process: SessionId,
+    task: Option<u32>,
+}
+
 /// What a listing shows of a record.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Listed {
@@ -114,12 +130,19 @@ pub(crate) struct Record<W: Work> {
 pub(crate) struct Records<W> {
     store: Store,
     folder: String,
+    /// Which task this process is, where several share the work.
+    task: Option<u32>,
     work: PhantomData<fn() -> W>,
 }
 
 impl<W> Clone for Records<W> {
     fn clone(&self) -> Self {
-        Self::below(self.store.clone(), self.folder.clone())
+        Self {
+            store: self.store.clone(),
+            folder: self.folder.clone(),
+            task: self.task,
+            work: PhantomData,
+        }
     }
 }
 
@@ -137,7 +160,16 @@ impl<W> Records<W> {
         Self {
             store,
             folder,
+            task: None,
             work: PhantomData,
+        }
+    }
+
+    /// With the number of the task that begins them, or goes on with them.
+    fn by(self, task: u32) -> Self {
+        Self {
+            task: Some(task),
+            ..self
         }
     }
 
@@ -228,7 +260,7 @@ impl<W: Work> Records<W> {
         })
     }
 
-    /// How far a share is, if that is recorded.
+    /// How far a part is, if that is recorded.
     async fn look_at(&self, id: SessionId, listed: Listed) -> Result<Option<W::Checkpoint>, ArchiveError> {
         if listed.is_done {
             return Ok(Some(self.read_end(id).await?.outcome));
@@ -246,7 +278,20 @@ impl<W: Work> Records<W> {
     }
 
     async fn read_plan(&self, id: SessionId) -> Result<W::Plan, ArchiveError> {
-        self.read_object(&self.name(id, Object::Plan), "plan").await
+        let begun: Begun<W::Plan> = self.read_object(&self.name(id, Object::Plan), "plan").await?;
+        Ok(begun.plan)
+    }
+
+    /// Which task has begun a record, or was the last to go on with it.
+    async fn read_task(&self, id: SessionId, listed: Listed) -> Result<Option<u32>, ArchiveError> {
+        if listed.claim == 0 {
+            let name = self.name(id, Object::Plan);
+            let begun: Begun<W::Plan> = self.read_object(&name, "plan").await?;
+            return Ok(begun.task);
+        }
+        let name = self.name(id, Object::Claim(listed.claim));
+        let claim: Claim = self.read_object(&name, "claim").await?;
+        Ok(claim.task)
     }
 
     async fn read_object<T: DeserializeOwned>(&self, name: &str, kind: &str) -> Result<T, ArchiveError> {
@@ -270,7 +315,7 @@ impl<W: Work> Records<W> {
         }
     }
 
-    /// What is recorded of a share that is done.
+    /// What is recorded of a part that is done.
     async fn read_end(&self, id: SessionId) -> Result<End<W::Checkpoint>, ArchiveError> {
         self.read_object(&self.name(id, Object::Done), "end").await
     }
@@ -281,15 +326,19 @@ impl<W: Work> Records<W> {
         id: SessionId,
         plan: &W::Plan,
     ) -> Result<Option<Running<W>>, ArchiveError> {
-        let begun = self.create(id, Object::Plan, "plan", plan).await?;
+        let task = self.task;
+        let body = Begun { task, plan };
+        let begun = self.create(id, Object::Plan, "plan", &body).await?;
         Ok(begun.then(|| self.running(id, 0, (0, 0))))
     }
 
     /// Goes on with a record; `None` when another process was faster.
     pub(crate) async fn resume(&self, record: &Record<W>) -> Result<Option<Running<W>>, ArchiveError> {
         let (id, claim) = (record.id, record.claim + 1);
-        // Of this process alone: two claims must not be equal.
-        let own = SessionId::random().to_string();
+        let own = Claim {
+            process: SessionId::random(),
+            task: self.task,
+        };
         let claimed = self.create(id, Object::Claim(claim), "claim", &own).await?;
         // Whoever had it may have been done before this claim.
         let is_taken = !claimed || self.store.exists(&self.name(id, Object::Done)).await?;

@@ -45,7 +45,7 @@ use crate::progress::Progress;
 use crate::records::shares::SharesError;
 use crate::stop::Stop;
 use crate::store::StoreError;
-use crate::task::Task;
+use crate::task::{Part, Task};
 pub(crate) use check::{Checks, is_acceptable};
 pub use check::{TtlField, Warning, WarningKind, ttl_fields_of};
 pub(crate) use conflicts::Conflicts;
@@ -97,7 +97,7 @@ pub struct RestoreOptions {
     /// Restores what is intact around damage, instead of stopping there.
     pub skip_damaged: bool,
     /// Restore only the share of one of several tasks: together they restore all. They must be given the same of everything else.
-    /// A restore that is [shared](SessionOptions::shared) chooses the shares itself.
+    /// A restore that is [shared](SessionOptions::shared) chooses what it does itself.
     pub task: Option<Task>,
     /// Where it is recorded how far the restore is, so that it can be resumed.
     pub session: Option<SessionOptions>,
@@ -185,18 +185,18 @@ impl RestoreOptions {
 
     /// The ranges of a snapshot that were chosen, or a task's share of them, cut where its index can be cut, ascending.
     async fn cut(&self, reader: &SnapshotReader) -> Result<Vec<KeyRange>, ArchiveError> {
-        let pieces = self.cut_for_all(reader).await?;
+        let tasks = self.task.map_or(1, |task| task.count() as usize);
+        let pieces = self.cut_for(reader, self.parallel.max(1) * tasks).await?;
         Ok(match self.task {
-            Some(task) => ranges::share(pieces, task),
+            Some(task) => Part::from(task).pick(pieces),
             None => pieces,
         })
     }
 
-    /// The same for all tasks.
-    async fn cut_for_all(&self, reader: &SnapshotReader) -> Result<Vec<KeyRange>, ArchiveError> {
+    /// The ranges that were chosen, of all tasks, cut for so many readers.
+    async fn cut_for(&self, reader: &SnapshotReader, readers: usize) -> Result<Vec<KeyRange>, ArchiveError> {
         let chosen = self.pieces(reader);
-        let tasks = self.task.map_or(1, |task| task.count() as usize);
-        match ranges::split_ranges(reader, &chosen, self.parallel.max(1) * tasks).await {
+        match ranges::split_ranges(reader, &chosen, readers).await {
             Err(error) if self.skip_damaged => {
                 // Where the index cannot be cut it is read in one piece, and around what is damaged.
                 error.into_damage()?;
@@ -307,15 +307,14 @@ pub struct RestoreStats {
     pub duration: Duration,
 }
 
-/// What one of several tasks says of the others. Every task tells it, for whoever has done a share may be gone since.
+/// What one of several tasks says of the others. Every task tells it, for whoever has done a part may be gone since.
 #[derive(Clone, Debug, Default)]
 pub struct SharedStats {
-    /// The tasks whose shares are counted in the [`RestoreStats`]: those that this process has done, and its own one whoever has done
-    /// it.
-    pub shares: Vec<Task>,
-    /// Whether its own share was done by another process, so that its dead letters are where that was.
-    pub own_was_done: bool,
-    /// What is recorded of the other shares.
+    /// The numbers of the parts that are counted in the [`RestoreStats`]: those that this process has brought to their end.
+    pub parts: Vec<u32>,
+    /// How many other processes have brought to their end, earlier ones of this very task among them.
+    pub parts_of_others: usize,
+    /// What is recorded of these.
     pub others: RestoreCounts,
     /// What was left out there because the snapshot is damaged.
     pub gaps_of_others: Vec<Gap>,
@@ -518,7 +517,7 @@ async fn check_first(
     decide.check_renames(options.skip_damaged).await
 }
 
-/// What is settled before a restore is done, or a share of it.
+/// What is settled before a restore is done, or a part of it.
 struct Settled {
     throttle: Arc<Throttle>,
     session: Option<RestoreSession>,

@@ -48,8 +48,45 @@ impl Task {
     /// neighbours: 0 in its own share, 1 in that of the next task, the first after the last.
     pub(crate) fn distance(self, part: usize, of: usize) -> usize {
         let (tasks, own) = (self.count as usize, self.index as usize);
-        let share = part * tasks / of.max(1);
-        (share + tasks - own) % tasks
+        (share_of(part, of, tasks) + tasks - own) % tasks
+    }
+}
+
+/// In which of so many shares a part is when `of` parts are dealt out, neighbours to the same share.
+fn share_of(part: usize, of: usize, shares: usize) -> usize {
+    part * shares / of.max(1)
+}
+
+/// One of the parts that work is cut into, by its number, counted from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Part {
+    pub(crate) number: u32,
+    pub(crate) of: u32,
+}
+
+impl Part {
+    /// What belongs to it of something that is cut more finely.
+    pub(crate) fn pick<T>(self, pieces: Vec<T>) -> Vec<T> {
+        let of = pieces.len();
+        let pieces = pieces.into_iter().enumerate();
+        let own = pieces.filter(|(piece, _)| share_of(*piece, of, self.of as usize) == self.number as usize);
+        own.map(|(_, piece)| piece).collect()
+    }
+}
+
+/// A task's share, where work is cut into as many parts as there are tasks.
+impl From<Task> for Part {
+    fn from(task: Task) -> Self {
+        Self {
+            number: task.index,
+            of: task.count,
+        }
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "part {} of {}", self.number, self.of)
     }
 }
 
@@ -76,6 +113,9 @@ mod tests {
             }
             let (least, most) = (shares.iter().min().unwrap(), shares.iter().max().unwrap());
             assert!(most - least <= 1, "{shares:?}");
+            let picked = |index| Part::from(Task::new(index, tasks).unwrap()).pick((0..parts).collect());
+            let all: Vec<usize> = (0..tasks).flat_map(picked).collect();
+            assert_eq!(all, (0..parts).collect::<Vec<_>>());
         }
         assert!(Task::new(8, 8).is_err() && Task::new(0, 0).is_err());
         let error = Task::new(8, 8).unwrap_err().to_string();

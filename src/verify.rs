@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::archive::forget::is_missing_object;
 use crate::archive::{
-    ArchiveError, Damage, DamageReport, DataSubset, Lease, Repository, RunRef, Snapshot, SnapshotId,
-    SnapshotReader, check_contents, check_presence,
+    ArchiveError, CheckStats, Damage, DamageReport, DataSubset, Lease, Repository, RunRef, Snapshot,
+    SnapshotId, SnapshotReader, check_contents, check_data, check_presence,
 };
 use crate::document::CollectionPath;
 use crate::progress::Progress;
@@ -22,7 +22,7 @@ use crate::progress::Progress;
 pub use counts::{CountOf, CountStats, CountedPart, verify_counts};
 pub use database::{CompareOptions, DatabaseStats, Sample, verify_database, verify_sample};
 pub use restored::{VerifyRestoreError, verify_restore};
-pub use shared::{VerifySharedError, verify_shared};
+pub use shared::{SharedVerification, VerifySharedError, verify_shared};
 
 /// What to check.
 #[derive(Clone, Debug, Default)]
@@ -70,7 +70,7 @@ impl VerifyStats {
         self.damage_count == 0
     }
 
-    /// Adds another share of the data. The structure is looked at with each.
+    /// Adds another part of the data. The structure may have been looked at with each.
     fn add(&mut self, other: Self) {
         self.snapshots = self.snapshots.max(other.snapshots);
         self.documents = self.documents.max(other.documents);
@@ -80,7 +80,7 @@ impl VerifyStats {
         self.add_damage(other.damage, other.damage_count);
     }
 
-    /// Adds damage that may be known in part: what is wrong with the structure is found with each share.
+    /// Adds damage that may be known in part: what is wrong with the structure is found by each process.
     fn add_damage(&mut self, damage: Vec<Damage>, count: u64) {
         self.damage_count += count;
         for damage in damage {
@@ -105,6 +105,24 @@ pub async fn verify(
     options: VerifyOptions,
     progress: &Progress,
 ) -> Result<VerifyStats, ArchiveError> {
+    look(repository, options, Look::Everything, progress).await
+}
+
+/// What to look at.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Look {
+    /// The structure, and the data.
+    Everything,
+    /// The data alone.
+    Data,
+}
+
+async fn look(
+    repository: &Repository,
+    options: VerifyOptions,
+    at: Look,
+    progress: &Progress,
+) -> Result<VerifyStats, ArchiveError> {
     let start = Instant::now();
     loop {
         let mut report = DamageReport::default();
@@ -124,7 +142,10 @@ pub async fn verify(
         snapshots.retain(|snapshot| !fallen.contains(&snapshot.id));
         let checked = match options.snapshots.is_some() && !fallen.is_empty() {
             true => Ok(VerifyStats::default()),
-            false => check(repository, &snapshots, options.read_data, &mut report, progress).await,
+            false => {
+                let data = options.read_data;
+                check(repository, &snapshots, (at, data), &mut report, progress).await
+            }
         };
         lease.release().await;
         let mut stats = checked?;
@@ -179,7 +200,7 @@ fn name_collections(damage: &mut Damage, snapshots: &[Snapshot]) {
 async fn check(
     repository: &Repository,
     snapshots: &[Snapshot],
-    read_data: Option<DataSubset>,
+    (look, data): (Look, Option<DataSubset>),
     report: &mut DamageReport,
     progress: &Progress,
 ) -> Result<VerifyStats, ArchiveError> {
@@ -198,8 +219,14 @@ async fn check(
     progress.set_total_documents(snapshots.iter().map(|snapshot| snapshot.documents).sum());
 
     stats.documents = readers.iter().map(|reader| reader.snapshot().documents).sum();
-    stats.objects = check_presence(&readers, report).await?.objects;
-    let read = check_contents(&readers, read_data, report, progress).await?;
+    let read = match (look, data) {
+        (Look::Everything, data) => {
+            stats.objects = check_presence(&readers, report).await?.objects;
+            check_contents(&readers, data, report, progress).await?
+        }
+        (Look::Data, Some(data)) => check_data(&readers, data, report, progress).await?,
+        (Look::Data, None) => CheckStats::default(),
+    };
     stats.stored_bytes = read.stored_bytes;
     stats.data_bytes = read.raw_bytes;
     Ok(stats)

@@ -25,7 +25,8 @@ use super::error::Result;
 use super::ids::ChunkId;
 use super::reader::SnapshotReader;
 use crate::progress::Progress;
-use crate::task::Task;
+use crate::task::{Part, Task};
+use pages::Depth;
 pub use presence::check_presence;
 pub use report::DamageReport;
 use stack::StackCheck;
@@ -69,9 +70,14 @@ impl DataSubset {
 
     /// The share of it that one of several tasks reads: together they read all of it, and nothing twice.
     pub fn share(self, task: Task) -> Self {
+        self.cut(task.into())
+    }
+
+    /// One of the parts that it is cut into.
+    pub(crate) fn cut(self, part: Part) -> Self {
         Self {
-            part: self.part + u64::from(task.index()) * self.of.max(1),
-            of: self.of.max(1) * u64::from(task.count()),
+            part: self.part + u64::from(part.number) * self.of.max(1),
+            of: self.of.max(1) * u64::from(part.of),
         }
     }
 
@@ -99,7 +105,11 @@ pub async fn check_contents(
         let is_new: Vec<bool> = runs
             .map(|run| seen.insert((run.reference.id, run.reference.session)))
             .collect();
-        StackCheck::new(reader, &is_new, data, report, &mut stats, progress)
+        let depths = is_new.iter().map(|is_new| match is_new {
+            true => Some(Depth::Everything(data)),
+            false => Some(Depth::Names),
+        });
+        StackCheck::new(reader, &depths.collect::<Vec<_>>(), report, &mut stats, progress)
             .await?
             .run()
             .await?;
@@ -108,6 +118,30 @@ pub async fn check_contents(
                 stats.raw_bytes += frames.iter().map(Vec::len).sum::<usize>() as u64;
             }
         }
+    }
+    Ok(stats)
+}
+
+/// Checks a part of the data as [`check_contents`] does, where all else was looked at before: of the index, only what points into that
+/// part is read, and nothing is counted.
+pub async fn check_data(
+    readers: &[SnapshotReader],
+    data: DataSubset,
+    report: &mut DamageReport,
+    progress: &Progress,
+) -> Result<CheckStats> {
+    let mut stats = CheckStats::default();
+    let mut seen = HashSet::new();
+    for reader in readers {
+        let runs = reader.runs().iter();
+        let depths = runs.map(|run| {
+            let is_new = seen.insert((run.reference.id, run.reference.session));
+            is_new.then_some(Depth::Data(data))
+        });
+        StackCheck::new(reader, &depths.collect::<Vec<_>>(), report, &mut stats, progress)
+            .await?
+            .run()
+            .await?;
     }
     Ok(stats)
 }

@@ -60,7 +60,7 @@ mod verification;
 
 pub use attachment::{AttachmentWriter, attachment};
 pub use changes::{Change, ChangeBatch, ChangeKind, changes};
-pub use check::{CheckStats, DamageReport, DataSubset, check_contents, check_presence};
+pub use check::{CheckStats, DamageReport, DataSubset, check_contents, check_data, check_presence};
 pub use checkpoint::UnfinishedRange;
 pub use chunk::ChunkKind;
 pub use claims::{ClaimPatience, HeldRange, TaskView};

@@ -63,8 +63,8 @@ impl TaskArgs {
 /// How tasks share what is no backup.
 #[derive(Args, Debug, Default)]
 pub(crate) struct SharedArgs {
-    /// What the tasks call the work that they share: the same for all of them, and a new one each time. Who is done takes over what a
-    /// task that died has left [default: in a Cloud Run Job, its execution]
+    /// What the tasks call the work that they share: the same for all of them, and a new one each time. Who is done with its share goes
+    /// on with what others have not begun, or have left when they died [default: in a Cloud Run Job, its execution]
     #[arg(long, value_name = "NAME")]
     session: Option<String>,
     #[command(flatten)]

@@ -139,9 +139,9 @@ impl VerifyCommand {
         let verified = match &shared {
             Some((shared, state)) => {
                 let verified = verify_shared(&repository, options, state, shared, &progress).await;
-                verified.map_err(wrong_usage).map(|(stats, shares)| {
-                    data_read *= f64::from(shares) / f64::from(shared.task.count());
-                    stats
+                verified.map_err(wrong_usage).map(|verified| {
+                    data_read *= f64::from(verified.parts) / f64::from(verified.of);
+                    verified.stats
                 })
             }
             None => verify(&repository, options, &progress).await.map_err(Into::into),
@@ -169,7 +169,7 @@ impl VerifyCommand {
         report(global, &stats)
     }
 
-    /// With the place where tasks tell each other who reads which share. Without one each has a share of its own.
+    /// With the place where tasks tell each other who reads which parts. Without one each reads its own share.
     fn state_of(
         &self,
         global: &GlobalOptions,

@@ -401,6 +401,7 @@ fn show_conflicts(output: Output, paths: &[DocumentPath], conflicts: u64) -> any
 
 #[derive(Serialize)]
 struct Others<'a> {
+    parts: usize,
     documents: u64,
     failed: u64,
     conflicts: u64,
@@ -430,10 +431,10 @@ struct Summary<'a> {
     requests: u64,
     retries: u64,
     seconds: f64,
-    /// The tasks whose shares these are, where tasks share the restore.
+    /// How many parts these are of, where tasks share the restore.
     #[serde(skip_serializing_if = "Option::is_none")]
-    shares: Option<Vec<u32>>,
-    /// What is recorded of the other tasks' shares.
+    parts: Option<usize>,
+    /// What is recorded of the parts that other processes have restored.
     #[serde(skip_serializing_if = "Option::is_none")]
     others: Option<Others<'a>>,
     /// Of `restore --verify`.
@@ -453,22 +454,22 @@ fn lines_of(file: &Path) -> u64 {
     }
 }
 
-/// Tells what is wrong with the shares that other tasks have restored, of which some may be gone; false if anything is.
+/// Tells what is wrong with what other processes have restored, of which some may be gone; false if anything is.
 fn tell_of_others(shared: &SharedStats) -> bool {
     let others = &shared.others;
     if others.failed > 0 {
         tracing::error!(
-            "the database refused {} of other tasks' shares: the dead-letter files where these ran have them",
+            "the database refused {} that other processes have restored: the dead-letter files where these ran have them",
             output::count(others.failed, "document")
         );
     }
     if others.fates.conflicts > 0 {
         tracing::error!(
-            "{} of other tasks' shares changed meanwhile, and were left alone",
+            "{} for other processes to restore changed meanwhile, and were left alone",
             output::count(others.fates.conflicts, "document")
         );
     }
-    tell_of_gaps(&shared.gaps_of_others, "could not be restored by other tasks");
+    tell_of_gaps(&shared.gaps_of_others, "could not be restored by other processes");
     others.failed == 0 && others.fates.conflicts == 0 && shared.gaps_of_others.is_empty()
 }
 
@@ -535,13 +536,14 @@ pub(super) fn report(
     }
     if stats.failed > 0 {
         let here = lines_of(dead_letter_file).min(stats.failed);
-        let was_done = stats.shared.as_ref().is_some_and(|shared| shared.own_was_done);
         let file = dead_letter_file.display();
         let refused = output::count(stats.failed, "document");
         match stats.failed - here {
             0 => tracing::error!("the database refused {refused}: {file} has each with the reason"),
-            _ if was_done => tracing::error!(
-                "the database refused {refused}: the dead-letter file of whoever has restored this task's share has them"
+            gone if stats.shared.is_some() => tracing::error!(
+                "the database refused {refused}: {file} has {} of them, and those of the processes that had begun these parts have {}",
+                output::number(here),
+                output::number(gone)
             ),
             gone => tracing::error!(
                 "the database refused {refused}; {file} has {} of them, and {} that an earlier process had kept there are gone: restore \
@@ -576,10 +578,9 @@ pub(super) fn report(
         requests: stats.writes.requests,
         retries: stats.writes.retries,
         seconds: stats.duration.as_secs_f64(),
-        shares: options
-            .task
-            .map(|_| shared.shares.iter().map(|share| share.index()).collect()),
+        parts: options.task.map(|_| shared.parts.len()),
         others: options.task.map(|_| Others {
+            parts: shared.parts_of_others,
             documents: shared.others.documents,
             failed: shared.others.failed,
             conflicts: shared.others.fates.conflicts,

@@ -1,21 +1,24 @@
 //! Shares: how tasks divide work among themselves that needs nothing but the same snapshot.
 //!
 //! The work has a name, and by that a folder. The first task creates `agreed.json` in it: how many tasks there are, what they do, and
-//! what has to be settled once, as where the key ranges are cut. The others go by that, or are told that they do something else. There are
-//! as many shares as tasks, and each has a record of its own. A task begins with its own share. When that is done it looks what became of
-//! the others: a share whose record shows no sign of life, or that nobody has begun, it takes over. So the work is done when any
-//! of them lives to its end. Shares that are done are marked, for tasks that come late, or again; and as whoever had done one may be gone
-//! since, every task tells in the end what came of all of them.
+//! what has to be settled once, as where the key ranges are cut. The others go by that, or are told that they do something else. The work
+//! is cut into some parts for each task, its share, and each part has a record of its own. A task does its share part by part. When
+//! none of that is left, it takes parts that nobody has begun from the share that has most of them, the last one first: so a task that is slow,
+//! or has not started yet, keeps nobody waiting for more than the part that it is at. A part whose record shows no sign of life is taken over.
+//! So the work is done when any of the tasks lives to its end. Parts that are done are marked, for tasks that come late, or again; and as
+//! whoever had done one may be gone since, every task tells in the end what came of all of them.
 //!
-//! Whether somebody works on a share is seen by looking twice, not by the time of day. A task that is only slow loses its share to another
-//! one, as by any other claim, and looks for the next.
+//! Whether somebody works on a part is seen by looking twice, not by the time of day. A task that shows no life although it has some loses
+//! its part to another one, as by any other claim, and looks for the next.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use futures::TryStreamExt;
+use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -25,12 +28,14 @@ use crate::archive::{ArchiveError, SessionId};
 use crate::clock;
 use crate::stop::Stop;
 use crate::store::{Store, StoreError};
-use crate::task::Task;
+use crate::task::{Part, Task};
 
 /// For how long after the end a task that names no execution is taken for one that comes back.
 const COMES_BACK: TimeDelta = TimeDelta::hours(1);
 /// For how long it is remembered what was done, in the store's time.
 const REMEMBERED: TimeDelta = TimeDelta::days(30);
+/// Records that are read at the same time.
+const READS_AT_ONCE: usize = 16;
 const AGREED: &str = "agreed.json";
 const AGREED_KIND: &str = "shared work";
 
@@ -43,9 +48,9 @@ pub struct SharedWork {
     pub name: String,
     /// What tells these tasks from those of another time that were given the same name.
     pub execution: Option<String>,
-    /// How often to look what became of the others' shares.
+    /// How often to look what became of the others' parts, when there is nothing else to do.
     pub look_every: Duration,
-    /// For how long a share must have shown no sign of life before it is taken over. Whoever works on one shows three in that time,
+    /// For how long a part must have shown no sign of life before it is taken over. Whoever works on one shows three in that time,
     /// whatever it waits for.
     pub patience: Duration,
 }
@@ -79,6 +84,8 @@ impl SharedWork {
 pub(crate) trait ShareableWork: Work {
     /// Where such work is recorded, each in a folder of its own.
     const SHARED_FOLDER: &'static str;
+    /// Into how many parts each task's share is cut. The more there are, the less is left to wait for at the end; each costs some requests.
+    const PARTS_PER_TASK: u32;
     /// What the first task settles for all of them.
     type Common: Clone + Debug + Serialize + DeserializeOwned;
 }
@@ -89,7 +96,9 @@ pub(crate) struct Agreed<C> {
     /// At random: what is left of other work by the same name has another one.
     id: SessionId,
     pub(crate) name: String,
-    pub(crate) count: u32,
+    pub(crate) tasks: u32,
+    /// How many parts there are.
+    parts: u32,
     execution: Option<String>,
     /// By the option's name, or another word for a person.
     pub(crate) options: BTreeMap<String, String>,
@@ -98,8 +107,15 @@ pub(crate) struct Agreed<C> {
 }
 
 impl<C> Agreed<C> {
-    fn share(&self, index: u32) -> SessionId {
-        let hash = blake3::hash(format!("{}/{index}", self.id).as_bytes());
+    /// All parts, ascending.
+    fn parts(&self) -> impl Iterator<Item = Part> + use<C> {
+        let of = self.parts;
+        (0..of).map(move |number| Part { number, of })
+    }
+
+    /// The id of a part's record.
+    fn record(&self, part: Part) -> SessionId {
+        let hash = blake3::hash(format!("{}/{}", self.id, part.number).as_bytes());
         let first = hash.as_bytes().first_chunk().copied().unwrap_or_default();
         SessionId::from_u64(u64::from_be_bytes(first))
     }
@@ -151,14 +167,14 @@ pub enum SharesError {
 /// What to do next.
 #[derive(Debug)]
 pub(crate) enum Next<W: Work> {
-    /// A share that nobody has begun, with the id of its record.
-    Begin(Task, SessionId),
-    /// A share that somebody has left.
-    Resume(Task, Record<W>),
+    /// A part that nobody has begun, with the id of its record.
+    Begin(Part, SessionId),
+    /// A part that somebody has left.
+    Resume(Part, Record<W>),
     /// Nothing, for now: others are at work.
     Wait,
-    /// All is done. What came of each share, whoever has done it.
-    Finished(Vec<(Task, W::Checkpoint)>),
+    /// All is done. What came of each part, whoever has done it.
+    Finished(Vec<(Part, W::Checkpoint)>),
 }
 
 /// The shares of a work, as one task sees them.
@@ -167,14 +183,14 @@ pub(crate) struct Shares<'a, W: ShareableWork> {
     records: Records<W>,
     shared: &'a SharedWork,
     agreed: Agreed<W::Common>,
-    /// What was last seen of each, and since when.
-    seen: HashMap<u32, (Sign, Instant)>,
+    /// What was last seen of each part, and since when.
+    seen: HashMap<Part, (Sign, Instant)>,
     is_first_look: bool,
     has_told: bool,
 }
 
-/// What changes as long as somebody works on a share.
-type Sign = Option<(u64, CheckpointNumber, DateTime<Utc>)>;
+/// What changes as long as somebody works on a part.
+type Sign = (u64, CheckpointNumber, DateTime<Utc>);
 
 /// What the tasks of a work have agreed upon, if one of them has begun.
 pub(crate) async fn find_agreed<W: ShareableWork>(
@@ -189,17 +205,21 @@ pub(crate) async fn find_agreed<W: ShareableWork>(
     }
 }
 
-/// Begins a work, or finds out what another task has settled meanwhile.
+/// Begins a work, or finds out what another task has settled meanwhile. It is cut into `pieces` parts at most.
 pub(crate) async fn agree<W: ShareableWork>(
     store: &Store,
     shared: &SharedWork,
     options: BTreeMap<String, String>,
     common: W::Common,
+    pieces: usize,
 ) -> Result<Agreed<W::Common>, SharesError> {
+    let tasks = shared.task.count();
+    let most = u32::try_from(pieces).unwrap_or(u32::MAX).max(1);
     let agreed = Agreed {
         id: SessionId::random(),
         name: shared.name.clone(),
-        count: shared.task.count(),
+        tasks,
+        parts: tasks.saturating_mul(W::PARTS_PER_TASK).min(most),
         execution: shared.execution.clone(),
         options,
         started_at: clock::now(),
@@ -229,10 +249,10 @@ impl<'a, W: ShareableWork> Shares<'a, W> {
         options: &BTreeMap<String, String>,
     ) -> Result<Self, SharesError> {
         let name = || shared.name.clone();
-        if agreed.count != shared.task.count() {
+        if agreed.tasks != shared.task.count() {
             return Err(SharesError::Count {
                 name: name(),
-                then: agreed.count,
+                then: agreed.tasks,
                 task: shared.task,
             });
         }
@@ -244,7 +264,7 @@ impl<'a, W: ShareableWork> Shares<'a, W> {
             });
         }
         Ok(Self {
-            records: Records::below(store.clone(), shared.folder(W::SHARED_FOLDER)),
+            records: Records::below(store.clone(), shared.folder(W::SHARED_FOLDER)).by(shared.task.index()),
             shared,
             agreed,
             seen: HashMap::new(),
@@ -261,11 +281,25 @@ impl<'a, W: ShareableWork> Shares<'a, W> {
         &self.agreed.common
     }
 
-    /// This task's own, and then those of the others, the next one's first: so several that are idle begin with different ones.
-    fn order(&self) -> impl Iterator<Item = Task> + use<W> {
-        let (own, count) = (self.shared.task.index(), self.shared.task.count());
-        let indexes = (own..count).chain(0..own);
-        indexes.filter_map(move |index| Task::new(index, count).ok())
+    /// How far a part's share is from this task's own, which is at 0.
+    fn distance(&self, part: Part) -> usize {
+        self.shared.task.distance(part.number as usize, part.of as usize)
+    }
+
+    /// Which of the parts that nobody has begun to begin: the first of this task's own share; else the last of the share that has most of
+    /// them, of the next one after this where several have as many, so that tasks that are idle together begin with different ones.
+    fn choose(&self, open: &[Part]) -> Option<Part> {
+        let shares = open.chunk_by(|a, b| self.distance(*a) == self.distance(*b));
+        let rank = |share: &&[Part]| {
+            let distance = share.first().map_or(0, |part| self.distance(*part));
+            (distance == 0, share.len(), Reverse(distance))
+        };
+        let share = shares.max_by_key(rank)?;
+        match rank(&share) {
+            (true, ..) => share.first(),
+            _ => share.last(),
+        }
+        .copied()
     }
 
     /// What to do now.
@@ -285,28 +319,32 @@ impl<'a, W: ShareableWork> Shares<'a, W> {
         }
         let listing = self.records.list().await?;
         let is_first_look = std::mem::take(&mut self.is_first_look);
-        let mut undone = 0;
-        let mut chosen = None;
-        for task in self.order() {
-            let id = self.agreed.share(task.index());
-            let listed = listing.get(&id).filter(|listed| listed.has_plan);
-            if listed.is_some_and(|listed| listed.is_done) {
+        let (mut open, mut begun, mut left) = (Vec::new(), 0, None);
+        for part in self.agreed.parts() {
+            let id = self.agreed.record(part);
+            let Some(listed) = listing.get(&id).filter(|listed| listed.has_plan) else {
+                open.push(part);
+                continue;
+            };
+            if listed.is_done {
                 continue;
             }
-            undone += 1;
-            let sign = listed.map(|listed| (listed.claim, listed.number, listed.last_sign));
-            let (seen, since) = self.seen.entry(task.index()).or_insert((sign, now));
+            begun += 1;
+            let sign = (listed.claim, listed.number, listed.last_sign);
+            let (seen, since) = self.seen.entry(part).or_insert((sign, now));
             if *seen != sign {
                 (*seen, *since) = (sign, now);
             }
-            // An earlier process of this very task is gone.
-            let is_left = is_first_look && task == self.shared.task
-                || now.duration_since(*since) >= self.shared.patience;
-            if is_left && chosen.is_none() {
-                chosen = Some((task, id, listed.copied()));
+            // Nothing is left at the first look: nobody has waited yet.
+            let is_left = match is_first_look {
+                true => self.was_own(id, *listed).await?,
+                false => now.duration_since(*since) >= self.shared.patience,
+            };
+            if is_left && left.is_none() {
+                left = Some((part, id, *listed));
             }
         }
-        if undone == 0 {
+        if open.is_empty() && begun == 0 {
             let signs = listing.values().map(|listed| listed.last_sign);
             let newest = signs.max().unwrap_or(self.agreed.started_at);
             return self.finish(is_first_look, newest).await;
@@ -314,36 +352,50 @@ impl<'a, W: ShareableWork> Shares<'a, W> {
         if is_first_look {
             forget_old::<W>(&self.records).await;
         }
-        let Some((task, id, listed)) = chosen else {
-            self.tell_of_waiting(undone);
-            return Ok(Next::Wait);
-        };
-        let next = match listed {
-            None => Next::Begin(task, id),
-            Some(listed) => match self.records.read(id, listed).await {
-                Ok(record) => Next::Resume(task, record),
+        let next = match (left, self.choose(&open)) {
+            (Some((part, id, listed)), _) => match self.records.read(id, listed).await {
+                Ok(record) => {
+                    if !is_first_look {
+                        tracing::warn!("nobody works on {part} of `{}`: taking it over", self.shared.name);
+                    }
+                    Next::Resume(part, record)
+                }
                 // A newer checkpoint has taken the place of the one that was listed: somebody is at work.
                 Err(ArchiveError::Store(StoreError::NotFound { .. })) => return Ok(Next::Wait),
                 Err(error) => return Err(error.into()),
             },
+            (None, Some(part)) => Next::Begin(part, self.agreed.record(part)),
+            (None, None) => {
+                self.tell_of_waiting(begun);
+                return Ok(Next::Wait);
+            }
         };
-        if task != self.shared.task {
-            tracing::warn!(
-                "nobody works on what is the share of {task} of `{}`: taking it over",
-                self.shared.name
-            );
-        }
         self.has_told = false;
         Ok(next)
+    }
+
+    /// Whether an earlier process of this very task is the last that was at a part: it is gone.
+    async fn was_own(&self, id: SessionId, listed: Listed) -> Result<bool, SharesError> {
+        match self.records.read_task(id, listed).await {
+            Ok(task) => Ok(task == Some(self.shared.task.index())),
+            Err(ArchiveError::Store(StoreError::NotFound { .. })) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn finish(&self, is_first_look: bool, newest: DateTime<Utc>) -> Result<Next<W>, SharesError> {
         let mut outcomes = Vec::new();
         let mut executions = vec![self.agreed.execution.clone()];
-        for task in self.order() {
-            let end = self.records.read_end(self.agreed.share(task.index())).await?;
-            executions.push(end.execution);
-            outcomes.push((task, end.outcome));
+        let ends = stream::iter(self.agreed.parts()).map(|part| async move {
+            let end = self.records.read_end(self.agreed.record(part)).await?;
+            Ok::<_, ArchiveError>((part, end))
+        });
+        let mut ends = pin!(ends.buffered(READS_AT_ONCE));
+        while let Some((part, end)) = ends.try_next().await? {
+            if !executions.contains(&end.execution) {
+                executions.push(end.execution);
+            }
+            outcomes.push((part, end.outcome));
         }
         if !is_first_look {
             return Ok(Next::Finished(outcomes));
@@ -362,7 +414,7 @@ impl<'a, W: ShareableWork> Shares<'a, W> {
         Ok(Next::Finished(outcomes))
     }
 
-    /// Begins a share; `None` when another process was faster.
+    /// Begins a part; `None` when another process was faster.
     pub(crate) async fn begin(
         &self,
         id: SessionId,
@@ -371,7 +423,7 @@ impl<'a, W: ShareableWork> Shares<'a, W> {
         Ok(self.alive(self.records.begin(id, plan).await?))
     }
 
-    /// Goes on with a share; `None` when another process was faster.
+    /// Goes on with a part; `None` when another process was faster.
     pub(crate) async fn resume(&self, record: &Record<W>) -> Result<Option<Running<W>>, ArchiveError> {
         Ok(self.alive(self.records.resume(record).await?))
     }
@@ -382,7 +434,7 @@ impl<'a, W: ShareableWork> Shares<'a, W> {
         Some(running)
     }
 
-    /// Marks a share as done, with what came of it. False when another process has gone on with it.
+    /// Marks a part as done, with what came of it. False when another process has gone on with it.
     pub(crate) async fn mark_done(
         &self,
         running: &Running<W>,
@@ -392,7 +444,7 @@ impl<'a, W: ShareableWork> Shares<'a, W> {
         running.mark_done(&End { execution, outcome }).await
     }
 
-    /// Waits until another process has gone on with a share.
+    /// Waits until another process has gone on with a part.
     pub(crate) async fn lost(&self, running: &Running<W>) -> Result<(), ArchiveError> {
         loop {
             tokio::time::sleep(self.shared.heartbeat()).await;
@@ -402,11 +454,11 @@ impl<'a, W: ShareableWork> Shares<'a, W> {
         }
     }
 
-    fn tell_of_waiting(&mut self, undone: usize) {
+    fn tell_of_waiting(&mut self, begun: usize) {
         if !std::mem::replace(&mut self.has_told, true) {
             tracing::info!(
-                "waiting for the tasks that work on {undone} of the {} shares of `{}`",
-                self.shared.task.count(),
+                "waiting for the tasks that work on {begun} of the {} parts of `{}`",
+                self.agreed.parts,
                 self.shared.name
             );
         }
@@ -427,7 +479,7 @@ impl<'a, W: ShareableWork> Shares<'a, W> {
 pub(crate) struct Found<W: ShareableWork> {
     pub(crate) folder: String,
     pub(crate) agreed: Agreed<W::Common>,
-    /// How far the shares are that have recorded it.
+    /// How far the parts are that have recorded it.
     pub(crate) begun: Vec<W::Checkpoint>,
     pub(crate) last_sign: DateTime<Utc>,
 }
@@ -457,20 +509,22 @@ pub(crate) async fn undone<W: ShareableWork>(store: &Store) -> Result<Vec<Found<
         };
         let records = Records::<W>::below(store.clone(), folder.clone());
         let listing = records.list().await?;
-        let shares = (0..agreed.count).map(|index| agreed.share(index));
-        let shares = shares.filter_map(|id| Some((id, *listing.get(&id)?)));
-        let shares: Vec<(SessionId, Listed)> = shares.filter(|(_, listed)| listed.has_plan).collect();
-        let done = shares.iter().filter(|(_, listed)| listed.is_done).count();
-        if done == agreed.count as usize {
+        let parts = agreed.parts().map(|part| agreed.record(part));
+        let parts = parts.filter_map(|id| Some((id, *listing.get(&id)?)));
+        let parts: Vec<(SessionId, Listed)> = parts.filter(|(_, listed)| listed.has_plan).collect();
+        let done = parts.iter().filter(|(_, listed)| listed.is_done).count();
+        if done == agreed.parts as usize {
             continue;
         }
-        let signs = shares.iter().map(|(_, listed)| listed.last_sign);
+        let signs = parts.iter().map(|(_, listed)| listed.last_sign);
         let last_sign = signs.max().unwrap_or(begun_at);
+        let looks = stream::iter(parts).map(|(id, listed)| records.look_at(id, listed));
+        let mut looks = pin!(looks.buffered(READS_AT_ONCE));
         let mut begun = Vec::new();
-        for (id, listed) in shares {
-            match records.look_at(id, listed).await {
+        while let Some(checkpoint) = looks.next().await {
+            match checkpoint {
                 Ok(checkpoint) => begun.extend(checkpoint),
-                Err(error) => tracing::warn!("a share of `{}` is left out: {error}", agreed.name),
+                Err(error) => tracing::warn!("a part of `{}` is left out: {error}", agreed.name),
             }
         }
         found.push(Found {
@@ -489,8 +543,8 @@ pub(crate) async fn remove<W: ShareableWork>(store: &Store, found: &Found<W>) ->
     store.delete(&format!("{folder}/{AGREED}")).await?;
     // Not all of the folder: other work may have begun under the same name by now.
     let records = Records::<W>::below(store.clone(), folder.clone());
-    for index in 0..agreed.count {
-        records.remove(agreed.share(index)).await?;
+    for part in agreed.parts() {
+        records.remove(agreed.record(part)).await?;
     }
     Ok(())
 }
@@ -563,6 +617,7 @@ mod tests {
 
     impl ShareableWork for Digging {
         const SHARED_FOLDER: &'static str = "shared-digs";
+        const PARTS_PER_TASK: u32 = 3;
         type Common = String;
     }
 
@@ -581,23 +636,26 @@ mod tests {
         store: &Store,
         shared: &'a SharedWork,
         depth: &str,
+        beds: usize,
     ) -> Result<Shares<'a, Digging>, SharesError> {
         let options = BTreeMap::from([("--depth".to_owned(), depth.to_owned())]);
         let place = format!("where {} found it", shared.task);
-        let agreed = agree::<Digging>(store, shared, options.clone(), place).await?;
+        let agreed = agree::<Digging>(store, shared, options.clone(), place, beds).await?;
         Shares::new(store, shared, agreed, &options)
     }
 
+    /// One part for each task.
     async fn shares<'a>(store: &Store, shared: &'a SharedWork) -> Shares<'a, Digging> {
-        try_shares(store, shared, "5").await.unwrap()
+        let tasks = shared.task.count() as usize;
+        try_shares(store, shared, "5", tasks).await.unwrap()
     }
 
-    /// Begins or goes on with what is next at that time, which must be the share of that task.
-    async fn take(shares: &mut Shares<'_, Digging>, now: Instant, index: u32) -> Running<Digging> {
+    /// Begins or goes on with what is next at that time, which must be that part.
+    async fn take(shares: &mut Shares<'_, Digging>, now: Instant, number: u32) -> Running<Digging> {
         let taken = match shares.next_at(now).await.unwrap() {
-            Next::Begin(task, id) if task.index() == index => shares.begin(id, &index).await,
-            Next::Resume(task, record) if task.index() == index => shares.resume(&record).await,
-            other => panic!("{other:?}"),
+            Next::Begin(part, id) if part.number == number => shares.begin(id, &number).await,
+            Next::Resume(part, record) if part.number == number => shares.resume(&record).await,
+            other => panic!("{other:?} instead of {number}"),
         };
         taken.unwrap().unwrap()
     }
@@ -606,13 +664,13 @@ mod tests {
         matches!(shares.next_at(now).await.unwrap(), Next::Wait)
     }
 
-    /// What came of each share, this task's own first.
+    /// What came of each part.
     async fn outcome(shares: &mut Shares<'_, Digging>) -> Vec<(u32, u64)> {
         let Next::Finished(outcomes) = shares.next().await.unwrap() else {
             panic!("not finished");
         };
         let outcomes = outcomes.into_iter();
-        outcomes.map(|(task, outcome)| (task.index(), outcome)).collect()
+        outcomes.map(|(part, outcome)| (part.number, outcome)).collect()
     }
 
     #[tokio::test]
@@ -627,31 +685,30 @@ mod tests {
         assert!(own.checkpoint(&1).await.unwrap());
         assert!(first.mark_done(&own, 2).await.unwrap());
         assert!(!own.checkpoint(&3).await.unwrap(), "it is done");
-        // The third share nobody begins; the second is at work.
-        let moment = of_first.patience / 4;
-        for depth in 0..3 {
-            now += moment;
-            assert!(slow.checkpoint(&depth).await.unwrap());
-            assert!(waits(&mut first, now).await);
-        }
-        now += moment;
+        // The third part nobody begins; the second is at work.
         let third = take(&mut first, now, 2).await;
         assert!(first.mark_done(&third, 0).await.unwrap());
+        let moment = of_first.patience / 4;
+        for depth in 0..6 {
+            assert!(waits(&mut first, now).await);
+            now += moment;
+            assert!(slow.checkpoint(&depth).await.unwrap());
+        }
         assert!(waits(&mut first, now).await);
         // Now that one falls silent.
         now += of_first.patience;
         let mut taken = take(&mut first, now, 1).await;
-        assert!(!slow.checkpoint(&7).await.unwrap(), "two work on one share");
+        assert!(!slow.checkpoint(&7).await.unwrap(), "two work on one part");
         assert!(!second.mark_done(&slow, 7).await.unwrap());
         assert!(slow.is_taken().await.unwrap());
         assert!(waits(&mut second, now).await);
         assert!(taken.checkpoint(&8).await.unwrap());
         assert!(first.mark_done(&taken, 9).await.unwrap());
         assert_eq!(outcome(&mut first).await, [(0, 2), (1, 9), (2, 0)]);
-        assert_eq!(outcome(&mut second).await, [(1, 9), (2, 0), (0, 2)]);
+        assert_eq!(outcome(&mut second).await, [(0, 2), (1, 9), (2, 0)]);
         // One that is started again is told what came of it.
         let mut again = shares(&store, &of_second).await;
-        assert_eq!(outcome(&mut again).await, [(1, 9), (2, 0), (0, 2)]);
+        assert_eq!(outcome(&mut again).await, [(0, 2), (1, 9), (2, 0)]);
     }
 
     /// A process that waits for long for one thing shows all the same that it lives.
@@ -698,7 +755,7 @@ mod tests {
     #[tokio::test]
     async fn a_task_goes_on_at_once_with_what_an_earlier_process_of_it_has_left() {
         let store = Store::memory();
-        let of_task = work(1, 2);
+        let (of_task, of_other) = (work(1, 2), work(0, 2));
         let mut gone = take(&mut shares(&store, &of_task).await, Instant::now(), 1).await;
         assert!(gone.checkpoint(&3).await.unwrap());
         let mut again = shares(&store, &of_task).await;
@@ -706,9 +763,63 @@ mod tests {
             panic!("it was begun");
         };
         assert_eq!(record.checkpoint, Some(3));
-        assert!(again.resume(&record).await.unwrap().is_some());
+        let own = again.resume(&record).await.unwrap().unwrap();
         assert!(again.resume(&record).await.unwrap().is_none(), "claimed twice");
         assert!(!gone.checkpoint(&4).await.unwrap());
+        // Also where it was at another's; and not with what another one has of its own share.
+        assert!(again.mark_done(&own, 0).await.unwrap());
+        let now = Instant::now();
+        let _of_others = take(&mut again, now, 0).await;
+        assert!(waits(&mut shares(&store, &of_other).await, now).await);
+        take(&mut shares(&store, &of_task).await, now, 0).await;
+        assert!(waits(&mut shares(&store, &of_other).await, now).await);
+    }
+
+    /// Each its own first, in order; who has done that takes from the end of what most is left of, and leaves to each what it is at.
+    #[tokio::test]
+    async fn who_is_idle_takes_what_nobody_has_begun() {
+        let store = Store::memory();
+        let tasks = [work(0, 3), work(1, 3), work(2, 3)];
+        let mut all = Vec::new();
+        for task in &tasks {
+            all.push(try_shares(&store, task, "5", usize::MAX).await.unwrap());
+        }
+        let [first, second, third] = &mut all[..] else {
+            panic!("three");
+        };
+        let now = Instant::now();
+        let mut done = Vec::new();
+        let _slow = take(second, now, 3).await;
+        for number in [0, 1, 2] {
+            done.push(take(first, now, number).await);
+        }
+        // The third has not started: most is left of its share.
+        done.push(take(first, now, 8).await);
+        // Of both as much: the next one's after its own.
+        done.push(take(first, now, 5).await);
+        done.push(take(third, now, 6).await);
+        done.push(take(third, now, 7).await);
+        done.push(take(third, now, 4).await);
+        assert!(waits(first, now).await && waits(third, now).await);
+    }
+
+    /// Where there is less to do than there are tasks.
+    #[tokio::test]
+    async fn there_are_no_more_parts_than_pieces() {
+        let store = Store::memory();
+        let (of_first, of_last) = (work(0, 4), work(3, 4));
+        let mut first = try_shares(&store, &of_first, "5", 1).await.unwrap();
+        let mut last = try_shares(&store, &of_last, "5", 1).await.unwrap();
+        let now = Instant::now();
+        let all = take(&mut last, now, 0).await;
+        assert!(waits(&mut first, now).await);
+        assert!(last.mark_done(&all, 1).await.unwrap());
+        assert_eq!(outcome(&mut first).await, [(0, 1)]);
+        assert_eq!(outcome(&mut last).await, [(0, 1)]);
+        // Nothing at all is a part, too: somebody has to say that there is nothing.
+        let of_none = SharedWork::new(Task::new(0, 1).unwrap(), "a balcony");
+        let mut none = try_shares(&store, &of_none, "5", 0).await.unwrap();
+        take(&mut none, now, 0).await;
     }
 
     #[tokio::test]
@@ -716,12 +827,18 @@ mod tests {
         let store = Store::memory();
         let (of_first, of_many, of_second) = (work(0, 2), work(2, 3), work(1, 2));
         shares(&store, &of_first).await;
-        let refused = try_shares(&store, &of_many, "5").await.unwrap_err().to_string();
+        let refused = try_shares(&store, &of_many, "5", 9)
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(
             refused.contains("shared by 2 tasks") && refused.contains("task 2 of 3"),
             "{refused}"
         );
-        let refused = try_shares(&store, &of_second, "6").await.unwrap_err().to_string();
+        let refused = try_shares(&store, &of_second, "6", 9)
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(refused.contains("--depth was `5` and is `6`"), "{refused}");
     }
 

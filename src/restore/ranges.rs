@@ -2,32 +2,23 @@
 
 use crate::archive::{ArchiveError, SnapshotReader};
 use crate::document::KeyRange;
-use crate::task::Task;
 
 /// Ranges for each reader: a reader that is done takes the next, so that all of them end at about the same time.
-const RANGES_PER_READER: usize = 4;
+pub(super) const RANGES_PER_READER: usize = 4;
 
-/// Cuts the ranges where the snapshot's index can be cut, ascending.
+/// Cuts the ranges where the snapshot's index can be cut, ascending, into ranges for so many readers.
 pub(super) async fn split_ranges(
     reader: &SnapshotReader,
     ranges: &[KeyRange],
-    parallel: usize,
+    readers: usize,
 ) -> Result<Vec<KeyRange>, ArchiveError> {
     let boundaries = reader
-        .page_boundaries_within(ranges, parallel.max(1) * RANGES_PER_READER)
+        .page_boundaries_within(ranges, readers.max(1) * RANGES_PER_READER)
         .await?;
     Ok(ranges
         .iter()
         .flat_map(|range| range.cut_at(&boundaries))
         .collect())
-}
-
-/// A task's share of the ranges: what several tasks write at the same time lies as far apart as the ranges go.
-pub(super) fn share(ranges: Vec<KeyRange>, task: Task) -> Vec<KeyRange> {
-    let of = ranges.len();
-    let ranges = ranges.into_iter().enumerate();
-    let own = ranges.filter(|(part, _)| task.distance(*part, of) == 0);
-    own.map(|(_, range)| range).collect()
 }
 
 /// The order in which so many ranges are begun when `parallel` of them are read at a time: those that are read together lie

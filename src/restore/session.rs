@@ -19,7 +19,6 @@ use crate::store::Store;
 
 pub(super) const TASK_INDEX: &str = "--task-index";
 pub(super) const TASK_COUNT: &str = "--task-count";
-
 const THE_REPOSITORY: &str = "the repository";
 const THE_SNAPSHOT: &str = "the snapshot";
 const THE_TARGET: &str = "the target";
@@ -34,7 +33,7 @@ pub struct SessionOptions {
     /// Where.
     pub sessions: RestoreSessions,
     /// How it is shared with other tasks, where it is: then each goes on with what it finds of its own share, and with what others
-    /// have left.
+    /// have left or have not begun.
     pub shared: Option<SharedWork>,
     /// Which one to go on with; `None` begins a new one.
     pub resume: Option<UnfinishedRestore>,
@@ -74,6 +73,7 @@ impl Work for RestoreWork {
 
 impl ShareableWork for RestoreWork {
     const SHARED_FOLDER: &'static str = "shared-restores";
+    const PARTS_PER_TASK: u32 = 8;
     /// Where the snapshot is cut.
     type Common = Vec<RangeRecord>;
 }
@@ -261,7 +261,7 @@ impl SharedRestore {
 
     /// How many tasks share it.
     pub fn tasks(&self) -> u32 {
-        self.0.agreed.count
+        self.0.agreed.tasks
     }
 
     fn option(&self, name: &str) -> &str {
@@ -430,16 +430,8 @@ impl Plan {
         }
     }
 
-    /// What all tasks that share it have in common, in words for a person.
-    pub(super) fn common(&self) -> BTreeMap<String, String> {
-        let mut common = self.identity();
-        // These are each share's own.
-        common.retain(|name, _| ![TASK_INDEX, TASK_COUNT].contains(&name.as_str()));
-        common
-    }
-
     /// What makes it the same restore, in words for a person.
-    fn identity(&self) -> BTreeMap<String, String> {
+    pub(super) fn identity(&self) -> BTreeMap<String, String> {
         let of = [
             (THE_REPOSITORY, self.repository.to_string()),
             (THE_SNAPSHOT, self.snapshot.to_string()),
@@ -482,7 +474,7 @@ impl RestoreSession {
         self.unless_taken(recorded)
     }
 
-    /// Marks a share as done, for the other tasks.
+    /// Marks a part as done, for the other tasks.
     ///
     /// # Errors
     /// [`RestoreError::SessionTaken`] when another process has gone on with it.
@@ -509,7 +501,7 @@ impl RestoreSession {
     }
 }
 
-/// What is recorded of a share that is done.
-pub(super) fn outcome(checkpoint: Checkpoint) -> (RestoreCounts, Vec<Gap>, Conflicts) {
-    (checkpoint.counts, checkpoint.gaps, checkpoint.conflicts)
+/// What is recorded of a part that is done.
+pub(super) fn outcome(checkpoint: Checkpoint) -> (RestoreCounts, Vec<Gap>) {
+    (checkpoint.counts, checkpoint.gaps)
 }

@@ -1,20 +1,20 @@
-//! A restore that several tasks share: each restores its own share, and then what others have left.
+//! A restore that several tasks share: each restores its own share, part by part, and then what others have left or have not begun.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::session::{Checkpoint, Plan, RangeRecord, RestoreWork, outcome};
+use super::session::{Plan, RangeRecord, RestoreWork, outcome};
 use super::write::Ranges;
 use super::{
     RestoreError, RestoreOptions, RestoreSessions, RestoreStats, SessionOptions, Settled, SharedStats,
-    UnfinishedRestore, check_first, ranges, restore_all,
+    UnfinishedRestore, check_first, ranges::RANGES_PER_READER, restore_all,
 };
 use crate::archive::SnapshotReader;
-use crate::firestore::{Firestore, WriteStats};
+use crate::firestore::Firestore;
 use crate::progress::Progress;
-use crate::records::shares::{Next, Shares, SharesError, agree, find_agreed};
-use crate::task::{SharedWork, Task};
+use crate::records::shares::{Next, ShareableWork, Shares, SharesError, agree, find_agreed};
+use crate::task::SharedWork;
 
-/// Restores shares until all are done, by this task or by others.
+/// Restores parts until all are done, by this task or by others.
 pub(super) async fn restore_shares(
     reader: &SnapshotReader,
     database: &Firestore,
@@ -23,8 +23,9 @@ pub(super) async fn restore_shares(
     progress: &Progress,
 ) -> Result<RestoreStats, RestoreError> {
     let start = Instant::now();
+    // A part is cut out of the whole.
     let options = RestoreOptions {
-        task: Some(shared.task),
+        task: None,
         ..options
     };
     let unusable = |error| match error {
@@ -33,7 +34,8 @@ pub(super) async fn restore_shares(
     };
     let store = session.sessions.store();
     let from = (reader.repository().id(), reader.id());
-    let common = Plan::new(from, database.database(), &options, &[]).common();
+    let plan = |pieces: &[_]| Plan::new(from, database.database(), &options, pieces);
+    let common = plan(&[]).identity();
     let found = find_agreed::<RestoreWork>(store, shared)
         .await
         .map_err(unusable)?;
@@ -41,58 +43,58 @@ pub(super) async fn restore_shares(
         Some(agreed) => agreed,
         None => {
             // Before any of the tasks writes.
-            let all = RestoreOptions {
-                task: None,
-                ..options.clone()
-            };
-            check_first(reader, database, &all).await?;
-            let pieces = options.cut_for_all(reader).await?;
-            let pieces = pieces.iter().map(RangeRecord::of).collect();
-            let agreed = agree::<RestoreWork>(store, shared, common.clone(), pieces).await;
+            check_first(reader, database, &options).await?;
+            // As many for each part as there are readers, which begin with it and are done with it together.
+            let readers =
+                options.parallel.max(1) * (shared.task.count() * RestoreWork::PARTS_PER_TASK) as usize;
+            let pieces = options
+                .cut_for(reader, readers.div_ceil(RANGES_PER_READER))
+                .await?;
+            let pieces: Vec<RangeRecord> = pieces.iter().map(RangeRecord::of).collect();
+            let count = pieces.len();
+            let agreed = agree::<RestoreWork>(store, shared, common.clone(), pieces, count).await;
             agreed.map_err(unusable)?
         }
     };
     let mut shares = Shares::<RestoreWork>::new(store, shared, agreed, &common).map_err(unusable)?;
     let sessions = RestoreSessions::of_shares(shares.records());
-    // One for all shares: what the database bears, it has learnt by the first.
+    // One for all parts: what the database bears, it has learnt by the first.
     let throttle = options.write.throttle();
     let (mut stats, mut done) = (RestoreStats::default(), SharedStats::default());
     loop {
-        let next = shares.next().await.map_err(unusable)?;
-        let task = match &next {
-            Next::Begin(task, _) | Next::Resume(task, _) => *task,
+        let (part, begun) = match shares.next().await.map_err(unusable)? {
+            Next::Begin(part, id) => {
+                let pieces = part.pick(shares.common().iter().map(RangeRecord::range).collect());
+                let begun = shares.begin(id, &plan(&pieces)).await;
+                if matches!(begun, Ok(None)) {
+                    // Another task was faster.
+                    continue;
+                }
+                let session = sessions.run(id, begun);
+                (part, session.map(|session| (session, Ranges::of(pieces))))
+            }
+            Next::Resume(part, record) => {
+                let unfinished = UnfinishedRestore::from(record.clone());
+                unfinished.check(&plan(&[]))?;
+                let session = sessions.run(record.id, shares.resume(&record).await);
+                (part, session.map(|session| (session, unfinished.ranges())))
+            }
             Next::Wait if shares.wait(&options.stop).await => continue,
             Next::Wait => {
                 return Err(RestoreError::TaskStopped {
                     documents: stats.documents,
                 });
             }
-            Next::Finished(_) => shared.task,
-        };
-        let share = RestoreOptions {
-            task: Some(task),
-            ..options.clone()
-        };
-        let begun = match next {
-            Next::Begin(_, id) => {
-                let pieces = shares.common().iter().map(RangeRecord::range).collect();
-                let pieces = ranges::share(pieces, task);
-                let plan = Plan::new(from, database.database(), &share, &pieces);
-                let session = sessions.run(id, shares.begin(id, &plan).await);
-                session.map(|session| (session, Ranges::of(pieces)))
-            }
-            Next::Resume(_, record) => {
-                let unfinished = UnfinishedRestore::from(record.clone());
-                unfinished.check(&Plan::new(from, database.database(), &share, &[]))?;
-                let session = sessions.run(record.id, shares.resume(&record).await);
-                session.map(|session| (session, unfinished.ranges()))
-            }
-            Next::Wait => continue,
             Next::Finished(outcomes) => {
-                for (task, checkpoint) in outcomes {
-                    if !done.shares.contains(&task) {
-                        tell(task == shared.task, (task, checkpoint), &mut stats, &mut done);
-                    }
+                // Some may have been done by an earlier process of this very task: it has told nobody.
+                let others = outcomes
+                    .into_iter()
+                    .filter(|(part, _)| !done.parts.contains(&part.number));
+                for (_, checkpoint) in others {
+                    let (counts, gaps) = outcome(checkpoint);
+                    done.parts_of_others += 1;
+                    done.others.add(&counts);
+                    done.gaps_of_others.extend(gaps);
                 }
                 break;
             }
@@ -104,7 +106,7 @@ pub(super) async fn restore_shares(
                 session: Some(session),
                 ranges,
             };
-            let restored = restore_all(reader, database, share, settled, progress).await?;
+            let restored = restore_all(reader, database, options.clone(), settled, progress).await?;
             if let Some(session) = &restored.session {
                 session.mark_done(&shares, &restored.ranges).await?;
             }
@@ -113,11 +115,11 @@ pub(super) async fn restore_shares(
         match restored.await {
             Ok(restored) => {
                 stats.add(restored);
-                done.shares.push(task);
+                done.parts.push(part.number);
             }
             // What was done of it is in the account of whoever goes on.
             Err(RestoreError::SessionTaken { .. }) => {
-                tracing::warn!("another process has gone on with the share of {task}");
+                tracing::warn!("another process has gone on with {part}");
             }
             Err(RestoreError::Stopped { documents, .. }) => {
                 return Err(RestoreError::TaskStopped {
@@ -130,25 +132,4 @@ pub(super) async fn restore_shares(
     stats.duration = start.elapsed();
     stats.shared = Some(done);
     Ok(stats)
-}
-
-/// Tells what is recorded of a share that another process has done: as this one's where it is its own.
-fn tell(
-    is_own: bool,
-    (task, checkpoint): (Task, Checkpoint),
-    stats: &mut RestoreStats,
-    shared: &mut SharedStats,
-) {
-    let (counts, gaps, conflicts) = outcome(checkpoint);
-    if is_own {
-        stats.add(RestoreStats {
-            gaps,
-            ..counts.stats(WriteStats::default(), &conflicts, Duration::ZERO)
-        });
-        shared.shares.push(task);
-        shared.own_was_done = true;
-    } else {
-        shared.others.add(&counts);
-        shared.gaps_of_others.extend(gaps);
-    }
 }

@@ -1,4 +1,5 @@
-//! A verification of the data that several tasks share: each reads its own share, and then what others have left.
+//! A verification of the data that several tasks share: each reads its own share, part by part, and then what others have left or have
+//! not begun.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -6,7 +7,7 @@ use std::time::Instant;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{VerifyOptions, VerifyStats, verify};
+use super::{Look, VerifyOptions, VerifyStats, look};
 use crate::archive::{ArchiveError, DataSubset, Repository, RepositoryId};
 use crate::clock;
 use crate::progress::Progress;
@@ -52,7 +53,7 @@ impl Work for VerifyWork {
     const FOLDER: &'static str = "verifies";
     const NAME: &'static str = "verification";
     type Plan = Plan;
-    /// A share is read as a whole, so there is nothing to tell but what was found.
+    /// A part is read as a whole, so there is nothing to tell but what was found.
     type Checkpoint = VerifyStats;
 
     fn check(_: &Plan, _: &VerifyStats) -> Result<(), &'static str> {
@@ -62,22 +63,35 @@ impl Work for VerifyWork {
 
 impl ShareableWork for VerifyWork {
     const SHARED_FOLDER: &'static str = "shared-verifications";
+    /// Each part reads those pages of the index again that point into its data.
+    const PARTS_PER_TASK: u32 = 4;
     type Common = ();
 }
 
-/// Checks snapshots as [`verify`] does, of the data to be read one task's share, and then the shares that other tasks have left, which
-/// `state` tells of. The structure is looked at with every share. It ends when all shares are done. The stats are those of this task's own
-/// share, whoever has read it, and of those that it has taken over; damage is told of all shares. Returns with them how many shares this process has read.
+/// What a process has done of a verification that tasks share.
+#[derive(Clone, Debug)]
+pub struct SharedVerification {
+    /// The bytes are those that this process has read; damage is that of all parts, whoever has found it.
+    pub stats: VerifyStats,
+    /// How many parts of the data this process has read.
+    pub parts: u32,
+    /// How many there are.
+    pub of: u32,
+}
+
+/// Checks snapshots as [`verify`](super::verify()) does, of the data to be read one task's share, part by part, and then what other tasks
+/// have left or have not begun, which `state` tells of. Each process looks at the structure once, with the first part that it reads. It ends
+/// when all parts are done.
 ///
 /// # Errors
-/// As [`verify`]; when the tasks do not agree upon what they do, or the state cannot be kept.
+/// As [`verify`](super::verify()); when the tasks do not agree upon what they do, or the state cannot be kept.
 pub async fn verify_shared(
     repository: &Repository,
     options: VerifyOptions,
     state: &Store,
     shared: &SharedWork,
     progress: &Progress,
-) -> Result<(VerifyStats, u32), VerifySharedError> {
+) -> Result<SharedVerification, VerifySharedError> {
     let start = Instant::now();
     let unusable = |source| VerifySharedError::State {
         location: state.location().to_owned(),
@@ -92,50 +106,53 @@ pub async fn verify_shared(
     let agreed = match found {
         Some(agreed) => agreed,
         None => {
-            let agreed = agree::<VerifyWork>(state, shared, same.clone(), ()).await;
+            let agreed = agree::<VerifyWork>(state, shared, same.clone(), (), usize::MAX).await;
             agreed.map_err(disagree)?
         }
     };
     let mut shares = Shares::<VerifyWork>::new(state, shared, agreed, &same).map_err(disagree)?;
     let (mut stats, mut done) = (VerifyStats::default(), Vec::new());
     let never = Stop::default();
-    loop {
-        let (task, running) = match shares.next().await.map_err(disagree)? {
-            Next::Begin(task, id) => {
+    let of = loop {
+        let (part, running) = match shares.next().await.map_err(disagree)? {
+            Next::Begin(part, id) => {
                 let plan = Plan {
                     started_at: clock::now(),
                     tool_version: env!("CARGO_PKG_VERSION").to_owned(),
                 };
-                (task, shares.begin(id, &plan).await)
+                (part, shares.begin(id, &plan).await)
             }
-            Next::Resume(task, record) => (task, shares.resume(&record).await),
+            Next::Resume(part, record) => (part, shares.resume(&record).await),
             Next::Wait => {
                 shares.wait(&never).await;
                 continue;
             }
             Next::Finished(outcomes) => {
-                for (task, found) in outcomes {
-                    if done.contains(&task) {
-                        continue;
-                    }
-                    if task == shared.task {
-                        stats.add(found);
-                    } else {
-                        stats.add_damage(found.damage, found.damage_count);
-                    }
+                let of = outcomes.len() as u32;
+                for (_, found) in outcomes.into_iter().filter(|(part, _)| !done.contains(part)) {
+                    stats.add(VerifyStats {
+                        stored_bytes: 0,
+                        data_bytes: 0,
+                        ..found
+                    });
                 }
-                break;
+                break of;
             }
         };
         let Some(running) = running.map_err(unusable)? else {
             continue;
         };
         let share = VerifyOptions {
-            read_data: options.read_data.map(|subset| subset.share(task)),
+            read_data: options.read_data.map(|subset| subset.cut(part)),
             ..options.clone()
         };
+        // Reading every page of the index with every part would take longer than the data.
+        let at = match done.is_empty() {
+            true => Look::Everything,
+            false => Look::Data,
+        };
         let found = tokio::select! {
-            found = verify(repository, share, progress) => Some(found?),
+            found = look(repository, share, at, progress) => Some(found?),
             lost = shares.lost(&running) => {
                 lost.map_err(unusable)?;
                 None
@@ -151,13 +168,14 @@ pub async fn verify_shared(
         match found {
             Some(found) if is_own => {
                 stats.add(found);
-                done.push(task);
+                done.push(part);
             }
-            _ => tracing::warn!("another process reads the share of {task}"),
+            _ => tracing::warn!("another process reads {part}"),
         }
-    }
+    };
     stats.duration = start.elapsed();
-    Ok((stats, done.len() as u32))
+    let parts = done.len() as u32;
+    Ok(SharedVerification { stats, parts, of })
 }
 
 /// What the tasks must have in common.

@@ -17,6 +17,7 @@ use firebank::verify::{VerifyOptions, VerifyStats, verify_shared};
 
 use crate::cli_support::*;
 use crate::fleets::{DOCUMENTS, document, make_repository};
+use crate::strange_store::{Habits, StrangeStore};
 
 #[test]
 fn tasks_share_the_data_that_is_verified() {
@@ -86,6 +87,11 @@ fn report_of(task: Child) -> serde_json::Value {
     serde_json::from_slice(&ended.stdout).unwrap()
 }
 
+/// What a task says that it and all others have done.
+fn count_of(task: &serde_json::Value, what: &str) -> u64 {
+    task[what].as_u64().unwrap() + task["others"][what].as_u64().unwrap()
+}
+
 /// A shop with a snapshot that is cut into many ranges.
 fn scene() -> (Shop, String) {
     let shop = Shop::empty();
@@ -133,27 +139,23 @@ fn tasks_share_a_restore_and_go_on_where_they_were_killed() {
     assert_eq!(wrong.status.code(), Some(2), "{says}");
     assert!(says.contains("shared by 3 tasks"), "{says}");
     tasks[1] = start_restore(&shop, &snapshot, 1, &slow);
-    let mut documents = 0;
-    for (index, task) in (0..).zip(tasks) {
+    for task in tasks {
         let stats = report_of(task);
-        assert_eq!(stats["shares"], serde_json::json!([index]), "{stats}");
+        // Of the one that was killed, what it had recorded counts, too.
+        assert_eq!(count_of(&stats, "documents"), u64::from(DOCUMENTS), "{stats}");
+        assert_eq!(count_of(&stats, "parts"), u64::from(8 * RESTORERS), "{stats}");
+        // Each had its share; idle ones take no more of it than a live one has not begun.
         let own = stats["documents"].as_u64().unwrap();
-        assert!(own > u64::from(DOCUMENTS / RESTORERS / 2), "{stats}");
-        documents += own;
+        assert!(own > u64::from(DOCUMENTS / RESTORERS / 3), "{stats}");
     }
-    // Of the one that was killed, what it had recorded counts.
-    assert_eq!(
-        documents,
-        u64::from(DOCUMENTS),
-        "each document is in one task's share"
-    );
     assert!(shop.contents("demo-copy") == shop.contents(SHOP));
     let sessions = shop.firebank(["sessions", "--state", "state", "--json"]).json();
     assert_eq!(sessions["restores"], serde_json::json!([]));
-    // One that is started again tells the same, and writes nothing.
+    // One that is started again tells what was done, and writes nothing.
     let writes = shop.sandbox.usage().writes;
     let again = report_of(start_restore(&shop, &snapshot, 1, &slow));
-    assert_eq!(again["shares"], serde_json::json!([1]));
+    assert_eq!((&again["parts"], &again["documents"]), (&0.into(), &0.into()));
+    assert_eq!(count_of(&again, "documents"), u64::from(DOCUMENTS), "{again}");
     assert_eq!(shop.sandbox.usage().writes, writes);
     // Other tasks with the same name are told that it is used.
     let others = ["--task-count", "3", "--execution", "another"];
@@ -198,9 +200,10 @@ fn quick(index: u32, count: u32) -> SharedWork {
     }
 }
 
-fn indexes(stats: &RestoreStats) -> BTreeSet<u32> {
+/// The parts that a task has done.
+fn parts(stats: &RestoreStats) -> BTreeSet<u32> {
     let shared = stats.shared.as_ref().unwrap();
-    shared.shares.iter().map(|share| share.index()).collect()
+    shared.parts.iter().copied().collect()
 }
 
 /// Waits until the sandbox has dealt with what was sent, and says how many writes it has seen.
@@ -247,22 +250,28 @@ fn what_dead_tasks_have_left_of_a_restore_is_taken_over() {
             restore_task(from, &copy, &sessions, (3, 4), |_| {}),
         );
         let (one, other) = (one.unwrap(), other.unwrap());
-        assert!(indexes(&one).is_disjoint(&indexes(&other)));
-        assert_eq!(indexes(&one).len() + indexes(&other).len(), 4);
-        assert_eq!(one.documents + other.documents, u64::from(DOCUMENTS));
+        assert!(parts(&one).is_disjoint(&parts(&other)));
+        assert!(
+            parts(&one).len() > 8 && parts(&other).len() > 8,
+            "{one:?} {other:?}"
+        );
         let written = shop.sandbox.usage().writes - writes;
         assert!(
             written <= u64::from(DOCUMENTS) - recorded,
             "{written} with {recorded} recorded"
         );
         for (stats, rest) in [(&one, &other), (&other, &one)] {
-            assert_eq!(stats.shared.as_ref().unwrap().others.documents, rest.documents);
+            let of_others = stats.shared.as_ref().unwrap();
+            assert_eq!(stats.documents + of_others.others.documents, u64::from(DOCUMENTS));
+            // The one that died may have brought parts to their end.
+            assert!(of_others.others.documents >= rest.documents);
+            assert!(of_others.parts_of_others >= parts(rest).len());
         }
         // The one that was given up comes late.
         let late = restore_task(from, &copy, &sessions, (1, 4), |_| {})
             .await
             .unwrap();
-        assert_eq!(indexes(&late), [1].into());
+        assert_eq!((parts(&late).len(), late.documents), (0, 0));
         assert_eq!(shop.sandbox.usage().writes - writes, written);
         // In another way it is not the same restore.
         let other = restore_task(from, &copy, &sessions, (2, 4), |options| {
@@ -289,14 +298,12 @@ fn what_is_wrong_with_one_share_is_told_by_all() {
     let more = ["--task-count", "2", "--only", "large/d0000?"];
     let tasks = [0, 1].map(|index| start_restore(&shop, &snapshot, index, &more));
     let ended = tasks.map(|task| task.wait_with_output().unwrap());
-    for (index, ended) in (0..).zip(ended) {
+    for ended in ended {
         let says = String::from_utf8_lossy(&ended.stderr).into_owned();
         assert_eq!(ended.status.code(), Some(3), "{says}");
         assert!(says.contains("the database refused 1 document"), "{says}");
         let stats: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();
-        assert_eq!(stats["shares"], serde_json::json!([index]));
-        let failed = |of: &serde_json::Value| of["failed"].as_u64().unwrap();
-        assert_eq!(failed(&stats) + failed(&stats["others"]), 1, "{stats}");
+        assert_eq!(count_of(&stats, "failed"), 1, "{stats}");
     }
     shop.sandbox.faults().clear();
     // So it is of one that is started again.
@@ -304,7 +311,7 @@ fn what_is_wrong_with_one_share_is_told_by_all() {
         .wait_with_output()
         .unwrap();
     assert_eq!(again.status.code(), Some(3));
-    // And of a restore of nothing, but not of a share of nothing.
+    // And of a restore of nothing, but not of a part of nothing.
     let none = ["--task-count", "1", "--only", "smaller/*", "--session", "none"];
     let none = start_restore(&shop, &snapshot, 0, &none)
         .wait_with_output()
@@ -323,10 +330,10 @@ fn what_is_wrong_with_one_share_is_told_by_all() {
 
 /// Tasks that wait so long for the database that they have nothing to record: nobody takes them for dead.
 #[test]
-fn who_is_slow_keeps_its_share() {
+fn who_is_slow_keeps_what_it_is_at() {
     let shop = Shop::empty();
     shop.run(["init"]).done();
-    // One page, which is in the share of one task.
+    // One page, which is all in one part.
     shop.put(SHOP, (0..600).map(|number| document(number, 0)).collect());
     let snapshot = shop.back_up();
     let copy = shop.connect("demo-copy", "(default)");
@@ -343,7 +350,8 @@ fn who_is_slow_keeps_its_share() {
             restore_task(from, &copy, &sessions, (1, 2), |_| {}),
         );
         let (one, other) = (one.unwrap(), other.unwrap());
-        assert_eq!((indexes(&one), indexes(&other)), ([0].into(), [1].into()));
+        assert!(parts(&one).is_disjoint(&parts(&other)));
+        assert_eq!(one.documents.max(other.documents), 600);
         assert!(one.duration >= 2 * quick(0, 2).patience, "{one:?}");
         assert_eq!(one.writes.written + other.writes.written, 600);
     });
@@ -417,11 +425,45 @@ fn tasks_that_vanish_and_come_back_restore_everything_once() {
         let (one, two, three) = tokio::join!(task(0), task(1), task(2));
         [one, two, three]
     });
-    for (index, stats) in (0..).zip(&finished) {
-        assert!(indexes(stats).contains(&index), "its own share is told");
+    for stats in &finished {
         let others = stats.shared.as_ref().unwrap().others.documents;
         assert_eq!(stats.documents + others, u64::from(DOCUMENTS));
     }
+    assert!(shop.contents("demo-copy") == shop.contents(SHOP));
+}
+
+/// One that is slow, and alive: it keeps what it is at, and who has nothing left to do takes what it has not begun.
+#[test]
+fn what_a_slow_task_has_not_begun_others_restore() {
+    let (shop, snapshot) = scene();
+    let copy = shop.connect("demo-copy", "(default)");
+    let sessions = RestoreSessions::new(Store::memory());
+    let (slow, fast) = shop.runtime.block_on(async {
+        let repository = Repository::open(Store::local(shop.repository()).unwrap())
+            .await
+            .unwrap();
+        let from = (&repository, snapshot.as_str());
+        tokio::join!(
+            restore_task(from, &copy, &sessions, (0, 2), |options| {
+                options.write.rate = Some(100.0);
+            }),
+            restore_task(from, &copy, &sessions, (1, 2), |options| {
+                options.write.rate = Some(1_000.0);
+            }),
+        )
+    });
+    let (slow, fast) = (slow.unwrap(), fast.unwrap());
+    let (of_slow, of_fast) = (parts(&slow).len(), parts(&fast).len());
+    assert_eq!(of_slow + of_fast, 16);
+    assert!(
+        (1..=4).contains(&of_slow),
+        "{:?} {:?}",
+        parts(&slow),
+        parts(&fast)
+    );
+    // Nothing was taken out of a live one's hands.
+    assert_eq!(slow.documents + fast.documents, u64::from(DOCUMENTS));
+    assert_eq!(slow.writes.written + fast.writes.written, u64::from(DOCUMENTS));
     assert!(shop.contents("demo-copy") == shop.contents(SHOP));
 }
 
@@ -432,11 +474,47 @@ async fn verify_task(repository: &Repository, state: &Store, index: u32, count: 
     };
     let shared = quick(index, count);
     let progress = Progress::new();
-    let verified = verify_shared(repository, options, state, &shared, &progress);
-    verified.await.unwrap()
+    let verified = verify_shared(repository, options, state, &shared, &progress)
+        .await
+        .unwrap();
+    assert_eq!(verified.of, 4 * count);
+    (verified.stats, verified.parts)
 }
 
-/// The second of three tasks never comes: the others read its share as well, and everything is read once.
+/// As with a restore; and the structure is read by each once, not with every part.
+#[test]
+fn what_a_slow_task_has_not_begun_others_verify() {
+    let (shop, _) = scene();
+    let strange = StrangeStore::new();
+    shop.runtime.block_on(async {
+        for name in files_below(&shop.repository()) {
+            let bytes = std::fs::read(shop.repository().join(&name)).unwrap();
+            strange.store().put_new(&name, bytes).await.unwrap();
+        }
+        let (slow, fast) = (strange.beside(), strange.beside());
+        slow.habits(Habits {
+            delay: Some(Duration::from_millis(200)),
+            ..Habits::default()
+        });
+        let (slow, fast) = (
+            Repository::open(slow.store()).await.unwrap(),
+            Repository::open(fast.store()).await.unwrap(),
+        );
+        let state = Store::memory();
+        let (all, _) = verify_task(&fast, &Store::memory(), 0, 1).await;
+        let ((slow, of_slow), (fast, of_fast)) =
+            tokio::join!(verify_task(&slow, &state, 0, 2), verify_task(&fast, &state, 1, 2));
+        assert_eq!(of_slow + of_fast, 8);
+        assert!(of_slow <= 2, "{of_slow} and {of_fast}");
+        assert_eq!(slow.data_bytes + fast.data_bytes, all.data_bytes);
+        for stats in [&slow, &fast] {
+            assert_eq!((stats.objects, stats.documents), (all.objects, all.documents));
+            assert_eq!(stats.damage_count, 0);
+        }
+    });
+}
+
+/// The second of three tasks never comes: the others read its share as well, and the data is read once.
 #[test]
 fn what_a_dead_task_was_to_verify_is_taken_over() {
     let (shop, _) = Shop::backed_up();
@@ -447,20 +525,20 @@ fn what_a_dead_task_was_to_verify_is_taken_over() {
             .unwrap();
         let state = Store::memory();
         let (all, _) = verify_task(&repository, &Store::memory(), 0, 1).await;
-        assert_eq!(all.damage_count, 1);
+        assert_eq!(all.damage_count, 1, "{all:#?}");
         let ((one, of_one), (other, of_other)) = tokio::join!(
             verify_task(&repository, &state, 0, 3),
             verify_task(&repository, &state, 2, 3)
         );
-        assert_eq!(of_one + of_other, 3);
+        assert_eq!(of_one + of_other, 3 * 4);
         assert_eq!(one.data_bytes + other.data_bytes, all.data_bytes);
         // Who has found it may be gone: each tells it.
-        assert_eq!((one.damage_count, other.damage_count), (1, 1));
-        // One that is started again reads nothing, and tells what was found in its own share.
+        assert_eq!((one.damage_count, other.damage_count), (1, 1), "{one:?}");
+        // One that is started again reads nothing, and tells what was found.
         for index in 0..3 {
             let (again, read) = verify_task(&repository, &state, index, 3).await;
             assert_eq!((again.damage_count, read), (1, 0));
-            assert!(again.data_bytes <= all.data_bytes && again.objects == all.objects);
+            assert_eq!((again.data_bytes, again.objects), (0, all.objects));
         }
     });
     let task =

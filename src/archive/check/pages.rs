@@ -29,6 +29,32 @@ pub(super) enum Depth {
     Names,
     /// Everything that the index says; the places of bodies in these data chunks.
     Everything(Option<DataSubset>),
+    /// It was looked at before: only the places of bodies in these data chunks are of interest, and no names.
+    Data(DataSubset),
+}
+
+impl Depth {
+    /// Which data chunks' bodies are looked for.
+    pub(super) fn data(self) -> Option<DataSubset> {
+        match self {
+            Self::Names => None,
+            Self::Everything(data) => data,
+            Self::Data(data) => Some(data),
+        }
+    }
+
+    /// Whether the names of all documents are looked at.
+    pub(super) fn has_names(self) -> bool {
+        !matches!(self, Self::Data(_))
+    }
+
+    /// Whether an index chunk has to be read.
+    fn needs(self, entry: &IndexEntry) -> bool {
+        match self {
+            Self::Names | Self::Everything(_) => true,
+            Self::Data(subset) => entry.data.iter().any(|data| subset.includes(&data.id)),
+        }
+    }
 }
 
 /// An index chunk as the directory lists it.
@@ -86,13 +112,17 @@ pub(super) fn steps(
             let (blocks, run) = (blocks.clone(), Arc::clone(&run));
             async move { damage_or(blocks.load(&run.root.blocks[number]).await) }
         })
-        .flat_map(|block| match block {
-            Ok(Ok(block)) => stream::iter(0..block.entries.len())
-                .map(move |number| {
+        .flat_map(move |block| match block {
+            Ok(Ok(block)) => {
+                let numbers: Vec<usize> = (0..block.entries.len())
+                    .filter(|&number| depth.needs(&block.entries[number]))
+                    .collect();
+                let chunks = numbers.into_iter().map(move |number| {
                     let block = Arc::clone(&block);
                     Ok(Ok(IndexChunk { block, number }))
-                })
-                .left_stream(),
+                });
+                stream::iter(chunks).left_stream()
+            }
             Ok(Err(damage)) => stream::iter([Ok(Err(damage))]).right_stream(),
             Err(error) => stream::iter([Err(error)]).right_stream(),
         })
@@ -252,12 +282,15 @@ impl PageWork {
         let mut plain = Vec::new();
         let row = self.chunk.entry().pages[self.page].row();
         with_decoder(|decoder| decoder.decode(&self.object, &row, stored, &mut plain))?;
-        if let Depth::Everything(subset) = self.depth {
+        if self.depth != Depth::Names {
+            let subset = self.depth.data();
             let mut page = PageCursor::new(&self.object, plain)?;
             self.check_records(&mut page, subset, checked)?;
             plain = page.into_plain();
         }
-        checked.names = Some(NameCursor::new(&self.object, plain)?);
+        if self.depth.has_names() {
+            checked.names = Some(NameCursor::new(&self.object, plain)?);
+        }
         Ok(())
     }
 

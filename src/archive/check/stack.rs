@@ -10,7 +10,7 @@ use futures::stream::{BoxStream, StreamExt};
 use super::bodies::BodyChecks;
 use super::count::Counter;
 use super::pages::{CheckedPage, Depth, IndexChunk, Step, steps};
-use super::{CheckStats, DamageReport, DataSubset};
+use super::{CheckStats, DamageReport};
 use crate::archive::error::{Damage, DamageKind, Result};
 use crate::archive::heap::{KeyHeap, Keyed};
 use crate::archive::index_page::NameCursor;
@@ -49,6 +49,8 @@ impl Keyed for RunCursor {
 pub(super) struct StackCheck<'a> {
     reader: &'a SnapshotReader,
     runs: Vec<RunCursor>,
+    /// Whether all names of all runs are looked at.
+    sees_all: bool,
     heap: KeyHeap,
     counter: Counter,
     bodies: Option<BodyChecks>,
@@ -60,23 +62,26 @@ pub(super) struct StackCheck<'a> {
 }
 
 impl<'a> StackCheck<'a> {
-    /// `is_new` says of each run whether it was not looked at before, as a part of another snapshot.
+    /// `depths` says how closely to look at each run; `None`: not at all.
     pub(super) async fn new(
         reader: &'a SnapshotReader,
-        is_new: &[bool],
-        data: Option<DataSubset>,
+        depths: &[Option<Depth>],
         report: &'a mut DamageReport,
         stats: &'a mut CheckStats,
         progress: &'a Progress,
     ) -> Result<Self> {
         let told = (0, stats.stored_bytes);
         let threads = std::thread::available_parallelism().map_or(2, usize::from);
-        let new = |runs: &[Arc<Run>]| -> Vec<Arc<Run>> {
-            let new = runs.iter().zip(is_new).filter(|(_, is_new)| **is_new);
-            new.map(|(run, _)| Arc::clone(run)).collect()
+        let chosen = || {
+            let runs = reader.runs().iter().zip(depths);
+            runs.filter_map(|(run, depth)| Some((run, (*depth)?)))
         };
-        let bodies = match data {
-            Some(subset) => Some(BodyChecks::new(reader, &new(reader.runs()), subset, threads).await?),
+        let with_data: Vec<Arc<Run>> = chosen()
+            .filter(|(_, depth)| depth.data().is_some())
+            .map(|(run, _)| Arc::clone(run))
+            .collect();
+        let bodies = match chosen().find_map(|(_, depth)| depth.data()) {
+            Some(subset) => Some(BodyChecks::new(reader, &with_data, subset, threads).await?),
             None => None,
         };
         let most = reader
@@ -86,11 +91,7 @@ impl<'a> StackCheck<'a> {
             .max()
             .unwrap_or(0);
         let mut runs = Vec::with_capacity(reader.runs().len());
-        for (run, is_new) in reader.runs().iter().zip(is_new) {
-            let depth = match is_new {
-                true => Depth::Everything(data),
-                false => Depth::Names,
-            };
+        for (run, depth) in chosen() {
             // Reading ahead in every small layer of a deep stack would hold as many pages again.
             let ahead = match run.reference.puts >= most / 8 {
                 true => threads + 1,
@@ -116,6 +117,7 @@ impl<'a> StackCheck<'a> {
         Ok(Self {
             heap: KeyHeap::with_capacity(runs.len()),
             runs,
+            sees_all: depths.iter().all(|depth| depth.is_some_and(Depth::has_names)),
             counter: Counter::new(&reader.snapshot().selection),
             bodies,
             report,
@@ -157,7 +159,7 @@ impl<'a> StackCheck<'a> {
         }
         self.tell();
         // Counts of a part of the records mean nothing.
-        if self.runs.iter().all(|run| run.is_complete) {
+        if self.sees_all && self.runs.iter().all(|run| run.is_complete) {
             self.counter.compare(self.reader.snapshot(), self.report);
         }
         Ok(())
@@ -194,7 +196,9 @@ impl<'a> StackCheck<'a> {
                 self.stats.index_chunks += 1;
                 self.stats.stored_bytes += index.entry().chunk.stored_len;
                 let cursor = &mut self.runs[run];
-                if let (Some(bodies), Depth::Everything(_)) = (&mut self.bodies, cursor.depth) {
+                if let (Some(bodies), Depth::Everything(_) | Depth::Data(_)) =
+                    (&mut self.bodies, cursor.depth)
+                {
                     bodies.begin(&index);
                 }
                 cursor.index = Some(index);
@@ -226,7 +230,7 @@ impl<'a> StackCheck<'a> {
 
     async fn end_index_chunk(&mut self, run: usize) -> Result<()> {
         let cursor = &mut self.runs[run];
-        let (Some(index), Depth::Everything(_)) = (cursor.index.take(), cursor.depth) else {
+        let (Some(index), Depth::Everything(_) | Depth::Data(_)) = (cursor.index.take(), cursor.depth) else {
             return Ok(());
         };
         let entry = index.entry();
