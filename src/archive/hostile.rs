@@ -1,5 +1,5 @@
-//! Bytes that nobody wrote, in every decoder of the archive: an error or a value, no panic, and no memory by a length that is only
-//! claimed.
+//! Bytes that nobody wrote, in every decoder of the archive and of the documents in it: an error or a value, no panic, and no memory by
+//! a length that is only claimed.
 //!
 //! Damage is found by checksums before a decoder looks further, so bytes by chance would never get past them. Whoever wants to do
 //! harm computes them; so do these tests.
@@ -14,7 +14,7 @@ use super::range_writer::RangeOutput;
 use super::run::{DirectoryBlock, RunRoot};
 use super::sealed::{self, SealedKind};
 use super::snapshot::Decision;
-use crate::document::typed_json;
+use crate::document::{DocumentBatch, DocumentPath, canonical, typed_json, wire};
 
 const OBJECT: &str = "hostile";
 const CHUNK_KINDS: [ChunkKind; 4] = [
@@ -32,6 +32,17 @@ const CLAIMS: [&[u8]; 6] = [
     &[0xdb, 0xff, 0xff, 0xff, 0xff],
     &[0xc9, 0xff, 0xff, 0xff, 0xff, 0x01],
     &[0xdd, 0x7f, 0xff, 0xff, 0xff, 0xdd, 0x7f, 0xff, 0xff, 0xff],
+];
+
+/// Protobuf that claims as much, of every length-delimited field that a value or a message has: arrays, maps, texts, bytes, names.
+const WIRE_CLAIMS: [&[u8]; 7] = [
+    &[0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f],
+    &[0x12, 0xff, 0xff, 0xff, 0xff, 0x0f],
+    &[0x2a, 0xff, 0xff, 0xff, 0xff, 0x0f],
+    &[0x32, 0xff, 0xff, 0xff, 0xff, 0x0f],
+    &[0x4a, 0xff, 0xff, 0xff, 0xff, 0x0f],
+    &[0x8a, 0x01, 0xff, 0xff, 0xff, 0xff, 0x0f],
+    &[0x92, 0x01, 0xff, 0xff, 0xff, 0xff, 0x0f],
 ];
 
 /// A sealed object with this payload, whatever it is.
@@ -74,6 +85,34 @@ fn decode_all(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let _ = typed_json::fields_from_str(&text);
     let _ = typed_json::value_from_str(&text);
+    decode_document(bytes);
+}
+
+/// Everything that reads bytes of documents: the form that they are stored in, and the one that they come over the wire in.
+fn decode_document(bytes: &[u8]) {
+    const ROOT: &str = "projects/p/databases/(default)/documents";
+    if let Ok(fields) = canonical::decode(bytes) {
+        assert_eq!(canonical::encode(&fields), bytes, "equal documents, equal bytes");
+    }
+    let _ = canonical::validate(bytes);
+    let _ = canonical::for_each_reference(bytes, |_| ());
+    let _ = canonical::for_each_field_name(bytes, |_| ());
+    let path = DocumentPath::parse("a/b").unwrap();
+    let _ = wire::append_document_message(&path, bytes, ROOT, &mut Vec::new());
+    let mut batch = DocumentBatch::default();
+    let _ = wire::append_document(bytes, ROOT, &mut batch);
+    let _ = wire::NameReader::new(ROOT).append(bytes, &mut batch);
+    let _ = wire::query_answer(bytes);
+    let _ = wire::batch_get_answer(bytes);
+    let _ = wire::list_answer(bytes);
+}
+
+/// A document on the wire, with a field whose value is these bytes.
+fn message_by_hand(value: &[u8]) -> Vec<u8> {
+    let delimited = |tag: u8, bytes: &[u8]| [&[tag, bytes.len() as u8][..], bytes].concat();
+    let entry = [delimited(0x0a, b"f"), delimited(0x12, value)].concat();
+    let name = b"projects/p/databases/(default)/documents/a/b";
+    [delimited(0x0a, name), delimited(0x12, &entry)].concat()
 }
 
 fn decode_sealed(payload: &[u8]) {
@@ -97,6 +136,13 @@ proptest! {
     #[test]
     fn arbitrary_bytes_do_no_harm(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
         decode_sealed(&bytes);
+    }
+
+    /// What nearly is a document gets further than bytes by chance.
+    #[test]
+    fn arbitrary_values_do_no_harm(value in prop::collection::vec(any::<u8>(), 0..60)) {
+        decode_document(&message_by_hand(&value));
+        decode_document(&[&[0x81, 0xa1, b'f'], &value[..]].concat());
     }
 
     #[test]
@@ -165,6 +211,11 @@ fn claims_take_no_memory() {
             let payload = [&[0x9f].repeat(depth), claim, &[0xdd, 0x7f, 0xff, 0xff, 0xff][..]].concat();
             decode_sealed(&payload);
         }
+        decode_document(&[&[0x81, 0xa1, b'f'], claim].concat());
+    }
+    for claim in WIRE_CLAIMS {
+        decode_document(claim);
+        decode_document(&message_by_hand(claim));
     }
     for frames in [1 << 16, u32::MAX] {
         decode_all(&table_by_hand(ChunkKind::Data, frames, u64::MAX, &[]));
