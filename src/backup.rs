@@ -13,8 +13,8 @@
 //! A backup with a parent in which nothing has changed makes, after the repository is opened,
 //!
 //! ```text
-//! P + B + R   ranged gets   P: the parent's index pages, one once for each range that it meets; B: its directory blocks;
-//!                           R: its run roots that are too large to stand in the snapshot
+//! P + B + R   ranged gets   P: the parent's index pages, also those in which ranges meet, unless 16 MiB of other such pages come
+//!                           between; B: its directory blocks; R: its run roots that are too large to stand in the snapshot
 //! N + 3       gets          N: snapshots in the repository, among which the parent is chosen
 //! C + 3       creations     C: ranges, a checkpoint each; pins, plan, snapshot
 //! 3           heads         of the plan, at the beginning and before the commit, and of the mark that the parent was forgotten

@@ -6,6 +6,8 @@
 
 mod names;
 
+use bytes::Bytes;
+
 use super::error::{ArchiveError, DamageKind, Result, show_key};
 use crate::document::Timestamp;
 pub(crate) use names::NameCursor;
@@ -146,10 +148,10 @@ impl PageBuilder {
     }
 }
 
-/// Reads one page, record by record.
-#[derive(Debug)]
+/// Reads one page, record by record. Clones are of one plaintext.
+#[derive(Clone, Debug)]
 pub struct PageCursor {
-    plain: Vec<u8>,
+    plain: Bytes,
     /// Where each column goes on, and where it ends.
     at: [(usize, usize); COLUMNS],
     left: u32,
@@ -191,7 +193,7 @@ impl PageCursor {
             return Err(malformed());
         }
         Ok(Self {
-            plain,
+            plain: plain.into(),
             at,
             left,
             key: Vec::new(),
@@ -256,7 +258,7 @@ impl PageCursor {
 
     /// Gives the plaintext back.
     pub(crate) fn into_plain(self) -> Vec<u8> {
-        self.plain
+        self.plain.into()
     }
 
     /// `None` when malformed, `false` when out of order.

@@ -32,6 +32,8 @@ struct LoadedPage {
     cursor: PageCursor,
     /// Whether all of it lies in the range, by what its entry says.
     is_inside: bool,
+    /// Whether the range begins before the present record, or with it.
+    is_past_start: bool,
 }
 
 impl LoadedPage {
@@ -126,10 +128,20 @@ impl PageSource {
                 continue;
             }
             let name: Arc<str> = entry.chunk.name().into();
-            let cursor = self.blocks.load_page(entry, number, Arc::clone(&name)).await?;
+            let is_inside = self.range.contains(page.first_key.as_bytes())
+                && self.range.contains(page.last_key.as_bytes());
+            let start = self
+                .range
+                .start
+                .as_ref()
+                .map_or(&[][..], |start| start.as_bytes());
+            let cursor = match is_inside {
+                true => self.blocks.load_page(entry, number, Arc::clone(&name)).await?,
+                false => self.blocks.load_part(entry, number, &name, start).await?,
+            };
             return Ok(Some(LoadedPage {
-                is_inside: self.range.contains(page.first_key.as_bytes())
-                    && self.range.contains(page.last_key.as_bytes()),
+                is_inside,
+                is_past_start: is_inside,
                 entry: self.entry,
                 number,
                 block,
@@ -220,7 +232,9 @@ impl RunCursor {
             if self.range.end.as_ref().is_some_and(|end| end.as_bytes() <= key) {
                 break;
             }
-            if self.range.contains(key) {
+            let start = self.range.start.as_ref();
+            if page.is_past_start || start.is_none_or(|start| start.as_bytes() <= key) {
+                page.is_past_start = true;
                 return Ok(true);
             }
         }
@@ -527,6 +541,7 @@ mod tests {
             name: "index".into(),
             cursor: PageCursor::new("index", plain).unwrap(),
             is_inside: true,
+            is_past_start: true,
         }
     }
 

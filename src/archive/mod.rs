@@ -51,6 +51,7 @@ pub mod selection;
 pub mod session;
 mod session_name;
 pub mod sessions;
+mod shared_pages;
 pub mod snapshot;
 pub mod sparse;
 mod stage;

@@ -19,6 +19,7 @@ use super::merge::{Merge, RunCursor};
 use super::record::{BodyLocation, RecordBatch};
 use super::repository::Repository;
 use super::run::{BlockEntry, DirectoryBlock, IndexEntry, RunRoot};
+use super::shared_pages::{SharedPage, SharedPages};
 use super::snapshot::{RunRef, Snapshot};
 use crate::document::{DocumentBatch, DocumentKey, DocumentPath, KeyRange};
 use crate::store::{Store, StoreError};
@@ -40,6 +41,7 @@ pub(crate) struct Run {
 pub(crate) struct Blocks {
     store: Store,
     cache: Arc<Mutex<BlockCache>>,
+    shared: Arc<Mutex<SharedPages>>,
 }
 
 #[derive(Debug, Default)]
@@ -86,6 +88,7 @@ impl Blocks {
         Self {
             store,
             cache: Arc::default(),
+            shared: Arc::default(),
         }
     }
 
@@ -132,6 +135,24 @@ impl Blocks {
         let block = Arc::new(block);
         lock().insert(id, &block);
         Ok(block)
+    }
+
+    /// A page of which only a part is needed, from the first record on that has the key `from` or comes after it: others need other parts
+    /// of it. Some records may come before.
+    pub(crate) async fn load_part(
+        &self,
+        entry: &IndexEntry,
+        page: usize,
+        name: &Arc<str>,
+        from: &[u8],
+    ) -> Result<PageCursor> {
+        let bytes = entry.pages[page].row().raw_len as usize;
+        let place = SharedPages::place(&self.shared, (entry.chunk.id, page), bytes);
+        let load = || async {
+            let cursor = self.load_page(entry, page, Arc::clone(name)).await?;
+            Ok::<_, ArchiveError>(SharedPage::new(name, cursor))
+        };
+        Ok(place.get_or_try_init(load).await?.cursor_before(from))
     }
 
     /// A page of an index chunk: one ranged get, verified by the hash in its entry.

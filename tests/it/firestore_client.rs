@@ -168,6 +168,35 @@ async fn every_write_arrives_whatever_happens_to_the_requests() {
     }
 }
 
+/// Requests are as large as a server takes them and no larger, so that none has to be sent again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_are_bounded_by_their_bytes() {
+    let documents: Vec<Plain> = (0..100)
+        .map(|number| (path(format!("a/{number}")), fields(number, &"y".repeat(100_000))))
+        .collect();
+    // The default, and one that somebody asks for: of each, how many documents fit.
+    for (batch_bytes, accepted, fit) in [(None, 4 << 20, 36), (Some(1 << 20), 1 << 20, 10)] {
+        let sandbox = sandbox().await;
+        let firestore = sandbox_client(&sandbox).await;
+        sandbox.faults().set(FaultPlan {
+            max_request_bytes: Some(accepted),
+            ..FaultPlan::default()
+        });
+        let options = WriteOptions {
+            batch_bytes,
+            ..WriteOptions::new(&firestore)
+        };
+        let (stats, failures) = write_through(&firestore, options, Precondition::None, &documents)
+            .await
+            .unwrap();
+        assert_eq!((stats.written, stats.retries), (100, 0), "{stats:?} {failures:?}");
+        assert!(
+            (100_u64.div_ceil(fit)..=100 / fit + 2).contains(&stats.requests),
+            "{stats:?}"
+        );
+    }
+}
+
 /// A write may be done though its status says that it timed out: that it then meets its own precondition is no failure.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writes_whose_status_does_not_tell_are_looked_for() {

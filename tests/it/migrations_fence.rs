@@ -7,12 +7,12 @@ use firebank::archive::{Decision, SweepOptions, session, sweep};
 use firebank::document::{DocumentPath, Fields, Value, canonical};
 use firebank::firestore::{BulkWriter, CommitWrite, Precondition, WriteFailure, WriteFence, WriteOptions};
 use firebank::migration::{
-    History, Lock, LockOptions, MigrateOptions, MigrationError, RecordStatus, RollbackOptions,
+    History, Lock, LockOptions, MigrateOptions, MigrationError, RecordStatus, RollbackOptions, RollbackStats,
     RollbackTarget, Runner, RunnerOptions,
 };
 use firebank::progress::Progress;
 use firebank::restore::{RestoreMode, plan_restore, restore};
-use firebank::sandbox::{Effect, Fault, Rpc, When};
+use firebank::sandbox::{Effect, Fault, Rpc, Sandbox, When};
 use firebank::stop::Stop;
 use firebank::verify::verify_restore;
 use futures::TryStreamExt;
@@ -300,21 +300,17 @@ async fn a_migration_that_wrote_nothing_needs_no_before_images() {
     assert!(bench.documents().await == before);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_a_forced_rollback_overwrites_is_kept_also_when_it_changes_meanwhile() {
-    let sandbox = sandbox().await;
-    let bench = Bench::new(&sandbox.address().to_string(), "forced", 3).await;
-    let before = bench.documents().await;
-    bench.script("v1_state", ADD_STATE);
-    bench.migrate().await.unwrap();
-    let write = |number: i64| {
-        vec![CommitWrite {
-            path: item(1),
-            fields: Some(fields(number)),
-            condition: Precondition::None,
-        }]
-    };
-    bench.database.commit(&write(100)).await.unwrap();
+/// A write to the second item.
+fn overwrite(number: i64) -> Vec<CommitWrite> {
+    vec![CommitWrite {
+        path: item(1),
+        fields: Some(fields(number)),
+        condition: Precondition::None,
+    }]
+}
+
+/// Rolls the last migration back, while somebody writes to the second item: after it was looked at, before it is put back.
+async fn roll_back_beside_a_writer(sandbox: &Sandbox, bench: &Bench, force: bool) -> RollbackStats {
     let delay = Effect::Delay(Duration::from_secs(2));
     sandbox
         .faults()
@@ -322,21 +318,49 @@ async fn what_a_forced_rollback_overwrites_is_kept_also_when_it_changes_meanwhil
     let asked = sandbox.usage().requests_of(Rpc::BatchWrite);
     let options = RollbackOptions {
         target: RollbackTarget::Steps(1),
-        force: true,
+        force,
     };
     let meanwhile = async {
-        // It has looked at the document and kept it: its write is on the way.
+        // It has looked at the document, and kept it where it is to be overwritten: its write is on the way.
         let start = std::time::Instant::now();
         while sandbox.usage().requests_of(Rpc::BatchWrite) == asked {
             assert!(start.elapsed() < Duration::from_secs(60));
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        bench.database.commit(&write(200)).await.unwrap();
+        bench.database.commit(&overwrite(200)).await.unwrap();
     };
     let runner = bench.runner();
     let progress = Progress::new();
     let (done, ()) = tokio::join!(runner.rollback(options, &progress), meanwhile);
-    let done = done.unwrap();
+    done.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollback_leaves_alone_what_changes_meanwhile() {
+    let sandbox = sandbox().await;
+    let bench = Bench::new(&sandbox.address().to_string(), "meanwhile", 3).await;
+    let mut expected = bench.documents().await;
+    bench.script("v1_state", ADD_STATE);
+    bench.migrate().await.unwrap();
+    let done = roll_back_beside_a_writer(&sandbox, &bench, false).await;
+    let [rolled_back] = &done.rolled_back[..] else {
+        panic!("{done:?}");
+    };
+    assert_eq!((rolled_back.restored, rolled_back.changed_since), (2, 1));
+    assert_eq!(rolled_back.first_changed_since, [item(1).to_string()]);
+    expected.insert(item(1).to_string(), canonical::encode(&fields(200)));
+    assert!(bench.documents().await == expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_forced_rollback_overwrites_is_kept_also_when_it_changes_meanwhile() {
+    let sandbox = sandbox().await;
+    let bench = Bench::new(&sandbox.address().to_string(), "forced", 3).await;
+    let before = bench.documents().await;
+    bench.script("v1_state", ADD_STATE);
+    bench.migrate().await.unwrap();
+    bench.database.commit(&overwrite(100)).await.unwrap();
+    let done = roll_back_beside_a_writer(&sandbox, &bench, true).await;
     assert!(bench.documents().await == before);
     let kept = done.rolled_back[0].snapshot.unwrap();
     let Some(Decision::Committed(snapshot)) = bench.repository.decision(kept).await.unwrap() else {
