@@ -397,6 +397,8 @@ impl Drop for Life {
 struct End<C> {
     /// The execution of the task that did it, where it has one.
     execution: Option<String>,
+    /// That task.
+    task: u32,
     outcome: C,
 }
 

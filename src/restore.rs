@@ -310,9 +310,10 @@ pub struct RestoreStats {
 /// What one of several tasks says of the others. Every task tells it, for whoever has done a part may be gone since.
 #[derive(Clone, Debug, Default)]
 pub struct SharedStats {
-    /// The numbers of the parts that are counted in the [`RestoreStats`]: those that this process has brought to their end.
+    /// The numbers of the parts that are counted in the [`RestoreStats`]: those that this task has brought to their end, earlier
+    /// processes of it included.
     pub parts: Vec<u32>,
-    /// How many other processes have brought to their end, earlier ones of this very task among them.
+    /// How many other tasks have brought to their end.
     pub parts_of_others: usize,
     /// What is recorded of these.
     pub others: RestoreCounts,

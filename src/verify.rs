@@ -87,7 +87,8 @@ impl VerifyStats {
             let is_same = |known: &&Damage| (&known.object, &known.what) == (&damage.object, &damage.what);
             match self.damage.iter().any(|known| is_same(&known)) {
                 true => self.damage_count -= 1,
-                false => self.damage.push(damage),
+                false if self.damage.len() < DamageReport::KEPT => self.damage.push(damage),
+                false => {}
             }
         }
     }
@@ -105,7 +106,7 @@ pub async fn verify(
     options: VerifyOptions,
     progress: &Progress,
 ) -> Result<VerifyStats, ArchiveError> {
-    look(repository, options, Look::Everything, progress).await
+    look(repository, options, Look::Everything, None, progress).await
 }
 
 /// What to look at.
@@ -117,10 +118,12 @@ enum Look {
     Data,
 }
 
+/// Where no snapshots are named, looks at all, or at those of `among` that are still there.
 async fn look(
     repository: &Repository,
     options: VerifyOptions,
     at: Look,
+    among: Option<&[SnapshotId]>,
     progress: &Progress,
 ) -> Result<VerifyStats, ArchiveError> {
     let start = Instant::now();
@@ -133,7 +136,9 @@ async fn look(
                 for (_, error) in listing.unreadable {
                     report.add(error.into_damage()?);
                 }
-                listing.snapshots
+                let mut snapshots = listing.snapshots;
+                snapshots.retain(|snapshot| among.is_none_or(|among| among.contains(&snapshot.id)));
+                snapshots
             }
         };
         let ids: Vec<SnapshotId> = snapshots.iter().map(|snapshot| snapshot.id).collect();

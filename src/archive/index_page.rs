@@ -231,11 +231,6 @@ impl PageCursor {
         }
     }
 
-    /// Whether there is a present record, or was one.
-    pub(crate) fn has_started(&self) -> bool {
-        self.started
-    }
-
     /// The present record's key.
     pub fn key(&self) -> &[u8] {
         &self.key

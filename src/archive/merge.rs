@@ -16,7 +16,7 @@ use super::reader::{Blocks, Run};
 use super::record::RecordBatch;
 use super::run::{DirectoryBlock, IndexEntry, PageEntry};
 use super::sparse::SparseChunks;
-use crate::document::KeyRange;
+use crate::document::{DocumentKey, KeyRange};
 
 /// Records of a batch at most.
 const BATCH_RECORDS: usize = 4096;
@@ -34,6 +34,8 @@ struct LoadedPage {
     is_inside: bool,
     /// Whether the range begins before the present record, or with it.
     is_past_start: bool,
+    /// Whether no record of it was read yet.
+    is_new: bool,
 }
 
 impl LoadedPage {
@@ -130,11 +132,10 @@ impl PageSource {
             let name: Arc<str> = entry.chunk.name().into();
             let is_inside = self.range.contains(page.first_key.as_bytes())
                 && self.range.contains(page.last_key.as_bytes());
-            let start = self
-                .range
-                .start
-                .as_ref()
-                .map_or(&[][..], |start| start.as_bytes());
+            // One that begins in the range is read from its beginning, whatever it has: what comes first is held against its entry.
+            let begins_before = |start: &&DocumentKey| page.first_key < **start;
+            let start = self.range.start.as_ref().filter(begins_before);
+            let start = start.map_or(&[][..], |start| start.as_bytes());
             let cursor = match is_inside {
                 true => self.blocks.load_page(entry, number, Arc::clone(&name)).await?,
                 false => self.blocks.load_part(entry, number, &name, start).await?,
@@ -142,6 +143,7 @@ impl PageSource {
             return Ok(Some(LoadedPage {
                 is_inside,
                 is_past_start: is_inside,
+                is_new: true,
                 entry: self.entry,
                 number,
                 block,
@@ -214,10 +216,9 @@ impl RunCursor {
         let Some(page) = &mut self.page else {
             return Ok(false);
         };
-        let mut is_first = !page.cursor.has_started();
         while page.cursor.advance(&page.name)? {
             let key = page.cursor.key();
-            if std::mem::take(&mut is_first) {
+            if std::mem::take(&mut page.is_new) {
                 // No record has the empty key that this starts with.
                 if *key <= *self.passed {
                     return Err(page.damaged("its records do not ascend at"));
@@ -542,6 +543,7 @@ mod tests {
             cursor: PageCursor::new("index", plain).unwrap(),
             is_inside: true,
             is_past_start: true,
+            is_new: true,
         }
     }
 

@@ -31,9 +31,13 @@ impl SharedPage {
     pub(super) fn new(object: &str, mut cursor: PageCursor) -> Self {
         let first = cursor.clone();
         let (mut later, mut records) = (Vec::new(), 0);
+        // They take no more room than the page has bytes, however long its keys are.
+        let mut room = cursor.byte_len();
         while matches!(cursor.advance(object), Ok(true)) {
             records += 1;
-            if records % STRIDE == 0 {
+            let bytes = size_of::<PageCursor>() + cursor.key().len();
+            if records % STRIDE == 0 && room >= bytes {
+                room -= bytes;
                 later.push(cursor.clone());
             }
         }

@@ -14,6 +14,9 @@ const CLOUD_RUN_COUNT: &str = "CLOUD_RUN_TASK_COUNT";
 /// <https://kubernetes.io/docs/concepts/workloads/controllers/job/#completion-mode>.
 const KUBERNETES_INDEX: &str = "JOB_COMPLETION_INDEX";
 
+/// As many as an Indexed Job of Kubernetes has: each task looks at the state of all.
+const MOST_TASKS: u32 = 100_000;
+
 #[derive(Args, Debug, Default)]
 pub(crate) struct TaskArgs {
     /// Which of the tasks that share the work this process is, counted from 0 [default: in a Cloud Run Job and an Indexed Job of
@@ -45,6 +48,9 @@ impl TaskArgs {
             None => from_environment(CLOUD_RUN_COUNT)?,
         };
         match (index, count) {
+            (Some(_), Some(count)) if count > MOST_TASKS => Err(UsageError::new(format!(
+                "--task-count: {count} tasks are more than share one work ({MOST_TASKS} at most)"
+            ))),
             (Some(index), Some(count)) => Task::new(index, count)
                 .map(Some)
                 .map_err(|error| UsageError::new(format!("--task-index and --task-count: {error}"))),

@@ -223,7 +223,7 @@ pub(super) fn show_warnings(warnings: &[Warning]) {
         tracing::warn!(
             "{} {}{}: {}{}",
             output::count(warning.documents, "document"),
-            warning.kind,
+            warning.kind.of(warning.documents),
             field.unwrap_or_default(),
             output::printable(&examples.join(", ")),
             match warning.documents > examples.len() as u64 {
@@ -434,7 +434,7 @@ struct Summary<'a> {
     /// How many parts these are of, where tasks share the restore.
     #[serde(skip_serializing_if = "Option::is_none")]
     parts: Option<usize>,
-    /// What is recorded of the parts that other processes have restored.
+    /// What is recorded of the parts that other tasks have restored.
     #[serde(skip_serializing_if = "Option::is_none")]
     others: Option<Others<'a>>,
     /// Of `restore --verify`.
@@ -454,22 +454,22 @@ fn lines_of(file: &Path) -> u64 {
     }
 }
 
-/// Tells what is wrong with what other processes have restored, of which some may be gone; false if anything is.
+/// Tells what is wrong with what other tasks have restored, of which some may be gone; false if anything is.
 fn tell_of_others(shared: &SharedStats) -> bool {
     let others = &shared.others;
     if others.failed > 0 {
         tracing::error!(
-            "the database refused {} that other processes have restored: the dead-letter files where these ran have them",
+            "the database refused {} that other tasks have restored: the dead-letter files where these ran have them",
             output::count(others.failed, "document")
         );
     }
     if others.fates.conflicts > 0 {
         tracing::error!(
-            "{} for other processes to restore changed meanwhile, and were left alone",
+            "{} for other tasks to restore changed meanwhile, and were left alone",
             output::count(others.fates.conflicts, "document")
         );
     }
-    tell_of_gaps(&shared.gaps_of_others, "could not be restored by other processes");
+    tell_of_gaps(&shared.gaps_of_others, "could not be restored by other tasks");
     others.failed == 0 && others.fates.conflicts == 0 && shared.gaps_of_others.is_empty()
 }
 

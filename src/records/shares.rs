@@ -173,8 +173,8 @@ pub(crate) enum Next<W: Work> {
     Resume(Part, Record<W>),
     /// Nothing, for now: others are at work.
     Wait,
-    /// All is done. What came of each part, whoever has done it.
-    Finished(Vec<(Part, W::Checkpoint)>),
+    /// All is done. What came of each part, with the number of the task that has done it.
+    Finished(Vec<(Part, u32, W::Checkpoint)>),
 }
 
 /// The shares of a work, as one task sees them.
@@ -205,16 +205,16 @@ pub(crate) async fn find_agreed<W: ShareableWork>(
     }
 }
 
-/// Begins a work, or finds out what another task has settled meanwhile. It is cut into `pieces` parts at most.
+/// Begins a work, or finds out what another task has settled meanwhile. It is cut into `most` parts at most.
 pub(crate) async fn agree<W: ShareableWork>(
     store: &Store,
     shared: &SharedWork,
     options: BTreeMap<String, String>,
     common: W::Common,
-    pieces: usize,
+    most: usize,
 ) -> Result<Agreed<W::Common>, SharesError> {
     let tasks = shared.task.count();
-    let most = u32::try_from(pieces).unwrap_or(u32::MAX).max(1);
+    let most = u32::try_from(most).unwrap_or(u32::MAX).max(1);
     let agreed = Agreed {
         id: SessionId::random(),
         name: shared.name.clone(),
@@ -319,7 +319,7 @@ impl<'a, W: ShareableWork> Shares<'a, W> {
         }
         let listing = self.records.list().await?;
         let is_first_look = std::mem::take(&mut self.is_first_look);
-        let (mut open, mut begun, mut left) = (Vec::new(), 0, None);
+        let (mut open, mut begun, mut left) = (Vec::new(), Vec::new(), None);
         for part in self.agreed.parts() {
             let id = self.agreed.record(part);
             let Some(listed) = listing.get(&id).filter(|listed| listed.has_plan) else {
@@ -329,28 +329,24 @@ impl<'a, W: ShareableWork> Shares<'a, W> {
             if listed.is_done {
                 continue;
             }
-            begun += 1;
+            begun.push((part, id, *listed));
             let sign = (listed.claim, listed.number, listed.last_sign);
             let (seen, since) = self.seen.entry(part).or_insert((sign, now));
             if *seen != sign {
                 (*seen, *since) = (sign, now);
             }
-            // Nothing is left at the first look: nobody has waited yet.
-            let is_left = match is_first_look {
-                true => self.was_own(id, *listed).await?,
-                false => now.duration_since(*since) >= self.shared.patience,
-            };
-            if is_left && left.is_none() {
+            if now.duration_since(*since) >= self.shared.patience && left.is_none() {
                 left = Some((part, id, *listed));
             }
         }
-        if open.is_empty() && begun == 0 {
+        if open.is_empty() && begun.is_empty() {
             let signs = listing.values().map(|listed| listed.last_sign);
             let newest = signs.max().unwrap_or(self.agreed.started_at);
             return self.finish(is_first_look, newest).await;
         }
         if is_first_look {
             forget_old::<W>(&self.records).await;
+            left = self.own_of(&begun).await;
         }
         let next = match (left, self.choose(&open)) {
             (Some((part, id, listed)), _) => match self.records.read(id, listed).await {
@@ -366,7 +362,7 @@ impl<'a, W: ShareableWork> Shares<'a, W> {
             },
             (None, Some(part)) => Next::Begin(part, self.agreed.record(part)),
             (None, None) => {
-                self.tell_of_waiting(begun);
+                self.tell_of_waiting(begun.len());
                 return Ok(Next::Wait);
             }
         };
@@ -374,13 +370,21 @@ impl<'a, W: ShareableWork> Shares<'a, W> {
         Ok(next)
     }
 
-    /// Whether an earlier process of this very task is the last that was at a part: it is gone.
-    async fn was_own(&self, id: SessionId, listed: Listed) -> Result<bool, SharesError> {
-        match self.records.read_task(id, listed).await {
-            Ok(task) => Ok(task == Some(self.shared.task.index())),
-            Err(ArchiveError::Store(StoreError::NotFound { .. })) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
+    /// The part that an earlier process of this very task was the last to be at: it is gone. What cannot be read is left to those who
+    /// wait for it.
+    async fn own_of(&self, begun: &[(Part, SessionId, Listed)]) -> Option<(Part, SessionId, Listed)> {
+        let own = Some(self.shared.task.index());
+        let looks = stream::iter(begun.iter().copied()).map(|(part, id, listed)| async move {
+            match self.records.read_task(id, listed).await {
+                Ok(task) => (task == own).then_some((part, id, listed)),
+                Err(error) => {
+                    tracing::debug!("it is not known who is at {part}: {error}");
+                    None
+                }
+            }
+        });
+        let found = looks.buffered(READS_AT_ONCE).filter_map(std::future::ready);
+        pin!(found).next().await
     }
 
     async fn finish(&self, is_first_look: bool, newest: DateTime<Utc>) -> Result<Next<W>, SharesError> {
@@ -395,7 +399,7 @@ impl<'a, W: ShareableWork> Shares<'a, W> {
             if !executions.contains(&end.execution) {
                 executions.push(end.execution);
             }
-            outcomes.push((part, end.outcome));
+            outcomes.push((part, end.task, end.outcome));
         }
         if !is_first_look {
             return Ok(Next::Finished(outcomes));
@@ -440,8 +444,12 @@ impl<'a, W: ShareableWork> Shares<'a, W> {
         running: &Running<W>,
         outcome: W::Checkpoint,
     ) -> Result<bool, ArchiveError> {
-        let execution = self.shared.execution.clone();
-        running.mark_done(&End { execution, outcome }).await
+        let end = End {
+            execution: self.shared.execution.clone(),
+            task: self.shared.task.index(),
+            outcome,
+        };
+        running.mark_done(&end).await
     }
 
     /// Waits until another process has gone on with a part.
@@ -670,7 +678,9 @@ mod tests {
             panic!("not finished");
         };
         let outcomes = outcomes.into_iter();
-        outcomes.map(|(part, outcome)| (part.number, outcome)).collect()
+        outcomes
+            .map(|(part, _, outcome)| (part.number, outcome))
+            .collect()
     }
 
     #[tokio::test]

@@ -130,16 +130,36 @@ pub enum WarningKind {
     ReservedField,
 }
 
-impl std::fmt::Display for WarningKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::ForeignReferences => "refer to documents of other databases",
-            Self::TtlPassed => "are past their time to live, and would be deleted again",
-            Self::TooLarge => "are larger than 1 MiB, and would be refused",
-            Self::TooDeep => "nest deeper than 20 levels, and would be refused",
-            Self::BadName => "have names that would be refused",
-            Self::ReservedField => "have fields with reserved names (`__…__`), and would be refused",
-        })
+impl WarningKind {
+    /// What is wrong with so many documents, to stand behind them in a sentence.
+    pub(crate) fn of(self, documents: u64) -> &'static str {
+        let (one, many) = match self {
+            Self::ForeignReferences => (
+                "refers to documents of other databases",
+                "refer to documents of other databases",
+            ),
+            Self::TtlPassed => (
+                "is past its time to live, and would be deleted again",
+                "are past their time to live, and would be deleted again",
+            ),
+            Self::TooLarge => (
+                "is larger than 1 MiB, and would be refused",
+                "are larger than 1 MiB, and would be refused",
+            ),
+            Self::TooDeep => (
+                "nests deeper than 20 levels, and would be refused",
+                "nest deeper than 20 levels, and would be refused",
+            ),
+            Self::BadName => (
+                "has a name that would be refused",
+                "have names that would be refused",
+            ),
+            Self::ReservedField => (
+                "has fields with reserved names (`__…__`), and would be refused",
+                "have fields with reserved names (`__…__`), and would be refused",
+            ),
+        };
+        if documents == 1 { one } else { many }
     }
 }
 

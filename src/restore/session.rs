@@ -502,6 +502,6 @@ impl RestoreSession {
 }
 
 /// What is recorded of a part that is done.
-pub(super) fn outcome(checkpoint: Checkpoint) -> (RestoreCounts, Vec<Gap>) {
-    (checkpoint.counts, checkpoint.gaps)
+pub(super) fn outcome(checkpoint: Checkpoint) -> (RestoreCounts, Vec<Gap>, Conflicts) {
+    (checkpoint.counts, checkpoint.gaps, checkpoint.conflicts)
 }

@@ -1,6 +1,6 @@
 //! A restore that several tasks share: each restores its own share, part by part, and then what others have left or have not begun.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::session::{Plan, RangeRecord, RestoreWork, outcome};
 use super::write::Ranges;
@@ -8,11 +8,36 @@ use super::{
     RestoreError, RestoreOptions, RestoreSessions, RestoreStats, SessionOptions, Settled, SharedStats,
     UnfinishedRestore, check_first, ranges::RANGES_PER_READER, restore_all,
 };
-use crate::archive::SnapshotReader;
-use crate::firestore::Firestore;
+use crate::archive::{ArchiveError, SnapshotReader};
+use crate::document::KeyRange;
+use crate::firestore::{Firestore, WriteStats};
 use crate::progress::Progress;
 use crate::records::shares::{Next, ShareableWork, Shares, SharesError, agree, find_agreed};
-use crate::task::SharedWork;
+use crate::task::{SharedWork, Task};
+
+/// Ranges that are agreed upon at most, and bytes of their keys: every task reads them again whenever it looks for more to do.
+const MOST_PIECES: usize = 1 << 14;
+const MOST_KEY_BYTES: usize = 8 << 20;
+
+/// Cuts what was chosen into ranges for all parts.
+async fn cut_for_tasks(
+    reader: &SnapshotReader,
+    options: &RestoreOptions,
+    task: Task,
+) -> Result<Vec<KeyRange>, ArchiveError> {
+    let parts = task.count() as usize * RestoreWork::PARTS_PER_TASK as usize;
+    let mut wanted = (options.parallel.max(1) * parts).min(MOST_PIECES);
+    loop {
+        let readers = wanted.div_ceil(RANGES_PER_READER);
+        let pieces = options.cut_for(reader, readers).await?;
+        let ends = pieces.iter().flat_map(|piece| [&piece.start, &piece.end]);
+        let bytes: usize = ends.flatten().map(|key| key.as_bytes().len()).sum();
+        if bytes <= MOST_KEY_BYTES || readers <= 1 {
+            return Ok(pieces);
+        }
+        wanted /= 2;
+    }
+}
 
 /// Restores parts until all are done, by this task or by others.
 pub(super) async fn restore_shares(
@@ -44,15 +69,12 @@ pub(super) async fn restore_shares(
         None => {
             // Before any of the tasks writes.
             check_first(reader, database, &options).await?;
+            let pieces = cut_for_tasks(reader, &options, shared.task).await?;
             // As many for each part as there are readers, which begin with it and are done with it together.
-            let readers =
-                options.parallel.max(1) * (shared.task.count() * RestoreWork::PARTS_PER_TASK) as usize;
-            let pieces = options
-                .cut_for(reader, readers.div_ceil(RANGES_PER_READER))
-                .await?;
-            let pieces: Vec<RangeRecord> = pieces.iter().map(RangeRecord::of).collect();
-            let count = pieces.len();
-            let agreed = agree::<RestoreWork>(store, shared, common.clone(), pieces, count).await;
+            let most = (pieces.len() / options.parallel.max(1)).max(shared.task.count() as usize);
+            let most = most.min(pieces.len());
+            let pieces = pieces.iter().map(RangeRecord::of).collect();
+            let agreed = agree::<RestoreWork>(store, shared, common.clone(), pieces, most).await;
             agreed.map_err(unusable)?
         }
     };
@@ -86,15 +108,23 @@ pub(super) async fn restore_shares(
                 });
             }
             Next::Finished(outcomes) => {
-                // Some may have been done by an earlier process of this very task: it has told nobody.
-                let others = outcomes
-                    .into_iter()
-                    .filter(|(part, _)| !done.parts.contains(&part.number));
-                for (_, checkpoint) in others {
-                    let (counts, gaps) = outcome(checkpoint);
-                    done.parts_of_others += 1;
-                    done.others.add(&counts);
-                    done.gaps_of_others.extend(gaps);
+                for (part, task, checkpoint) in outcomes {
+                    if done.parts.contains(&part.number) {
+                        continue;
+                    }
+                    let (counts, gaps, conflicts) = outcome(checkpoint);
+                    if task == shared.task.index() {
+                        // An earlier process of this very task has told nobody.
+                        stats.add(RestoreStats {
+                            gaps,
+                            ..counts.stats(WriteStats::default(), &conflicts, Duration::ZERO)
+                        });
+                        done.parts.push(part.number);
+                    } else {
+                        done.parts_of_others += 1;
+                        done.others.add(&counts);
+                        done.gaps_of_others.extend(gaps);
+                    }
                 }
                 break;
             }

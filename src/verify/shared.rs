@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::{Look, VerifyOptions, VerifyStats, look};
-use crate::archive::{ArchiveError, DataSubset, Repository, RepositoryId};
+use crate::archive::{ArchiveError, DataSubset, Repository, RepositoryId, SnapshotId};
 use crate::clock;
 use crate::progress::Progress;
 use crate::records::Work;
@@ -65,7 +65,8 @@ impl ShareableWork for VerifyWork {
     const SHARED_FOLDER: &'static str = "shared-verifications";
     /// Each part reads those pages of the index again that point into its data.
     const PARTS_PER_TASK: u32 = 4;
-    type Common = ();
+    /// The snapshots that there are: the data of one that comes later would not be read in parts that are done.
+    type Common = Vec<SnapshotId>;
 }
 
 /// What a process has done of a verification that tasks share.
@@ -106,7 +107,9 @@ pub async fn verify_shared(
     let agreed = match found {
         Some(agreed) => agreed,
         None => {
-            let agreed = agree::<VerifyWork>(state, shared, same.clone(), (), usize::MAX).await;
+            let listing = repository.snapshots().await?;
+            let snapshots = listing.snapshots.iter().map(|snapshot| snapshot.id).collect();
+            let agreed = agree::<VerifyWork>(state, shared, same.clone(), snapshots, usize::MAX).await;
             agreed.map_err(disagree)?
         }
     };
@@ -129,7 +132,8 @@ pub async fn verify_shared(
             }
             Next::Finished(outcomes) => {
                 let of = outcomes.len() as u32;
-                for (_, found) in outcomes.into_iter().filter(|(part, _)| !done.contains(part)) {
+                let others = outcomes.into_iter().filter(|(part, ..)| !done.contains(part));
+                for (.., found) in others {
                     stats.add(VerifyStats {
                         stored_bytes: 0,
                         data_bytes: 0,
@@ -152,7 +156,7 @@ pub async fn verify_shared(
             false => Look::Data,
         };
         let found = tokio::select! {
-            found = look(repository, share, at, progress) => Some(found?),
+            found = look(repository, share, at, Some(shares.common()), progress) => Some(found?),
             lost = shares.lost(&running) => {
                 lost.map_err(unusable)?;
                 None

@@ -477,6 +477,7 @@ fn the_environment_says_which_task_this_is() {
     assert_eq!(run(&pod, &job).json()["committed_by"], "before");
     run(&[], &["--task-count", "2", "--session", "x"]).fails(2, &["--task-index", "JOB_COMPLETION_INDEX"]);
     run(&[], &["--task-index", "0", "--session", "x"]).fails(2, &["--task-count"]);
+    run(&pod, &["--task-count", "4000000000", "--session", "x"]).fails(2, &["100000 at most"]);
 
     // A count that is not the one that was planned for: wrong usage.
     let repository = Store::local(shop.repository()).unwrap();

@@ -98,7 +98,7 @@ fn a_dry_run_says_what_would_happen_and_what_it_costs() {
         assert!(shown.stdout.contains(part), "{part:?}: {shown}");
     }
     for part in [
-        "refer to documents of other databases: users/u1",
+        "1 document refers to documents of other databases: users/u1",
         "time to live",
         "sessions/s1",
     ] {

@@ -14,6 +14,7 @@ use firebank::sandbox::{Effect, Fault, Rpc, When};
 use firebank::store::Store;
 use firebank::task::{SharedWork, Task};
 use firebank::verify::{VerifyOptions, VerifyStats, verify_shared};
+use futures::TryStreamExt;
 
 use crate::cli_support::*;
 use crate::fleets::{DOCUMENTS, document, make_repository};
@@ -139,22 +140,23 @@ fn tasks_share_a_restore_and_go_on_where_they_were_killed() {
     assert_eq!(wrong.status.code(), Some(2), "{says}");
     assert!(says.contains("shared by 3 tasks"), "{says}");
     tasks[1] = start_restore(&shop, &snapshot, 1, &slow);
-    for task in tasks {
+    let (mut documents, mut of_second) = (0, 0);
+    for (index, task) in (0..).zip(tasks) {
         let stats = report_of(task);
-        // Of the one that was killed, what it had recorded counts, too.
         assert_eq!(count_of(&stats, "documents"), u64::from(DOCUMENTS), "{stats}");
-        assert_eq!(count_of(&stats, "parts"), u64::from(8 * RESTORERS), "{stats}");
-        // Each had its share; idle ones take no more of it than a live one has not begun.
         let own = stats["documents"].as_u64().unwrap();
-        assert!(own > u64::from(DOCUMENTS / RESTORERS / 3), "{stats}");
+        documents += own;
+        of_second = if index == 1 { own } else { of_second };
     }
+    // Of the one that was killed, what it had recorded counts as its own.
+    assert_eq!(documents, u64::from(DOCUMENTS), "each document is some task's");
     assert!(shop.contents("demo-copy") == shop.contents(SHOP));
     let sessions = shop.firebank(["sessions", "--state", "state", "--json"]).json();
     assert_eq!(sessions["restores"], serde_json::json!([]));
-    // One that is started again tells what was done, and writes nothing.
+    // One that is started again tells the same, and writes nothing.
     let writes = shop.sandbox.usage().writes;
     let again = report_of(start_restore(&shop, &snapshot, 1, &slow));
-    assert_eq!((&again["parts"], &again["documents"]), (&0.into(), &0.into()));
+    assert_eq!(again["documents"], of_second);
     assert_eq!(count_of(&again, "documents"), u64::from(DOCUMENTS), "{again}");
     assert_eq!(shop.sandbox.usage().writes, writes);
     // Other tasks with the same name are told that it is used.
@@ -251,10 +253,6 @@ fn what_dead_tasks_have_left_of_a_restore_is_taken_over() {
         );
         let (one, other) = (one.unwrap(), other.unwrap());
         assert!(parts(&one).is_disjoint(&parts(&other)));
-        assert!(
-            parts(&one).len() > 8 && parts(&other).len() > 8,
-            "{one:?} {other:?}"
-        );
         let written = shop.sandbox.usage().writes - writes;
         assert!(
             written <= u64::from(DOCUMENTS) - recorded,
@@ -271,7 +269,8 @@ fn what_dead_tasks_have_left_of_a_restore_is_taken_over() {
         let late = restore_task(from, &copy, &sessions, (1, 4), |_| {})
             .await
             .unwrap();
-        assert_eq!((parts(&late).len(), late.documents), (0, 0));
+        let of_others = late.shared.as_ref().unwrap().others.documents;
+        assert_eq!(late.documents + of_others, u64::from(DOCUMENTS));
         assert_eq!(shop.sandbox.usage().writes - writes, written);
         // In another way it is not the same restore.
         let other = restore_task(from, &copy, &sessions, (2, 4), |options| {
@@ -454,9 +453,8 @@ fn what_a_slow_task_has_not_begun_others_restore() {
     });
     let (slow, fast) = (slow.unwrap(), fast.unwrap());
     let (of_slow, of_fast) = (parts(&slow).len(), parts(&fast).len());
-    assert_eq!(of_slow + of_fast, 16);
     assert!(
-        (1..=4).contains(&of_slow),
+        (1..=4).contains(&of_slow) && of_fast > 8,
         "{:?} {:?}",
         parts(&slow),
         parts(&fast)
@@ -569,6 +567,44 @@ fn what_a_dead_task_was_to_verify_is_taken_over() {
     }
 }
 
+/// Of a snapshot that comes later only some data would be read: nobody says that it is intact.
+#[test]
+fn what_comes_later_is_not_verified_with_the_rest() {
+    let (shop, _) = Shop::backed_up();
+    let open = async || {
+        let store = Store::local(shop.repository()).unwrap();
+        Repository::open(store).await.unwrap()
+    };
+    let state = Store::memory();
+    let before = shop.runtime.block_on(async {
+        let repository = open().await;
+        let begun = async {
+            let is_begun = async || {
+                let names: Vec<_> = state.list("").try_collect().await.unwrap();
+                !names.is_empty()
+            };
+            while !is_begun().await {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = begun => {}
+            ended = verify_task(&repository, &state, 0, 2) => panic!("{ended:?}"),
+        }
+        verify_task(&repository, &Store::memory(), 0, 1).await.0
+    });
+    shop.back_up();
+    shop.runtime.block_on(async {
+        let repository = open().await;
+        assert_eq!(repository.snapshots().await.unwrap().snapshots.len(), 2);
+        for index in [0, 1] {
+            let (stats, _) = verify_task(&repository, &state, index, 2).await;
+            let looked_at = (stats.snapshots, stats.documents);
+            assert_eq!(looked_at, (before.snapshots, before.documents));
+        }
+    });
+}
+
 /// As tasks of a Cloud Run Job, which tells them who they are and what they share; one is killed, whenever that is, and started
 /// again, as Cloud Run does.
 #[test]
@@ -624,7 +660,7 @@ fn tasks_of_a_cloud_run_job_verify_and_restore_together() {
     ];
     let restored = share("job-1", 0, &restore);
     let documents = |task: &serde_json::Value| task["documents"].as_u64().unwrap();
-    assert!(restored.iter().map(documents).sum::<u64>() >= u64::from(DOCUMENTS));
+    assert_eq!(restored.iter().map(documents).sum::<u64>(), u64::from(DOCUMENTS));
     assert!(shop.contents("demo-copy") == shop.contents(SHOP));
 
     make_damage(&shop);
