@@ -6,7 +6,7 @@ use firebank::archive::ReadMode;
 use firebank::backup::{BackupError, BackupOptions, backup};
 use firebank::firestore::{ConnectOptions, Firestore, RetryPolicy, Target};
 use firebank::progress::Progress;
-use firebank::sandbox::{Effect, Fault, Rpc, Sandbox, When};
+use firebank::sandbox::{Effect, Fault, FaultPlan, Rpc, Sandbox, When};
 use firebank::store::Store;
 use tonic::Code;
 
@@ -178,6 +178,11 @@ async fn all_readers_together_keep_to_the_rate() {
         (0..DOCUMENTS).map(|number| (place(number), body(number, 0))),
     )
     .await;
+    // So that streams are open for long enough to be seen.
+    sandbox.faults().set(FaultPlan {
+        bytes_per_second: Some(2_000_000),
+        ..FaultPlan::default()
+    });
     let repository = repository_in(Store::memory(), small_segments()).await;
     let options = BackupOptions {
         parallel: 2,
