@@ -22,7 +22,7 @@ use serde::Serialize;
 
 use super::attachment::read_chunk;
 use super::error::Result;
-use super::ids::ChunkId;
+use super::ids::{ChunkId, RunId, SessionId};
 use super::reader::SnapshotReader;
 use crate::progress::Progress;
 use crate::task::{Part, Task};
@@ -101,18 +101,12 @@ pub async fn check_contents(
     let mut stats = CheckStats::default();
     let mut seen = HashSet::new();
     for reader in readers {
-        let runs = reader.runs().iter();
-        let is_new: Vec<bool> = runs
-            .map(|run| seen.insert((run.reference.id, run.reference.session)))
-            .collect();
-        let depths = is_new.iter().map(|is_new| match is_new {
+        let depths = depths(reader, &mut seen, |is_new| match is_new {
             true => Some(Depth::Everything(data)),
             false => Some(Depth::Names),
         });
-        StackCheck::new(reader, &depths.collect::<Vec<_>>(), report, &mut stats, progress)
-            .await?
-            .run()
-            .await?;
+        let stack = StackCheck::new(reader, &depths, report, &mut stats, progress).await?;
+        stack.run().await?;
         for name in &reader.snapshot().refs {
             if let Some(frames) = report.take(read_chunk(reader.repository(), name.clone()).await)? {
                 stats.raw_bytes += frames.iter().map(Vec::len).sum::<usize>() as u64;
@@ -133,17 +127,22 @@ pub async fn check_data(
     let mut stats = CheckStats::default();
     let mut seen = HashSet::new();
     for reader in readers {
-        let runs = reader.runs().iter();
-        let depths = runs.map(|run| {
-            let is_new = seen.insert((run.reference.id, run.reference.session));
-            is_new.then_some(Depth::Data(data))
-        });
-        StackCheck::new(reader, &depths.collect::<Vec<_>>(), report, &mut stats, progress)
-            .await?
-            .run()
-            .await?;
+        let depths = depths(reader, &mut seen, |is_new| is_new.then_some(Depth::Data(data)));
+        let stack = StackCheck::new(reader, &depths, report, &mut stats, progress).await?;
+        stack.run().await?;
     }
     Ok(stats)
+}
+
+/// How closely to look at each run of a snapshot, by whether no snapshot before has it.
+fn depths(
+    reader: &SnapshotReader,
+    seen: &mut HashSet<(RunId, SessionId)>,
+    depth: impl Fn(bool) -> Option<Depth>,
+) -> Vec<Option<Depth>> {
+    let runs = reader.runs().iter();
+    runs.map(|run| depth(seen.insert((run.reference.id, run.reference.session))))
+        .collect()
 }
 
 #[cfg(test)]

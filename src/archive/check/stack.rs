@@ -196,9 +196,7 @@ impl<'a> StackCheck<'a> {
                 self.stats.index_chunks += 1;
                 self.stats.stored_bytes += index.entry().chunk.stored_len;
                 let cursor = &mut self.runs[run];
-                if let (Some(bodies), Depth::Everything(_) | Depth::Data(_)) =
-                    (&mut self.bodies, cursor.depth)
-                {
+                if let Some(bodies) = self.bodies.as_mut().filter(|_| cursor.depth != Depth::Names) {
                     bodies.begin(&index);
                 }
                 cursor.index = Some(index);
@@ -230,7 +228,7 @@ impl<'a> StackCheck<'a> {
 
     async fn end_index_chunk(&mut self, run: usize) -> Result<()> {
         let cursor = &mut self.runs[run];
-        let (Some(index), Depth::Everything(_) | Depth::Data(_)) = (cursor.index.take(), cursor.depth) else {
+        let Some(index) = cursor.index.take().filter(|_| cursor.depth != Depth::Names) else {
             return Ok(());
         };
         let entry = index.entry();
