@@ -186,17 +186,18 @@ impl RestoreOptions {
     /// The ranges of a snapshot that were chosen, or a task's share of them, cut where its index can be cut, ascending.
     async fn cut(&self, reader: &SnapshotReader) -> Result<Vec<KeyRange>, ArchiveError> {
         let tasks = self.task.map_or(1, |task| task.count() as usize);
-        let pieces = self.cut_for(reader, self.parallel.max(1) * tasks).await?;
+        let count = ranges::ranges_for(self.parallel.max(1) * tasks);
+        let pieces = self.cut_into(reader, count).await?;
         Ok(match self.task {
             Some(task) => Part::from(task).pick(pieces),
             None => pieces,
         })
     }
 
-    /// The ranges that were chosen, of all tasks, cut for so many readers.
-    async fn cut_for(&self, reader: &SnapshotReader, readers: usize) -> Result<Vec<KeyRange>, ArchiveError> {
+    /// The ranges that were chosen, of all tasks, cut into so many, and more where they lie apart.
+    async fn cut_into(&self, reader: &SnapshotReader, count: usize) -> Result<Vec<KeyRange>, ArchiveError> {
         let chosen = self.pieces(reader);
-        match ranges::split_ranges(reader, &chosen, readers).await {
+        match ranges::split_ranges(reader, &chosen, count).await {
             Err(error) if self.skip_damaged => {
                 // Where the index cannot be cut it is read in one piece, and around what is damaged.
                 error.into_damage()?;

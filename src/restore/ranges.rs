@@ -4,17 +4,20 @@ use crate::archive::{ArchiveError, SnapshotReader};
 use crate::document::KeyRange;
 
 /// Ranges for each reader: a reader that is done takes the next, so that all of them end at about the same time.
-pub(super) const RANGES_PER_READER: usize = 4;
+const RANGES_PER_READER: usize = 4;
 
-/// Cuts the ranges where the snapshot's index can be cut, ascending, into ranges for so many readers.
+/// How many ranges so many readers have work with.
+pub(super) fn ranges_for(readers: usize) -> usize {
+    readers.max(1) * RANGES_PER_READER
+}
+
+/// Cuts the ranges where the snapshot's index can be cut, ascending: into `count` ranges, and more where they lie apart.
 pub(super) async fn split_ranges(
     reader: &SnapshotReader,
     ranges: &[KeyRange],
-    readers: usize,
+    count: usize,
 ) -> Result<Vec<KeyRange>, ArchiveError> {
-    let boundaries = reader
-        .page_boundaries_within(ranges, readers.max(1) * RANGES_PER_READER)
-        .await?;
+    let boundaries = reader.page_boundaries_within(ranges, count).await?;
     Ok(ranges
         .iter()
         .flat_map(|range| range.cut_at(&boundaries))

@@ -6,7 +6,7 @@ use super::session::{Plan, RangeRecord, RestoreWork, outcome};
 use super::write::Ranges;
 use super::{
     RestoreError, RestoreOptions, RestoreSessions, RestoreStats, SessionOptions, Settled, SharedStats,
-    UnfinishedRestore, check_first, ranges::RANGES_PER_READER, restore_all,
+    UnfinishedRestore, check_first, restore_all,
 };
 use crate::archive::{ArchiveError, SnapshotReader};
 use crate::document::KeyRange;
@@ -26,16 +26,15 @@ async fn cut_for_tasks(
     task: Task,
 ) -> Result<Vec<KeyRange>, ArchiveError> {
     let parts = task.count() as usize * RestoreWork::PARTS_PER_TASK as usize;
-    let mut wanted = (options.parallel.max(1) * parts).min(MOST_PIECES);
+    let mut count = (options.parallel.max(1) * parts).min(MOST_PIECES);
     loop {
-        let readers = wanted.div_ceil(RANGES_PER_READER);
-        let pieces = options.cut_for(reader, readers).await?;
+        let pieces = options.cut_into(reader, count).await?;
         let ends = pieces.iter().flat_map(|piece| [&piece.start, &piece.end]);
         let bytes: usize = ends.flatten().map(|key| key.as_bytes().len()).sum();
-        if bytes <= MOST_KEY_BYTES || readers <= 1 {
+        if bytes <= MOST_KEY_BYTES || count <= 1 {
             return Ok(pieces);
         }
-        wanted /= 2;
+        count /= 2;
     }
 }
 
