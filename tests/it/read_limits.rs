@@ -154,7 +154,9 @@ fn the_command_line_reads_no_faster_than_it_was_asked_to() {
     }
 }
 
-async fn at_rate(sandbox: &Sandbox, rate: f64) -> Firestore {
+/// A database with so many documents, read no faster than asked for.
+async fn filled_at_rate(documents: u64, rate: f64) -> (Sandbox, Firestore) {
+    let sandbox = sandbox().await;
     let target = Target::Emulator {
         host_port: sandbox.address().to_string(),
     };
@@ -164,20 +166,17 @@ async fn at_rate(sandbox: &Sandbox, rate: f64) -> Firestore {
         retry: RetryPolicy::quick(),
         ..ConnectOptions::new(name, target)
     };
-    Firestore::connect(options).await.unwrap()
+    let database = Firestore::connect(options).await.unwrap();
+    let documents = (0..documents).map(|number| (place(number), body(number, 0)));
+    put_all(&database, documents).await;
+    (sandbox, database)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn all_readers_together_keep_to_the_rate() {
     const DOCUMENTS: u64 = 6_000;
     const RANGES: usize = 8;
-    let sandbox = sandbox().await;
-    let database = at_rate(&sandbox, 1_000.0).await;
-    put_all(
-        &database,
-        (0..DOCUMENTS).map(|number| (place(number), body(number, 0))),
-    )
-    .await;
+    let (sandbox, database) = filled_at_rate(DOCUMENTS, 1_000.0).await;
     // So that streams are open for long enough to be seen.
     sandbox.faults().set(FaultPlan {
         bytes_per_second: Some(2_000_000),
@@ -224,13 +223,7 @@ async fn client_of(database: &Firestore, sandbox: &Sandbox) -> Firestore {
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals_slow_readers_down_and_lose_nothing() {
     const DOCUMENTS: u64 = 4_000;
-    let sandbox = sandbox().await;
-    let database = at_rate(&sandbox, 100_000.0).await;
-    put_all(
-        &database,
-        (0..DOCUMENTS).map(|number| (place(number), body(number, 0))),
-    )
-    .await;
+    let (sandbox, database) = filled_at_rate(DOCUMENTS, 100_000.0).await;
     sandbox.faults().add(Fault::new(
         Rpc::RunQuery,
         When::Probability(0.5),
