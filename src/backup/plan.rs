@@ -17,6 +17,10 @@ const MIN_DOCUMENTS_PER_RANGE: u64 = 64 * 1024;
 /// The same for a backup with a parent, whose ranges end where they end: each costs a few requests.
 const MIN_COMPARED_PER_RANGE: u64 = 16 * 1024;
 
+/// The same where every reader has a range already. Fewer have too few changes, on most nights, for chunks of their own: those
+/// are compressed for a checkpoint that carries them, and once more when the session commits.
+const MIN_COMPARED_PER_SPARE_RANGE: u64 = 256 * 1024;
+
 /// How long to wait for counts. They only decide how many ranges to read in, and counting hundreds of millions of documents
 /// takes longer than servers let a call take.
 const COUNT_PATIENCE: Duration = Duration::from_secs(20);
@@ -36,7 +40,7 @@ pub(super) async fn ranges_of_parent(
     progress.set_total_documents(documents);
     let parts = options
         .ranges
-        .unwrap_or_else(|| parts(documents, MIN_COMPARED_PER_RANGE, options));
+        .unwrap_or_else(|| compared_parts(documents, options));
     let boundaries = match database.walks() && options.selection.collection_groups.is_empty() {
         true => {
             database
@@ -67,13 +71,17 @@ fn parts(documents: u64, least: u64, options: &BackupOptions) -> usize {
         .clamp(1, readers(options) * RANGES_PER_READER)
 }
 
+fn compared_parts(documents: u64, options: &BackupOptions) -> usize {
+    let spare = parts(documents, MIN_COMPARED_PER_SPARE_RANGE, options);
+    parts(documents, MIN_COMPARED_PER_RANGE, options).min(spare.max(readers(options)))
+}
+
 /// In how many ranges so many documents are read, where nothing else comes between.
 pub(super) fn expected_ranges(documents: u64, has_parent: bool, options: &BackupOptions) -> u64 {
-    let least = match has_parent {
-        true => MIN_COMPARED_PER_RANGE,
-        false => MIN_DOCUMENTS_PER_RANGE,
-    };
-    let parts = options.ranges.unwrap_or_else(|| parts(documents, least, options));
+    let parts = options.ranges.unwrap_or_else(|| match has_parent {
+        true => compared_parts(documents, options),
+        false => parts(documents, MIN_DOCUMENTS_PER_RANGE, options),
+    });
     parts.max(1) as u64
 }
 
@@ -214,5 +222,10 @@ mod tests {
         assert_eq!(parts(many, MIN_DOCUMENTS_PER_RANGE, &of(Some(8))), 256);
         // Small ranges are not worth it, however many tasks there are: who is idle asks for parts.
         assert_eq!(parts(640 * 1024, MIN_DOCUMENTS_PER_RANGE, &of(Some(8))), 10);
+
+        let compared = |documents| compared_parts(documents, &of(None));
+        assert_eq!([10_000, 100_000, 200_000, 2_000_000].map(compared), [1, 6, 8, 8]);
+        assert_eq!([5_000_000, 100_000_000].map(compared), [19, 32]);
+        assert_eq!(compared_parts(2_000_000, &of(Some(8))), 64);
     }
 }
