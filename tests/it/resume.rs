@@ -3,7 +3,7 @@
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use firebank::archive::{Parameters, Repository, RepositoryId};
+use firebank::archive::{Parameters, ReadMode, Repository, RepositoryId};
 use firebank::backup::{BackupError, BackupOptions, backup};
 use firebank::document::{DocumentPath, canonical, typed_json};
 use firebank::progress::Progress;
@@ -64,11 +64,16 @@ fn signal(child: &Child, signal: &str) {
     assert!(killed.unwrap().success());
 }
 
-fn checkpoints(shop: &Shop) -> Vec<String> {
+/// The names of the objects of a kind.
+fn objects(shop: &Shop, kind: &str) -> Vec<String> {
     let mut names = files_below(&shop.repository());
     // One that is being written has a name of its own.
-    names.retain(|name| name.contains("/checkpoints/") && !name.contains('#'));
+    names.retain(|name| name.contains(kind) && !name.contains('#'));
     names
+}
+
+fn checkpoints(shop: &Shop) -> Vec<String> {
+    objects(shop, "/checkpoints/")
 }
 
 fn documents_sent(shop: &Shop) -> u64 {
@@ -252,6 +257,62 @@ fn ranges_write_down_how_far_they_got_from_time_to_time() {
     shop.run(["verify", "--read-data"]).done();
     let whole = shop.firebank(["backup", "--full", "--json"]).json();
     assert_eq!(whole["new_bytes"], 0, "{whole}");
+}
+
+#[test]
+fn a_killed_night_goes_on_after_the_changes_that_are_in_chunks() {
+    let shop = slow_shop();
+    shop.sandbox.faults().clear();
+    let first = shop.firebank(["backup", "--json"]).json();
+    let changed = |number| (document(number).0, document(number + DOCUMENTS).1);
+    shop.put(SHOP, (0..DOCUMENTS).map(changed).collect());
+    shop.sandbox.faults().set(FaultPlan {
+        bytes_per_second: Some(SLOW),
+        ..FaultPlan::default()
+    });
+    let store = Store::local(shop.repository()).unwrap();
+    let repository = shop.runtime.block_on(Repository::open(store)).unwrap();
+    let connection = shop.connect(SHOP, "(default)");
+    let options = BackupOptions {
+        ranges: Some(1),
+        checkpoint_every: Duration::ZERO,
+        read: Some(ReadMode::Full),
+        ..BackupOptions::default()
+    };
+    let progress = Progress::new();
+    let night = backup(&connection, &repository, options, &progress);
+    let chunks = objects(&shop, "chunks/").len();
+    // A range keeps up to 1 MiB in its checkpoints; what comes then is in those that follow as chunks.
+    let is_in_chunks = async {
+        let pause = || tokio::time::sleep(Duration::from_millis(5));
+        while objects(&shop, "chunks/").len() < chunks + 20 {
+            pause().await;
+        }
+        let written = checkpoints(&shop).len();
+        while checkpoints(&shop).len() < written + 2 {
+            pause().await;
+        }
+    };
+    shop.runtime.block_on(async {
+        tokio::select! {
+            done = night => panic!("nobody has stopped it: {done:?}"),
+            () = is_in_chunks => {}
+        }
+    });
+    shop.sandbox.faults().clear();
+
+    let before = documents_sent(&shop);
+    let resumed = shop.firebank(["backup", "--resume", "--json"]).json();
+    assert_eq!(resumed["parent"], first["snapshot"]);
+    assert_eq!(resumed["changed_documents"], DOCUMENTS);
+    let read = documents_sent(&shop) - before;
+    assert!(
+        read < u64::from(DOCUMENTS) - 900,
+        "{read} of {DOCUMENTS} read again"
+    );
+    let live = shop.firebank(["diff", "latest", "live"]).done();
+    assert!(live.starts_with("no document differs\n"), "{live}");
+    shop.run(["verify", "--read-data"]).done();
 }
 
 #[test]
