@@ -71,6 +71,7 @@ fn parts(documents: u64, least: u64, options: &BackupOptions) -> usize {
         .clamp(1, readers(options) * RANGES_PER_READER)
 }
 
+/// In how many ranges a database with so many documents is compared with its parent.
 fn compared_parts(documents: u64, options: &BackupOptions) -> usize {
     let spare = parts(documents, MIN_COMPARED_PER_SPARE_RANGE, options);
     parts(documents, MIN_COMPARED_PER_RANGE, options).min(spare.max(readers(options)))

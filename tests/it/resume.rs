@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use firebank::archive::{Parameters, ReadMode, Repository, RepositoryId};
 use firebank::backup::{BackupError, BackupOptions, backup};
 use firebank::document::{DocumentPath, canonical, typed_json};
+use firebank::firestore::Firestore;
 use firebank::progress::Progress;
 use firebank::sandbox::FaultPlan;
 use firebank::stop::Stop;
@@ -40,11 +41,22 @@ fn slow_shop() -> Shop {
     let made = Repository::init_with(store, firebank::clock::now(), RepositoryId::random(), parameters);
     shop.runtime.block_on(made).unwrap();
     shop.put(SHOP, (0..DOCUMENTS).map(document).collect());
+    slow_down(&shop);
+    shop
+}
+
+fn slow_down(shop: &Shop) {
     shop.sandbox.faults().set(FaultPlan {
         bytes_per_second: Some(SLOW),
         ..FaultPlan::default()
     });
-    shop
+}
+
+/// The repository and the database, for backups in this process.
+fn opened(shop: &Shop) -> (Repository, Firestore) {
+    let store = Store::local(shop.repository()).unwrap();
+    let repository = shop.runtime.block_on(Repository::open(store)).unwrap();
+    (repository, shop.connect(SHOP, "(default)"))
 }
 
 fn start_backup(shop: &Shop, more: &[&str]) -> Child {
@@ -163,10 +175,7 @@ fn a_slow_source_stops_in_time() {
     let shop = Shop::empty();
     shop.run(["init"]).done();
     shop.put(SHOP, (0..DOCUMENTS).map(document).collect());
-    shop.sandbox.faults().set(FaultPlan {
-        bytes_per_second: Some(SLOW),
-        ..FaultPlan::default()
-    });
+    slow_down(&shop);
     let sent = documents_sent(&shop);
     let child = start_backup(&shop, &["--ranges", "1"]);
     let start = Instant::now();
@@ -238,9 +247,7 @@ fn a_backup_of_several_moments_needs_a_look() {
 fn ranges_write_down_how_far_they_got_from_time_to_time() {
     let shop = slow_shop();
     shop.sandbox.faults().clear();
-    let store = Store::local(shop.repository()).unwrap();
-    let repository = shop.runtime.block_on(Repository::open(store)).unwrap();
-    let connection = shop.connect(SHOP, "(default)");
+    let (repository, connection) = opened(&shop);
     let options = BackupOptions {
         ranges: Some(2),
         checkpoint_every: Duration::ZERO,
@@ -266,13 +273,8 @@ fn a_killed_night_goes_on_after_the_changes_that_are_in_chunks() {
     let first = shop.firebank(["backup", "--json"]).json();
     let changed = |number| (document(number).0, document(number + DOCUMENTS).1);
     shop.put(SHOP, (0..DOCUMENTS).map(changed).collect());
-    shop.sandbox.faults().set(FaultPlan {
-        bytes_per_second: Some(SLOW),
-        ..FaultPlan::default()
-    });
-    let store = Store::local(shop.repository()).unwrap();
-    let repository = shop.runtime.block_on(Repository::open(store)).unwrap();
-    let connection = shop.connect(SHOP, "(default)");
+    slow_down(&shop);
+    let (repository, connection) = opened(&shop);
     let options = BackupOptions {
         ranges: Some(1),
         checkpoint_every: Duration::ZERO,
@@ -321,9 +323,7 @@ fn a_night_goes_on_too_and_without_one_to_go_on_with_a_new_one_begins() {
     shop.run(["init"]).done();
     let first = shop.firebank(["backup", "--resume", "--json"]).json();
     shop.put(SHOP, vec![document(1)]);
-    let store = Store::local(shop.repository()).unwrap();
-    let repository = shop.runtime.block_on(Repository::open(store)).unwrap();
-    let connection = shop.connect(SHOP, "(default)");
+    let (repository, connection) = opened(&shop);
     let stop = Stop::default();
     stop.request();
     let options = BackupOptions {
